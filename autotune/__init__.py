@@ -1,0 +1,1 @@
+"""The product: workload, load, search, proof, deployment."""

@@ -1,0 +1,81 @@
+"""What one step executes, what comes back, and the seam between schedule and execution.
+
+`Engine` drives the scheduler with a `ModelRunner`; a simulator drives the same scheduler with a
+cost model and a virtual clock. Both are an `Executor`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.request import Request, TokenLogprobs
+
+
+@dataclass(slots=True)
+class ScheduledSequence:
+    """The part of one request that a step computes.
+
+    The step computes `num_tokens` tokens of `request.token_ids` from position `start` on. If
+    `samples`, the last of them is the request's last token and the next token is chosen.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+    samples: bool
+
+    @property
+    def end(self) -> int:
+        """Tokens whose keys and values are in the cache after the step."""
+        return self.start + self.num_tokens
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step: `num_decodes` sequences of one token each first, then chunks of prompts."""
+
+    sequences: list[ScheduledSequence]
+    num_decodes: int
+    num_preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(s.num_tokens for s in self.sequences)
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens of the step that are not decodes."""
+        return self.num_tokens - self.num_decodes
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """KV tokens that the step's attention reads: each sequence's context once."""
+        return sum(s.end for s in self.sequences)
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """What a step produced.
+
+    `tokens[i]` are the tokens chosen for `batch.sequences[i]`: none if it did not sample, one as a
+    rule, several with speculation. `logprobs[i]` stands beside it where they were asked for.
+    `device_seconds` is the time of the model's forward pass and sampling; `host_seconds` that of
+    preparing its inputs.
+    """
+
+    tokens: list[list[int]]
+    device_seconds: float
+    host_seconds: float = 0.0
+    logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+class Executor(Protocol):
+    """Executes batches: on a device, or in a model of time."""
+
+    def execute(self, batch: Batch) -> BatchResult:
+        """Run one step; the batch is not changed."""
+        ...

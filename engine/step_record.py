@@ -1,0 +1,39 @@
+"""The engine's own evidence: one record a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one step did and what it cost; times are seconds on the engine's clock.
+
+    `host_seconds` is everything of the step outside the device's work: scheduling, preparing the
+    inputs, updating requests, detokenising. `scheduler_seconds` is the part of it that `Scheduler`
+    took. `blocks_used` counts blocks owned by requests after the step's allocation; cached blocks
+    that nobody owns are `blocks_cached`.
+    """
+
+    start: float
+    prefill_tokens: int
+    prefill_sequences: int
+    decode_sequences: int
+    kv_tokens_read: int
+    device_seconds: float
+    host_seconds: float
+    scheduler_seconds: float
+    queue_length: int
+    running: int
+    blocks_used: int
+    blocks_cached: int
+    blocks_total: int
+    preemptions: int
+    prefix_hit_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole step."""
+        return self.device_seconds + self.host_seconds

@@ -1,0 +1,1 @@
+"""Turns the records of a finished run into one HTML file."""
