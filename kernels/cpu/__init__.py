@@ -1,0 +1,1 @@
+"""Paths that beat plain PyTorch on a CPU."""

@@ -1,0 +1,154 @@
+"""Every operation once: what it computes, its shapes, dtypes and units; and its backend.
+
+T: tokens in the step. Hq, Hkv: query and key/value heads (Hq a multiple of Hkv). Dh: head
+dimension. Floating dtypes are float32, bfloat16 and float16. Caches are contiguous
+[num_blocks, Hkv, block_size, Dh].
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import plain
+from kernels.metadata import AttentionMetadata, build_attention_metadata
+from kernels.weights import (
+    DenseWeight,
+    Int4Weight,
+    Int8Weight,
+    LinearWeight,
+    check_int4,
+    check_int8,
+    pack_nibbles,
+    unpack_nibbles,
+)
+
+__all__ = [
+    "AttentionMetadata",
+    "DenseWeight",
+    "Int4Weight",
+    "Int8Weight",
+    "LinearWeight",
+    "add_rms_norm",
+    "build_attention_metadata",
+    "dequantize",
+    "embedding",
+    "linear",
+    "pack_dense",
+    "pack_int4",
+    "pack_int8",
+    "paged_attention",
+    "rms_norm",
+    "rotary_embedding",
+    "silu_and_mul",
+    "write_kv",
+]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` by rows; x [T, D], weight [D] -> [T, D]."""
+    return plain.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``residual + x`` and its norm; x, residual [T, D] -> (normed, residual).
+
+    ``residual`` is updated in place and returned; x is left as it is.
+    """
+    residual.add_(x)
+    return rms_norm(residual, weight, eps), residual
+
+
+def rotary_embedding(
+    q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotate q [T, Hq, Dh] and k [T, Hkv, Dh] in place by their positions, and return them.
+
+    Pairs are ``(i, i + Dh/2)`` (the "rotate half" convention of Hugging Face's Llama).
+    positions: int64 [T]. cos_sin_cache: float32 [max_position, Dh], cosines then sines. The heads
+    of one token are contiguous; the stride between tokens is free, so a view of a fused QKV works.
+    """
+    return plain.rotary_embedding(q, k, positions, cos_sin_cache)
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """``silu(x[:, :I]) * x[:, I:]``; x [T, 2 I] -> [T, I]."""
+    return plain.silu_and_mul(x)
+
+
+def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """Store k, v [T, Hkv, Dh] into the caches at physical ``slots`` (int64 [T])."""
+    plain.write_kv(k, v, key_cache, value_cache, slots)
+
+
+def paged_attention(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, metadata: AttentionMetadata, scale: float
+) -> Tensor:
+    """Causal attention over paged contexts, decodes and prefill chunks mixed.
+
+    q [T, Hq, Dh], tokens in the order of ``metadata``; the step's own keys and values must already
+    be in the caches (``write_kv``). ``scale`` multiplies the scores. Returns [T, Hq, Dh].
+    """
+    return plain.paged_attention(q, key_cache, value_cache, metadata, scale)
+
+
+def embedding(token_ids: Tensor, weight: DenseWeight) -> Tensor:
+    """Rows of a dense weight; token_ids int64 [T] -> [T, K].
+
+    Works on every layout, so that a tied output head and the embedding share one copy.
+    """
+    return F.embedding(token_ids, weight.data)
+
+
+def pack_dense(weight: Tensor, bias: Tensor | None = None) -> DenseWeight:
+    """Lay out a float weight [N, K] for ``linear``; bias [N] in the same dtype."""
+    return DenseWeight(weight.contiguous(), bias, (weight.shape[0], weight.shape[1]))
+
+
+def pack_int8(q: Tensor, scales: Tensor, bias: Tensor | None = None) -> Int8Weight:
+    """Lay out int8 [N, K] with per-output-channel ``scales`` [N]: ``w = q * scales[:, None]``.
+
+    Raises ValueError for other shapes or dtypes.
+    """
+    check_int8(q, scales)
+    return Int8Weight(q.contiguous(), scales.float().flatten(), bias, (q.shape[0], q.shape[1]))
+
+
+def pack_int4(
+    q: Tensor, scales: Tensor, zeros: Tensor, group_size: int, bias: Tensor | None = None
+) -> Int4Weight:
+    """Lay out integers 0..15 [N, K] quantized in groups of ``group_size`` along K.
+
+    ``w[n, k] = (q[n, k] - zeros[n, g]) * scales[n, g]``, g = k // group_size; zeros in units of q.
+    Raises ValueError for other shapes or values.
+    """
+    check_int4(q, scales, zeros, group_size)
+    shape = (q.shape[0], q.shape[1])
+    return Int4Weight(pack_nibbles(q), scales.float(), zeros.float(), bias, shape, group_size)
+
+
+def linear(x: Tensor, weight: LinearWeight) -> Tensor:
+    """``x @ w.T + bias``; x [..., K] -> [..., N] in x's dtype.
+
+    Int8: every row of x is quantized by its own maximum, so no row depends on another. Int4:
+    weights are widened, activations keep their precision.
+    """
+    if isinstance(weight, DenseWeight):
+        return F.linear(x, weight.data, weight.bias)
+    if isinstance(weight, Int8Weight):
+        rows, row_scales = plain.quantize_rows(x.reshape(-1, x.shape[-1]))
+        products = plain.int8_matmul(rows, weight.data)
+        out = (products.float() * row_scales * weight.scales).to(x.dtype)
+        if weight.bias is not None:
+            out = out + weight.bias
+        return out.view(*x.shape[:-1], weight.shape[0])
+    return F.linear(x, dequantize(weight).to(x.dtype), weight.bias)
+
+
+def dequantize(weight: LinearWeight) -> Tensor:
+    """The weight [N, K] that ``linear`` multiplies by: float32, or a dense weight's own dtype."""
+    if isinstance(weight, DenseWeight):
+        return weight.data
+    if isinstance(weight, Int8Weight):
+        return weight.data.float() * weight.scales[:, None]
+    n, k = weight.shape
+    groups = unpack_nibbles(weight.data).view(n, -1, weight.group_size).float()
+    return ((groups - weight.zeros[..., None]) * weight.scales[..., None]).view(n, k)

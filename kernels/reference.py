@@ -1,0 +1,97 @@
+"""Plain PyTorch, the simplest possible: the oracle that every backend is tested against.
+
+Every function works in the dtype it is given (float64 included) and favours obviousness over speed.
+Shapes are those of ``kernels.ops``.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.metadata import AttentionMetadata
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of ``x + residual``, and the sum itself."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def rotary_embedding(
+    q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotate pairs ``(i, i + head_dim/2)`` of every head by the angle of the token's position."""
+    cos, sin = cos_sin_cache[positions].to(q.dtype).unsqueeze(1).chunk(2, dim=-1)
+
+    def rotate(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    return rotate(q), rotate(k)
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """``silu(gate) * up`` where x is ``[gate, up]`` along the last dimension."""
+    gate, up = x.chunk(2, dim=-1)
+    return gate * torch.sigmoid(gate) * up
+
+
+def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """Store each token's keys and values at its physical slot."""
+    block_size = key_cache.shape[2]
+    for token, slot in enumerate(slots.tolist()):
+        key_cache[slot // block_size, :, slot % block_size] = k[token]
+        value_cache[slot // block_size, :, slot % block_size] = v[token]
+
+
+def paged_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+) -> Tensor:
+    """Causal attention of each new token over its sequence's pages, one query head at a time."""
+    block_size = key_cache.shape[2]
+    group = q.shape[1] // key_cache.shape[1]
+    out = torch.empty_like(q)
+    token = 0
+    for table, new, context in zip(
+        metadata.block_tables.tolist(),
+        metadata.query_lens,
+        metadata.context_lens_list,
+        strict=True,
+    ):
+        slots = [table[p // block_size] * block_size + p % block_size for p in range(context)]
+        blocks = torch.tensor([s // block_size for s in slots], device=q.device)
+        offsets = torch.tensor([s % block_size for s in slots], device=q.device)
+        keys = key_cache[blocks, :, offsets]  # [context, kv_heads, head_dim]
+        values = value_cache[blocks, :, offsets]
+        for i in range(new):
+            visible = context - new + i + 1
+            for head in range(q.shape[1]):
+                scores = keys[:visible, head // group] @ q[token, head] * scale
+                out[token, head] = torch.softmax(scores, 0) @ values[:visible, head // group]
+            token += 1
+    return out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``."""
+    out = x @ weight.transpose(0, 1)
+    return out if bias is None else out + bias
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 quantization of each row: ``x ~ q * scale``, scale = max|row| / 127.
+
+    x[..., K] -> (int8 [..., K], scales [..., 1] in float32 or wider). A row of zeros has scale 0.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    largest = wide.abs().amax(-1, keepdim=True)
+    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
+    return torch.round(wide * inverse).to(torch.int8), largest / 127.0
