@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import plain
+from kernels.cpu import attention as cpu_attention
+from kernels.cpu import elementwise as cpu_elementwise
 from kernels.metadata import AttentionMetadata, build_attention_metadata
 from kernels.weights import (
     DenseWeight,
@@ -45,7 +47,8 @@ __all__ = [
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` by rows; x [T, D], weight [D] -> [T, D]."""
-    return plain.rms_norm(x, weight, eps)
+    normed = cpu_elementwise.rms_norm(x, None, weight, eps)
+    return plain.rms_norm(x, weight, eps) if normed is None else normed
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -53,8 +56,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
     ``residual`` is updated in place and returned; x is left as it is.
     """
-    residual.add_(x)
-    return rms_norm(residual, weight, eps), residual
+    normed = cpu_elementwise.rms_norm(x, residual, weight, eps)
+    if normed is None:
+        residual.add_(x)
+        normed = plain.rms_norm(residual, weight, eps)
+    return normed, residual
 
 
 def rotary_embedding(
@@ -66,17 +72,21 @@ def rotary_embedding(
     positions: int64 [T]. cos_sin_cache: float32 [max_position, Dh], cosines then sines. The heads
     of one token are contiguous; the stride between tokens is free, so a view of a fused QKV works.
     """
-    return plain.rotary_embedding(q, k, positions, cos_sin_cache)
+    if not cpu_elementwise.rotary_embedding(q, k, positions, cos_sin_cache):
+        plain.rotary_embedding(q, k, positions, cos_sin_cache)
+    return q, k
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(x[:, :I]) * x[:, I:]``; x [T, 2 I] -> [T, I]."""
-    return plain.silu_and_mul(x)
+    out = cpu_elementwise.silu_and_mul(x)
+    return plain.silu_and_mul(x) if out is None else out
 
 
 def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     """Store k, v [T, Hkv, Dh] into the caches at physical ``slots`` (int64 [T])."""
-    plain.write_kv(k, v, key_cache, value_cache, slots)
+    if not cpu_elementwise.write_kv(k, v, key_cache, value_cache, slots):
+        plain.write_kv(k, v, key_cache, value_cache, slots)
 
 
 def paged_attention(
@@ -87,7 +97,10 @@ def paged_attention(
     q [T, Hq, Dh], tokens in the order of ``metadata``; the step's own keys and values must already
     be in the caches (``write_kv``). ``scale`` multiplies the scores. Returns [T, Hq, Dh].
     """
-    return plain.paged_attention(q, key_cache, value_cache, metadata, scale)
+    out = cpu_attention.paged_attention(q, key_cache, value_cache, metadata, scale)
+    if out is None:
+        out = plain.paged_attention(q, key_cache, value_cache, metadata, scale)
+    return out
 
 
 def embedding(token_ids: Tensor, weight: DenseWeight) -> Tensor:

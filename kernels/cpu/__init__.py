@@ -1,1 +1,5 @@
-"""Paths that beat plain PyTorch on a CPU."""
+"""Paths that beat plain PyTorch on a CPU: native kernels, compiled at first use."""
+
+from kernels.cpu.native import NativeStatus, has_amx, native_status, without_native
+
+__all__ = ["NativeStatus", "has_amx", "native_status", "without_native"]

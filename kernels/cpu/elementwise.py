@@ -1,0 +1,114 @@
+"""Norms, rotary embedding, gated activation and cache writes by the native kernels.
+
+Every function returns None (or False) when it cannot take its operands; plain PyTorch then does.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.native import DTYPE_CODES, library, takes
+
+
+def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor | None:
+    """The norm of x, or of ``residual += x`` when a residual is given."""
+    native = library()
+    if native is None or not takes(x) or x.dim() != 2 or x.stride(1) != 1:
+        return None
+    if weight.dtype != x.dtype or not weight.is_contiguous():
+        return None
+    if residual is not None and (residual.dtype != x.dtype or not residual.is_contiguous()):
+        return None
+    rows, width = x.shape
+    out = torch.empty((rows, width), dtype=x.dtype)
+    native.rms_norm(
+        DTYPE_CODES[x.dtype],
+        x.data_ptr(),
+        None if residual is None else residual.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        rows,
+        width,
+        x.stride(0),
+        eps,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _heads_are_packed(x: Tensor) -> bool:
+    return x.dim() == 3 and x.stride(2) == 1 and x.stride(1) == x.shape[2]
+
+
+def rotary_embedding(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> bool:
+    """Rotate in place; False if the operands are not of the expected kind."""
+    native = library()
+    if native is None or not takes(q) or k.dtype != q.dtype:
+        return False
+    if not (_heads_are_packed(q) and _heads_are_packed(k)):
+        return False
+    if cos_sin_cache.dtype != torch.float32 or not cos_sin_cache.is_contiguous():
+        return False
+    if positions.dtype != torch.int64 or not positions.is_contiguous():
+        return False
+    native.rotary_embedding(
+        DTYPE_CODES[q.dtype],
+        q.data_ptr(),
+        k.data_ptr(),
+        positions.data_ptr(),
+        cos_sin_cache.data_ptr(),
+        q.shape[0],
+        q.shape[1],
+        k.shape[1],
+        q.shape[2],
+        q.stride(0),
+        k.stride(0),
+        torch.get_num_threads(),
+    )
+    return True
+
+
+def silu_and_mul(x: Tensor) -> Tensor | None:
+    """``silu(gate) * up``."""
+    native = library()
+    if native is None or not takes(x) or x.dim() != 2 or not x.is_contiguous():
+        return None
+    rows, width = x.shape
+    out = torch.empty((rows, width // 2), dtype=x.dtype)
+    native.silu_and_mul(
+        DTYPE_CODES[x.dtype],
+        x.data_ptr(),
+        out.data_ptr(),
+        rows,
+        width // 2,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> bool:
+    """Copy heads to their slots; False if the operands are not of the expected kind."""
+    native = library()
+    if native is None or not takes(k) or not (k.dtype == v.dtype == key_cache.dtype):
+        return False
+    if not (_heads_are_packed(k) and _heads_are_packed(v)):
+        return False
+    if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
+        return False
+    if slots.dtype != torch.int64 or not slots.is_contiguous():
+        return False
+    size = k.element_size()
+    native.write_kv(
+        k.data_ptr(),
+        v.data_ptr(),
+        key_cache.data_ptr(),
+        value_cache.data_ptr(),
+        slots.data_ptr(),
+        k.shape[0],
+        k.shape[1],
+        key_cache.shape[2],
+        k.shape[2] * size,
+        k.stride(0) * size,
+        v.stride(0) * size,
+        torch.get_num_threads(),
+    )
+    return True

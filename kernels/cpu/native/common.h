@@ -1,0 +1,131 @@
+// Shared by all native kernels: portable 16-lane vectors, number formats, exp.
+//
+// GCC's vector extension lowers 64-byte vectors to whatever -march=native offers (one AVX-512
+// register, two AVX2 ones, four NEON ones), so one source serves every CPU. Only the AMX files use
+// intrinsics. Plain C ABI: raw pointers and integers, no PyTorch headers.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+typedef _Float16 vx __attribute__((vector_size(32)));
+
+constexpr int LANES = 16;
+enum DType { F32 = 0, BF16 = 1, F16 = 2 };
+
+struct bf16 {
+    uint16_t bits;
+};
+typedef _Float16 f16;
+
+template <class To, class From>
+static inline To bit_copy(const From& from) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    memcpy(&to, &from, sizeof(To));
+    return to;
+}
+
+static inline vf splat(float x) { return x - vf{}; }
+
+static inline vf load(const float* p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
+
+static inline vf load(const bf16* p) {
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return bit_copy<vf>(__builtin_convertvector(h, vu) << 16);
+}
+// Round to nearest even; a NaN stays a NaN.
+static inline void store(bf16* p, vf v) {
+#if defined(__AVX512BF16__)
+    __m256bh h = _mm512_cvtneps_pbh(bit_copy<__m512>(v));
+    memcpy(p, &h, sizeof h);
+#else
+    vu b = bit_copy<vu>(v);
+    vu rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+    vu quiet = (b >> 16) | 0x40u;
+    vi nan = v != v;
+    vu r = (rounded & ~bit_copy<vu>(nan)) | (quiet & bit_copy<vu>(nan));
+    vh h = __builtin_convertvector(r, vh);
+    memcpy(p, &h, sizeof h);
+#endif
+}
+
+static inline vf load(const f16* p) {
+    vx h;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, vf);
+}
+static inline void store(f16* p, vf v) {
+    vx h = __builtin_convertvector(v, vx);
+    memcpy(p, &h, sizeof h);
+}
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(f16 x) { return (float)x; }
+static inline float to_float(bf16 x) { return bit_copy<float>((uint32_t)x.bits << 16); }
+static inline void from_float(float* p, float x) { *p = x; }
+static inline void from_float(f16* p, float x) { *p = (f16)x; }
+static inline void from_float(bf16* p, float x) {
+    uint32_t b = bit_copy<uint32_t>(x);
+    p->bits = x != x ? (uint16_t)((b >> 16) | 0x40u)
+                     : (uint16_t)((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+}
+
+static inline vf select(vi mask, vf yes, vf no) {
+    return bit_copy<vf>((bit_copy<vi>(yes) & mask) | (bit_copy<vi>(no) & ~mask));
+}
+static inline vf vmax(vf a, vf b) { return select(a > b, a, b); }
+
+static inline float reduce_add(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(bit_copy<__m512>(v));
+#else
+    float lanes[LANES];
+    memcpy(lanes, &v, sizeof v);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+#endif
+}
+static inline float reduce_max(vf v) {
+    float lanes[LANES];
+    memcpy(lanes, &v, sizeof v);
+    float best = lanes[0];
+    for (int i = 1; i < LANES; i++) best = lanes[i] > best ? lanes[i] : best;
+    return best;
+}
+
+// exp by range reduction to [-ln2/2, ln2/2] and Cephes' polynomial (expf.c); relative error about
+// 1e-7. Below -87.3 the result is 0, above 88.7 it saturates near the largest float.
+static inline vf vexp(vf x) {
+    vi zero = x < splat(-87.3f);
+    x = select(x > splat(88.7f), splat(88.7f), x);
+    x = select(zero, splat(0.0f), x);
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    vf n = (x * 1.44269504088896341f + magic) - magic;
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vi scale = (__builtin_convertvector(n, vi) + 127) << 23;
+    return select(zero, splat(0.0f), p * bit_copy<vf>(scale));
+}
