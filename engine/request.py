@@ -122,6 +122,10 @@ class Request:
     have their keys and values in the blocks of `block_table`; the rest are still to be computed.
     After a preemption nothing is computed and the whole of `token_ids` is computed again.
 
+    `num_cached_tokens` are the prompt tokens that prefix caching spared when the request was first
+    admitted; `max_total_tokens` ends it; `rank` is its place in the scheduler's order. `refusal`
+    says in one sentence why it was refused or given up.
+
     Times are seconds on the engine's clock.
     """
 
@@ -139,6 +143,7 @@ class Request:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     max_total_tokens: int = 0
+    rank: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

@@ -1,0 +1,378 @@
+"""Chooses what each step computes: continuous batching with chunked prefill and preemption.
+
+Pure Python over token counts and block ids, so that an engine on a device and a simulator in
+virtual time schedule alike.
+
+Progress is guaranteed: requests have a total order (`Request.rank`), the lowest is served first
+and never preempted for another, and admission control lets in only what fits the cache alone.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from operator import attrgetter
+
+from engine.admission import refusal_at_entry, refusal_for_size
+from engine.batch import Batch, BatchResult, ScheduledSequence
+from engine.blocks import BlockPool
+from engine.config import EngineConfig
+from engine.request import FinishReason, Request, RequestState
+from engine.waiting_queue import WaitingQueue, rank
+
+_RUNNING = RequestState.RUNNING
+_rank = attrgetter("rank")
+
+
+class Scheduler:
+    """Schedules requests on the blocks of one pool; one `schedule` and one `update` a step.
+
+    `schedule` may be called again without `update` when a step did not happen: progress is
+    recorded by `update` alone.
+
+    Args:
+        config: the knobs; assign `config` to change live ones, from the next `schedule` on.
+        pool: the KV cache's blocks.
+        max_model_len: most tokens of a sequence, prompt and output together.
+        eos_token_ids: tokens that end a sequence unless it ignores them.
+        vocab_size: refuse prompts with token ids beyond it; None does not check.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        pool: BlockPool,
+        max_model_len: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        vocab_size: int | None = None,
+    ) -> None:
+        self.pool = pool
+        self.max_model_len = max_model_len
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size = vocab_size
+        self.running: list[Request] = []  # in rank order
+        self.waiting = WaitingQueue()
+        self._requests: dict[str, Request] = {}
+        self._entered = 0
+        # The head of the queue and the blocks available when it last did not fit.
+        self._blocked: tuple[Request, int] | None = None
+        self._config = config
+        self.config = config
+
+    @property
+    def config(self) -> EngineConfig:
+        """The knobs in force."""
+        return self._config
+
+    @config.setter
+    def config(self, config: EngineConfig) -> None:
+        policy = config.scheduling_policy
+        if policy != self._config.scheduling_policy:
+            for request in self._requests.values():
+                request.rank = rank(request, policy, request.rank[1])
+            self.running.sort(key=_rank)
+            self.waiting.rebuild()
+        self._config = config
+        self._blocked = None
+        self.pool.enable_prefix_caching = config.enable_prefix_caching
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that run or wait."""
+        return len(self._requests)
+
+    def add(self, request: Request) -> bool:
+        """Let a new request wait, or refuse it.
+
+        Returns whether it was let in. If not, it is FINISHED as REFUSED and `refusal` says why.
+        """
+        reason = (
+            f"request id {request.request_id!r} is in use; ids of unfinished requests must differ"
+            if request.request_id in self._requests
+            else refusal_at_entry(
+                request,
+                self._config,
+                self.pool,
+                self.max_model_len,
+                self.vocab_size,
+                len(self.waiting),
+            )
+        )
+        if reason is not None:
+            request.state = RequestState.FINISHED
+            request.finish_reason = FinishReason.REFUSED
+            request.refusal = reason
+            return False
+        self._entered += 1
+        request.rank = rank(request, self._config.scheduling_policy, self._entered)
+        request.state = RequestState.WAITING
+        self._requests[request.request_id] = request
+        self.waiting.push(request)
+        return True
+
+    def schedule(self, now: float) -> Batch:
+        """Choose the next step; an empty batch means that nothing can run yet (`next_wakeup`).
+
+        Decodes come first, then prompts that are being computed, then waiting requests. `now` is
+        in seconds on the clock of `Request.arrival`; only dynamic batching looks at it.
+        """
+        config = self._config
+        running = self.running
+        num_preemptions = 0
+        while len(running) > config.max_num_seqs:  # the limit was lowered
+            self._preempt_last()
+            num_preemptions += 1
+        if config.scheduling_policy == "priority" and config.batching_mode == "continuous":
+            num_preemptions += self._give_way()
+
+        extend = self.pool.extend
+        block_size = self.pool.block_size
+        sequences: list[ScheduledSequence] = []
+        prefills: list[Request] = []
+        out_of_blocks = False
+        # Preemption takes the last request of the list: this one or one that is yet to come.
+        for request in running:
+            num_tokens = len(request.token_ids)
+            if num_tokens > len(request.block_table) * block_size:
+                while not extend(request.block_table, num_tokens):
+                    out_of_blocks = True
+                    num_preemptions += 1
+                    if self._preempt_last() is request:
+                        break
+                if request.state is not _RUNNING:
+                    break
+            computed = request.num_computed_tokens
+            if num_tokens - computed == 1:
+                sequences.append(ScheduledSequence(request, computed, 1, True))
+            else:
+                prefills.append(request)
+        num_decodes = len(sequences)
+        budget = config.max_num_batched_tokens - num_decodes
+
+        for request in prefills:
+            if request.state is _RUNNING and budget > 0:
+                budget -= self._append_chunk(sequences, request, budget)
+
+        if not out_of_blocks and len(running) < config.max_num_seqs and self._admits(now):
+            self._admit(sequences, budget)
+        return Batch(sequences, num_decodes, num_preemptions)
+
+    def update(self, batch: Batch, result: BatchResult) -> list[Request]:
+        """Take in what a step produced; returns the requests that finished by it.
+
+        Requests that left while the step ran are passed over.
+        """
+        pool = self.pool
+        block_size = pool.block_size
+        eos = self.eos_token_ids
+        finished: list[Request] = []
+        for sequence, tokens in zip(batch.sequences, result.tokens, strict=True):
+            request = sequence.request
+            if request.state is not _RUNNING:
+                continue
+            start = sequence.start
+            end = start + sequence.num_tokens
+            token_ids = request.token_ids
+            if end // block_size != start // block_size:
+                pool.register(request.block_table, token_ids, start, end)
+            request.num_computed_tokens = end
+            for token in tokens:
+                token_ids.append(token)
+                sampling = request.sampling
+                if (
+                    (token in eos and not sampling.ignore_eos)
+                    or (sampling.stop_token_ids and token in sampling.stop_token_ids)
+                ) and len(token_ids) - request.num_prompt_tokens >= sampling.min_tokens:
+                    request.finish_reason = FinishReason.STOP
+                elif len(token_ids) >= request.max_total_tokens:
+                    request.finish_reason = FinishReason.LENGTH
+                else:
+                    continue
+                request.state = RequestState.FINISHED
+                finished.append(request)
+                break
+        if finished:
+            for request in finished:
+                pool.free(request.block_table)
+                del self._requests[request.request_id]
+            self.running[:] = [r for r in self.running if r.state is _RUNNING]
+        return finished
+
+    def finish(self, request: Request, reason: FinishReason, refusal: str | None = None) -> bool:
+        """Take an unfinished request out, for instance at a stop text; False if it had finished."""
+        if self._requests.get(request.request_id) is not request:
+            return False
+        del self._requests[request.request_id]
+        state = request.state
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        request.refusal = refusal
+        if state is _RUNNING:
+            self.running.remove(request)
+            self.pool.free(request.block_table)
+        else:
+            self.waiting.forget()
+        return True
+
+    def abort(self, request_id: str) -> Request | None:
+        """Take out the request with this id; None if no unfinished one has it."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self.finish(request, FinishReason.ABORT)
+        return request
+
+    def next_wakeup(self, now: float) -> float | None:
+        """When `schedule` will have something to run, in seconds; None if nothing waits or runs.
+
+        Later than `now` only while dynamic batching waits for a full batch; a new request may
+        bring it forward.
+        """
+        if self.running:
+            return now
+        if not self.waiting:
+            return None
+        config = self._config
+        if config.batching_mode != "dynamic" or len(self.waiting) >= config.max_num_seqs:
+            return now
+        return max(now, min(r.arrival for r in self.waiting) + config.max_queue_delay)
+
+    def preempt_all(self) -> None:
+        """Send every running request back to the queue, to be computed again."""
+        while self.running:
+            self._preempt_last()
+
+    def replace_pool(self, pool: BlockPool, max_model_len: int) -> list[Request]:
+        """Go on with another KV cache; returns the requests that it can never hold, as refused.
+
+        Running requests are preempted and computed again.
+        """
+        self.preempt_all()
+        self.pool = pool
+        self.max_model_len = max_model_len
+        self._blocked = None
+        refused: list[Request] = []
+        for request in list(self._requests.values()):
+            reason = refusal_for_size(request, pool, max_model_len)
+            if reason is not None:
+                self.finish(request, FinishReason.REFUSED, reason)
+                refused.append(request)
+        return refused
+
+    def check_integrity(self) -> None:
+        """Check that blocks and requests agree.
+
+        Raises:
+            BlockPoolCorrupt: they do not.
+        """
+        self.pool.check_integrity(r.block_table for r in self.running)
+        assert self.running == sorted(self.running, key=_rank)
+        assert len(self.running) + len(self.waiting) == len(self._requests)
+        assert all(not r.block_table and not r.num_computed_tokens for r in self.waiting)
+
+    def _admits(self, now: float) -> bool:
+        mode = self._config.batching_mode
+        if mode == "continuous":
+            return True
+        if self.running:
+            return False
+        wakeup = self.next_wakeup(now)
+        return wakeup is not None and wakeup <= now
+
+    def _admit(self, sequences: list[ScheduledSequence], budget: int) -> None:
+        """Move waiting requests to the running ones while seats, blocks and tokens last."""
+        config = self._config
+        pool = self.pool
+        running = self.running
+        # A static batch is chosen at once, even if its prompts take several steps.
+        whole_batch = config.batching_mode != "continuous"
+        while len(running) < config.max_num_seqs and (budget > 0 or whole_batch):
+            request = self.waiting.peek()
+            if request is None:
+                return
+            if self._is_blocked(request):
+                return
+            num_tokens = len(request.token_ids)
+            prefix = pool.match_prefix(request.token_ids)
+            pending = num_tokens - len(prefix) * pool.block_size
+            # A recomputed sequence may have outgrown a step; chunks are then the only way.
+            if not config.enable_chunked_prefill and (
+                budget < pending <= config.max_num_batched_tokens
+            ):
+                return
+            if not pool.allocate(request.block_table, prefix, num_tokens, self._reserve()):
+                self._blocked = (request, pool.num_available)
+                return
+            self._start(request, len(prefix) * pool.block_size)
+            if budget > 0:
+                budget -= self._append_chunk(sequences, request, budget)
+
+    def _start(self, request: Request, num_cached_tokens: int) -> None:
+        self.waiting.pop()
+        request.state = _RUNNING
+        request.num_computed_tokens = num_cached_tokens
+        if not request.num_preemptions:
+            request.num_cached_tokens = num_cached_tokens
+        insort(self.running, request, key=_rank)
+
+    def _append_chunk(
+        self, sequences: list[ScheduledSequence], request: Request, budget: int
+    ) -> int:
+        """Schedule the next tokens of a prompt, at most `budget`; returns how many."""
+        config = self._config
+        start = request.num_computed_tokens
+        pending = len(request.token_ids) - start
+        num_tokens = min(pending, budget)
+        threshold = config.long_prefill_token_threshold
+        if threshold and config.enable_chunked_prefill:
+            num_tokens = min(num_tokens, threshold)
+        sequences.append(ScheduledSequence(request, start, num_tokens, num_tokens == pending))
+        return num_tokens
+
+    def _is_blocked(self, request: Request) -> bool:
+        """Whether the head of the queue did not fit and no block has come free since.
+
+        Spares looking up a long prompt's prefix at every step while the cache is full.
+        """
+        blocked = self._blocked
+        return (
+            blocked is not None
+            and blocked[0] is request
+            and self.pool.num_available <= blocked[1]
+            and bool(self.running)
+        )
+
+    def _reserve(self) -> int:
+        """Blocks to leave free at an admission; none if nothing else could make room."""
+        return int(self._config.watermark * self.pool.num_blocks) if self.running else 0
+
+    def _give_way(self) -> int:
+        """Preempt running requests for a waiting one of strictly higher priority."""
+        head = self.waiting.peek()
+        running = self.running
+        if head is None or not running or head.priority >= running[-1].priority:
+            return 0
+        prefix = self.pool.match_prefix(head.token_ids)
+        num_tokens = len(head.token_ids)
+        lower = [r for r in running if r.priority > head.priority]
+        within_reach = self.pool.num_available + sum(len(r.block_table) for r in lower)
+        reserve = self._reserve() if len(lower) < len(running) else 0
+        if within_reach < self.pool.blocks_for(num_tokens) - len(prefix) + reserve:
+            return 0  # preempting would not make it fit
+        count = 0
+        while running and running[-1].priority > head.priority:
+            if len(running) < self._config.max_num_seqs and self.pool.can_allocate(
+                prefix, num_tokens, self._reserve()
+            ):
+                break
+            self._preempt_last()
+            count += 1
+        return count
+
+    def _preempt_last(self) -> Request:
+        """Send the running request of highest rank back to the queue; its blocks are given up."""
+        request = self.running.pop()
+        self.pool.free(request.block_table)
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        request.state = RequestState.WAITING
+        self.waiting.push(request)
+        return request

@@ -1,0 +1,140 @@
+"""An executor that computes nothing but forgets nothing: its KV cache holds the tokens themselves.
+
+Every step writes the tokens of its sequences to their slots and reads each context back through
+the block table. The next token is a hash of what was read, so any wrong block, wrong position,
+stale content or missing computation changes the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+from engine.batch import Batch, BatchResult
+from engine.blocks import BlockPool
+from engine.config import EngineConfig
+from engine.engine import CacheShape, Engine
+from engine.output import RequestOutput
+from engine.request import SamplingParams
+
+VOCABULARY = 50
+
+
+def next_token(context: Sequence[int]) -> int:
+    return zlib.crc32(bytes(context)) % VOCABULARY
+
+
+def expected_output(prompt: Sequence[int], num_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class VirtualClock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeExecutor:
+    def __init__(self, num_blocks: int, block_size: int, clock: VirtualClock | None = None) -> None:
+        self.clock = clock
+        self.batches: list[list[tuple[str, int, int, bool]]] = []
+        self.fail_next: BaseException | None = None
+        self.keep_batches = True
+        self.reshape(num_blocks, block_size)
+
+    def reshape(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: list[int | None] = [None] * (num_blocks * block_size)
+
+    def execute(self, batch: Batch) -> BatchResult:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        size = self.block_size
+        tokens: list[list[int]] = []
+        if self.keep_batches:
+            self.batches.append(
+                [(s.request.request_id, s.start, s.num_tokens, s.samples) for s in batch.sequences]
+            )
+        # All writes come before all reads, as on a device: a slot that two sequences write in
+        # one step is a fault that must show.
+        for s in batch.sequences:
+            table = s.request.block_table
+            for position in range(s.start, s.end):
+                slot = table[position // size] * size + position % size
+                self.slots[slot] = s.request.token_ids[position]
+        for s in batch.sequences:
+            if not s.samples:
+                tokens.append([])
+                continue
+            table = s.request.block_table
+            context = [self.slots[table[p // size] * size + p % size] for p in range(s.end)]
+            assert None not in context, "a slot was read before it was written"
+            tokens.append([next_token([t for t in context if t is not None])])
+        seconds = 0.001 + 1e-5 * batch.num_tokens
+        if self.clock is not None:
+            self.clock.now += seconds
+        return BatchResult(tokens, device_seconds=seconds)
+
+
+def make_engine(
+    num_blocks: int = 64,
+    max_model_len: int = 256,
+    *,
+    resize: Callable[[EngineConfig], int] | None = None,
+    eos: frozenset[int] = frozenset(),
+    **knobs: object,
+) -> tuple[Engine, FakeExecutor]:
+    """An engine in virtual time whose cache can be rebuilt; `resize` chooses the new blocks."""
+    config = EngineConfig.from_mapping({"block_size": 8, **knobs})
+    clock = VirtualClock()
+    executor = FakeExecutor(num_blocks, config.block_size, clock)
+
+    def rebuild(new: EngineConfig) -> CacheShape:
+        blocks = num_blocks if resize is None else resize(new)
+        executor.reshape(blocks, new.block_size)
+        return CacheShape(blocks, new.max_model_len or max_model_len)
+
+    engine = Engine(
+        config,
+        executor,
+        CacheShape(num_blocks, max_model_len),
+        eos_token_ids=eos,
+        vocab_size=VOCABULARY,
+        clock=clock,
+        rebuild_cache=rebuild,
+    )
+    return engine, executor
+
+
+def greedy(max_tokens: int | None = 8, **others: object) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, **others)  # type: ignore[arg-type]
+
+
+def run(engine: Engine, max_steps: int = 100_000) -> dict[str, list[RequestOutput]]:
+    """Step until nothing is left; every output by request."""
+    outputs: dict[str, list[RequestOutput]] = {}
+    for _ in range(max_steps):
+        if not engine.has_unfinished:
+            return outputs
+        wakeup = engine.next_wakeup()
+        assert wakeup is not None
+        clock = engine.clock
+        assert isinstance(clock, VirtualClock)
+        clock.now = max(clock.now, wakeup)
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+        engine.scheduler.check_integrity()
+    raise AssertionError("the engine did not come to an end")
+
+
+def assert_idle(engine: Engine) -> None:
+    pool: BlockPool = engine.pool
+    assert engine.num_unfinished == engine.scheduler.num_unfinished == 0
+    assert pool.num_used == 0
+    engine.scheduler.check_integrity()
