@@ -1,0 +1,1 @@
+"""What the machine is: processor, memory, GPUs, and the limits a container puts on them."""

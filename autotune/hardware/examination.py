@@ -1,0 +1,71 @@
+"""The whole examination that `autotune doctor` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from autotune.hardware import checkup
+from autotune.hardware.checkup import Check
+from autotune.hardware.detect import describe_hardware
+from autotune.hardware.gpu import read_gpus
+from autotune.hardware.versions import library_versions
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything that was found; `checks` are the rows for a person."""
+
+    hardware: dict[str, Any]
+    versions: dict[str, str | None]
+    checks: list[Check]
+
+    @property
+    def engine_can_run(self) -> bool:
+        """Whether the bundled engine can run here."""
+        return not any(check.fatal for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "engine_can_run": self.engine_can_run,
+            "hardware": self.hardware,
+            "versions": self.versions,
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+        }
+
+
+def examine(step: Callable[[str], None]) -> Findings:
+    """Look at everything; takes some seconds.
+
+    Arguments:
+        step: told what is looked at, before it is.
+    """
+    step("Reading the hardware")
+    readings = read_gpus()
+    hardware = describe_hardware(readings=readings)
+    step("Importing the libraries")
+    checks = [checkup.check_python(), *checkup.check_libraries()]
+    checks += [
+        checkup.check_processor(hardware),
+        checkup.check_memory(hardware),
+        checkup.check_disk(Path.cwd()),
+        *checkup.check_gpus(readings, _cuda_available()),
+        checkup.check_embedded_model(Path(str(files("autotune").joinpath("embedded", "target")))),
+    ]
+    step("Loading the native kernels")
+    checks.append(checkup.check_native_kernels())
+    return Findings(hardware, library_versions(), checks)
+
+
+def _cuda_available() -> bool | None:
+    try:
+        import torch
+
+        return bool(torch.cuda.is_available())
+    except Exception:  # told by the check of the library
+        return None
