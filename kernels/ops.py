@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels import plain
 from kernels.cpu import attention as cpu_attention
 from kernels.cpu import elementwise as cpu_elementwise
+from kernels.cpu import matmul as cpu_matmul
 from kernels.metadata import AttentionMetadata, build_attention_metadata
 from kernels.weights import (
     DenseWeight,
@@ -108,11 +109,17 @@ def embedding(token_ids: Tensor, weight: DenseWeight) -> Tensor:
 
     Works on every layout, so that a tied output head and the embedding share one copy.
     """
+    if weight.layout == "amx":
+        rows = cpu_matmul.embedding(token_ids.flatten(), weight)
+        return rows.view(*token_ids.shape, weight.shape[1])
     return F.embedding(token_ids, weight.data)
 
 
 def pack_dense(weight: Tensor, bias: Tensor | None = None) -> DenseWeight:
     """Lay out a float weight [N, K] for ``linear``; bias [N] in the same dtype."""
+    packed = cpu_matmul.pack_dense(weight, bias)
+    if packed is not None:
+        return packed
     return DenseWeight(weight.contiguous(), bias, (weight.shape[0], weight.shape[1]))
 
 
@@ -122,6 +129,9 @@ def pack_int8(q: Tensor, scales: Tensor, bias: Tensor | None = None) -> Int8Weig
     Raises ValueError for other shapes or dtypes.
     """
     check_int8(q, scales)
+    packed = cpu_matmul.pack_int8(q, scales, bias)
+    if packed is not None:
+        return packed
     return Int8Weight(q.contiguous(), scales.float().flatten(), bias, (q.shape[0], q.shape[1]))
 
 
@@ -134,6 +144,9 @@ def pack_int4(
     Raises ValueError for other shapes or values.
     """
     check_int4(q, scales, zeros, group_size)
+    packed = cpu_matmul.pack_int4(q, scales, zeros, group_size, bias)
+    if packed is not None:
+        return packed
     shape = (q.shape[0], q.shape[1])
     return Int4Weight(pack_nibbles(q), scales.float(), zeros.float(), bias, shape, group_size)
 
@@ -144,6 +157,9 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
     Int8: every row of x is quantized by its own maximum, so no row depends on another. Int4:
     weights are widened, activations keep their precision.
     """
+    if weight.layout == "amx":
+        out = cpu_matmul.linear(x.reshape(-1, x.shape[-1]), weight)
+        return out.view(*x.shape[:-1], weight.shape[0])
     if isinstance(weight, DenseWeight):
         return F.linear(x, weight.data, weight.bias)
     if isinstance(weight, Int8Weight):
@@ -158,6 +174,8 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
 
 def dequantize(weight: LinearWeight) -> Tensor:
     """The weight [N, K] that ``linear`` multiplies by: float32, or a dense weight's own dtype."""
+    if weight.layout == "amx":
+        return cpu_matmul.dequantize(weight)
     if isinstance(weight, DenseWeight):
         return weight.data
     if isinstance(weight, Int8Weight):

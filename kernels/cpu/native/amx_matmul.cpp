@@ -1,0 +1,338 @@
+// Linear layers on AMX tiles: bf16, int8 (rows quantized on the fly) and int4 (widened to bf16).
+//
+// Weights lie in panels of 32 output columns; a panel is a stream of steps along K, a step is two
+// tiles of 16 columns by 64 bytes of K per column, in the pair/quad order that the tile products
+// want. Every output element is accumulated over K in the same order whatever M, the threads and
+// the blocking are, so a row's result is bit-identical alone and in any batch.
+#include "common.h"
+#include "amx_tiles.h"
+
+#if AMX_KERNELS
+#include <cmath>
+#include <type_traits>
+
+constexpr int PANEL = 32;            // output columns of a panel
+constexpr int64_t STEP_BYTES = 2048; // two tiles
+constexpr int64_t A_BLOCK_BYTES = 1 << 20;  // packed rows that stay in L2 while panels stream by
+enum Kind { DENSE = 0, INT8 = 1, INT4 = 2 };
+
+struct Weight {
+    const char* data;
+    const float* scales;  // INT8: [n]; INT4: [panels, groups, 32]
+    const f16* zeros;     // INT4: [panels, groups, 32]
+    int64_t n, k, group_size;
+};
+
+static inline int64_t k_per_step(int kind) { return kind == INT8 ? 64 : 32; }
+
+// Rows of x as tiles: [row block of 16][step][16 rows][64 bytes], zero beyond M and K.
+template <class T>
+static void pack_row_bf16(const T* x, int64_t k, char* tile_row, int64_t steps) {
+    for (int64_t s = 0; s < steps; s++) {
+        bf16* to = (bf16*)(tile_row + s * 1024);
+        int64_t base = s * 32, left = k - base < 32 ? k - base : 32;
+        if (left == 32) {
+            store(to, load(x + base));
+            store(to + LANES, load(x + base + LANES));
+        } else {
+            for (int64_t i = 0; i < 32; i++) from_float(to + i, i < left ? to_float(x[base + i]) : 0.0f);
+        }
+    }
+}
+
+// Symmetric int8 by the row's own maximum; returns the row's scale.
+template <class T>
+static float pack_row_int8(const T* x, int64_t k, char* tile_row, int64_t steps) {
+    vf best = splat(0.0f);
+    float largest = 0.0f;
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES) {
+        vf v = load(x + i);
+        best = vmax(best, vmax(v, -v));
+    }
+    for (; i < k; i++) largest = fmaxf(largest, fabsf(to_float(x[i])));
+    largest = fmaxf(largest, reduce_max(best));
+    float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    for (int64_t s = 0; s < steps; s++) {
+        char* to = tile_row + s * 1024;
+        for (int64_t j = 0; j < 64; j += LANES) {
+            int64_t at = s * 64 + j;
+            float lanes[LANES];
+            vf v;
+            if (at + LANES <= k) v = load(x + at);
+            else {
+                for (int64_t l = 0; l < LANES; l++) lanes[l] = at + l < k ? to_float(x[at + l]) : 0;
+                v = load(lanes);
+            }
+            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(bit_copy<__m512>(v), _mm512_set1_ps(inverse)));
+            __m128i bytes = _mm512_cvtsepi32_epi8(q);
+            memcpy(to + j, &bytes, sizeof bytes);
+        }
+    }
+    return largest / 127.0f;
+}
+
+// One step of an int4 panel: 2 x 256 bytes -> two bf16 tiles. A dword holds nibbles of 8 half rows.
+struct Dequantizer {
+    __m512 scale[4], offset[4];
+    __m512 table;
+    __m512i spread;
+
+    Dequantizer() {
+        table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        spread = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    }
+    void group(const float* scales, const f16* zeros) {
+        for (int t = 0; t < 2; t++) {
+            __m512 s = _mm512_loadu_ps(scales + t * 16);
+            __m512 z = bit_copy<__m512>(load(zeros + t * 16));
+            __m512 o = _mm512_mul_ps(s, _mm512_sub_ps(_mm512_setzero_ps(), z));
+            __m512i high = _mm512_add_epi32(spread, _mm512_set1_epi32(8));
+            scale[t * 2] = _mm512_permutexvar_ps(spread, s);
+            scale[t * 2 + 1] = _mm512_permutexvar_ps(high, s);
+            offset[t * 2] = _mm512_permutexvar_ps(spread, o);
+            offset[t * 2 + 1] = _mm512_permutexvar_ps(high, o);
+        }
+    }
+    __attribute__((always_inline)) void step(const char* packed, char* tiles) const {
+        for (int t = 0; t < 2; t++)
+            for (int v = 0; v < 4; v++) {
+                __m512i q = _mm512_loadu_si512(packed + t * 256 + v * 64);
+                char* rows = tiles + t * 1024 + v * 256;
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    __m512 lo = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 8 * j), table);
+                    __m512 hi = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 8 * j + 4), table);
+                    lo = _mm512_fmadd_ps(lo, scale[t * 2], offset[t * 2]);
+                    hi = _mm512_fmadd_ps(hi, scale[t * 2 + 1], offset[t * 2 + 1]);
+                    _mm512_store_si512(rows + j * 64, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+                }
+            }
+    }
+};
+
+template <int KIND>
+static inline __attribute__((always_inline)) void multiply(bool second_row) {
+    if (KIND == INT8) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        if (second_row) {
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+        }
+    } else {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (second_row) {
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+}
+
+// Tiles 0..3 += rows x panel over `steps` steps. The stream runs ahead of the memory by PREFETCH.
+template <int KIND, bool TWO, bool AHEAD>
+static void accumulate(const char* a0, const char* a1, int64_t a_row_stride, int64_t a_step,
+                       const char* b, int64_t steps) {
+    constexpr int64_t PREFETCH = 8192;
+    for (int64_t s = 0; s < steps; s++) {
+        _tile_loadd(4, a0 + s * a_step, a_row_stride);
+        if (TWO) _tile_loadd(5, a1 + s * a_step, a_row_stride);
+        _tile_loadd(6, b + s * STEP_BYTES, 64);
+        _tile_loadd(7, b + s * STEP_BYTES + 1024, 64);
+        if (AHEAD)
+            for (int64_t line = 0; line < STEP_BYTES; line += 64)
+                _mm_prefetch(b + s * STEP_BYTES + PREFETCH + line, _MM_HINT_T0);
+        multiply<KIND>(TWO);
+    }
+}
+
+struct Output {
+    void* data;
+    int dtype;
+    int64_t n;
+    const float* bias;        // [n] or null
+    const float* row_scales;  // INT8: [m]
+    const float* scales;      // INT8: [n]
+};
+
+template <class T, int KIND>
+static void write_tile(const Output& out, const void* tile, int64_t row, int64_t rows, int64_t col) {
+    int64_t cols = out.n - col < 16 ? out.n - col : 16;
+    if (cols <= 0) return;
+    for (int64_t r = 0; r < rows; r++) {
+        vf v;
+        if (KIND == INT8) {
+            vi products;
+            memcpy(&products, (const char*)tile + r * 64, sizeof products);
+            v = __builtin_convertvector(products, vf) * out.row_scales[row + r];
+        } else {
+            v = load((const float*)tile + r * 16);
+        }
+        T* to = (T*)out.data + (row + r) * out.n + col;
+        if (cols == 16) {
+            if (KIND == INT8) v *= load(out.scales + col);
+            if (out.bias) v += load(out.bias + col);
+            store(to, v);
+        } else {
+            float lanes[LANES];
+            store(lanes, v);
+            for (int64_t c = 0; c < cols; c++) {
+                float x = KIND == INT8 ? lanes[c] * out.scales[col + c] : lanes[c];
+                from_float(to + c, out.bias ? x + out.bias[col + c] : x);
+            }
+        }
+    }
+}
+
+template <int KIND>
+static void write_block(const Output& out, int64_t row, int64_t rows, int64_t col) {
+    alignas(64) char tile[4][1024];
+    _tile_stored(0, tile[0], 64);
+    _tile_stored(1, tile[1], 64);
+    if (rows > 16) {
+        _tile_stored(2, tile[2], 64);
+        _tile_stored(3, tile[3], 64);
+    }
+    auto write = out.dtype == F32    ? write_tile<float, KIND>
+                 : out.dtype == BF16 ? write_tile<bf16, KIND>
+                                     : write_tile<f16, KIND>;
+    for (int t = 0; t < 4; t++) {
+        int64_t first = row + (t / 2) * 16, left = row + rows - first;
+        if (left > 0) write(out, tile[t], first, left < 16 ? left : 16, col + (t % 2) * 16);
+    }
+}
+
+// All rows of one A block against one panel.
+template <int KIND>
+static void run_panel(const char* a, int64_t a_row_stride, int64_t a_step, int64_t a_block,
+                      int64_t row, int64_t rows, const Weight& w, int64_t panel, int64_t steps,
+                      char* widened, const Output& out) {
+    const char* b = w.data + panel * steps * (KIND == INT4 ? 512 : STEP_BYTES);
+    int64_t groups = KIND == INT4 ? w.k / w.group_size : 0;
+    int64_t group_steps = KIND == INT4 ? w.group_size / 32 : 0;
+    if (KIND == INT4) {
+        // Few rows: widen a piece that stays in L1 and use it at once, tiles keep the sums.
+        // Many rows: widen the whole panel once, it stays in L2 for all of them.
+        Dequantizer dequantizer;
+        int64_t piece = rows > 32 ? steps : group_steps;
+        for (int64_t s = 0; s < steps; s += piece) {
+            for (int64_t i = s; i < s + piece && i < steps; i++) {
+                if (i % group_steps == 0) {
+                    int64_t at = (panel * groups + i / group_steps) * PANEL;
+                    dequantizer.group(w.scales + at, w.zeros + at);
+                }
+                for (int64_t line = 0; line < 512; line += 64)
+                    _mm_prefetch(b + i * 512 + 2048 + line, _MM_HINT_T0);
+                dequantizer.step(b + i * 512, widened + (i - s) * STEP_BYTES);
+            }
+            if (rows > 32) break;
+            bool two = rows > 16;
+            if (s == 0) {
+                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+            }
+            if (two)
+                accumulate<KIND, true, false>(a + s * a_step, a + a_block + s * a_step, a_row_stride,
+                                              a_step, widened, piece);
+            else
+                accumulate<KIND, false, false>(a + s * a_step, a, a_row_stride, a_step, widened,
+                                               piece);
+        }
+        if (rows <= 32) {
+            write_block<KIND>(out, row, rows, panel * PANEL);
+            return;
+        }
+        b = widened;
+    }
+    for (int64_t r = 0; r < rows; r += 32) {
+        const char* a0 = a + r / 16 * a_block;
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+        bool first = r == 0 && KIND != INT4;
+        if (rows - r > 16) {
+            if (first) accumulate<KIND, true, true>(a0, a0 + a_block, a_row_stride, a_step, b, steps);
+            else accumulate<KIND, true, false>(a0, a0 + a_block, a_row_stride, a_step, b, steps);
+        } else {
+            if (first) accumulate<KIND, false, true>(a0, a0, a_row_stride, a_step, b, steps);
+            else accumulate<KIND, false, false>(a0, a0, a_row_stride, a_step, b, steps);
+        }
+        write_block<KIND>(out, row + r, rows - r < 32 ? rows - r : 32, panel * PANEL);
+    }
+}
+
+template <int KIND, class T>
+static void run(const T* x, int64_t x_stride, int64_t m, const Weight& w, Output out, int threads) {
+    int64_t step_k = k_per_step(KIND), steps = (w.k + step_k - 1) / step_k;
+    int64_t panels = (w.n + PANEL - 1) / PANEL;
+    int64_t row_blocks = (m + 15) / 16;
+    bool direct = KIND != INT8 && std::is_same<T, bf16>::value && m <= 16 && w.k % 32 == 0;
+    int64_t packed_bytes = row_blocks * steps * 1024;
+    char* packed = direct ? nullptr : scratch<0>(packed_bytes + m * sizeof(float));
+    float* row_scales = (float*)(packed + packed_bytes);
+    if (KIND == INT8) out.row_scales = row_scales;
+    auto pack = [=](int64_t r) {
+        char* to = packed + (r / 16) * steps * 1024 + (r % 16) * 64;
+        if (r >= m) {
+            for (int64_t s = 0; s < steps; s++) memset(to + s * 1024, 0, 64);
+        } else if (KIND == INT8) {
+            row_scales[r] = pack_row_int8(x + r * x_stride, w.k, to, steps);
+        } else {
+            pack_row_bf16(x + r * x_stride, w.k, to, steps);
+        }
+    };
+    bool together = !direct && m > 4;
+    int64_t pad_rows = m <= 16 ? m : row_blocks * 16;
+    if (!direct && !together)
+        for (int64_t r = 0; r < pad_rows; r++) pack(r);
+    int64_t block_rows = A_BLOCK_BYTES / (steps * 64) / 32 * 32;
+    if (block_rows < 32) block_rows = 32;
+    if (panels * steps * m < 256) threads = 1;  // less work than waking a thread costs
+#pragma omp parallel num_threads(threads)
+    {
+        if (together) {
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < pad_rows; r++) pack(r);
+        }
+        configure_tiles(m < 16 ? (int)m : 16);
+        char* widened = KIND == INT4 ? scratch<1>(steps * STEP_BYTES) : nullptr;
+        for (int64_t row = 0; row < m; row += block_rows) {
+            int64_t rows = m - row < block_rows ? m - row : block_rows;
+#pragma omp for schedule(static) nowait
+            for (int64_t p = 0; p < panels; p++) {
+                if (direct)
+                    run_panel<KIND>((const char*)x, x_stride * 2, 64, 0, 0, m, w, p, steps, widened,
+                                    out);
+                else
+                    run_panel<KIND>(packed + row / 16 * steps * 1024, 64, 1024, steps * 1024, row,
+                                    rows, w, p, steps, widened, out);
+            }
+        }
+        _tile_release();
+    }
+}
+
+template <class T>
+static void dispatch(int kind, const void* x, int64_t stride, int64_t m, const Weight& w,
+                     const Output& out, int threads) {
+    if (kind == DENSE) run<DENSE>((const T*)x, stride, m, w, out, threads);
+    else if (kind == INT8) run<INT8>((const T*)x, stride, m, w, out, threads);
+    else run<INT4>((const T*)x, stride, m, w, out, threads);
+}
+#endif
+
+// x [m, k] of x_dtype with x_stride elements between rows -> out [m, n] of out_dtype, contiguous.
+// Dense and int4 see x rounded to bf16; the caller splits wider types.
+EXPORT void amx_linear(int kind, int x_dtype, const void* x, int64_t x_stride, int64_t m,
+                       const void* data, const float* scales, const void* zeros, int64_t n,
+                       int64_t k, int64_t group_size, const float* bias, void* out, int out_dtype,
+                       int threads) {
+#if AMX_KERNELS
+    Weight w{(const char*)data, scales, (const f16*)zeros, n, k, group_size};
+    Output to{out, out_dtype, n, bias, nullptr, scales};
+    auto go = x_dtype == F32 ? dispatch<float> : x_dtype == BF16 ? dispatch<bf16> : dispatch<f16>;
+    go(kind, x, x_stride, m, w, to, threads);
+#else
+    (void)kind, (void)x_dtype, (void)x, (void)x_stride, (void)m, (void)data, (void)scales;
+    (void)zeros, (void)n, (void)k, (void)group_size, (void)bias, (void)out, (void)out_dtype;
+    (void)threads;
+#endif
+}

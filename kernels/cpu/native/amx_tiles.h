@@ -1,0 +1,45 @@
+// What the AMX files share: whether they are compiled in, the tile shapes, and scratch memory.
+#pragma once
+#include <cstdlib>
+#include "common.h"
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && \
+    defined(__AVX512VBMI__) && defined(__linux__)
+#define AMX_KERNELS 1
+#else
+#define AMX_KERNELS 0
+#endif
+
+#if AMX_KERNELS
+// Tiles 0..3 accumulate, 4 and 5 hold left operands of `rows` rows, 6 and 7 right operands.
+static inline void configure_tiles(int rows) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {};
+    config.palette = 1;
+    for (int t = 0; t < 8; t++) {
+        config.bytes[t] = 64;
+        config.rows[t] = t < 6 ? rows : 16;
+    }
+    _tile_loadconfig(&config);
+}
+#endif
+
+// A thread's own memory, aligned to cache lines; it grows and is kept for the next call.
+template <int SLOT>
+static char* scratch(int64_t bytes) {
+    struct Buffer {
+        char* data = nullptr;
+        int64_t size = 0;
+        ~Buffer() { free(data); }
+    };
+    static thread_local Buffer buffer;
+    if (buffer.size < bytes) {
+        free(buffer.data);
+        buffer.size = (bytes + 4095) / 4096 * 4096;
+        buffer.data = (char*)aligned_alloc(4096, buffer.size);
+    }
+    return buffer.data;
+}
