@@ -1,0 +1,138 @@
+"""Tensors of a model folder, in one or several safetensors files, memory-mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from engine.checkpoints.json_file import read_json_object
+from engine.errors import ModelError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class SafetensorsFiles:
+    """Named tensors over the shards of a folder.
+
+    Files are mapped when their first tensor is read, and unmapped by `release`; a tensor returned
+    by `read` is a view of the map and keeps it alive, so copy what should outlive it.
+    """
+
+    def __init__(self, folder: Path, shard_of: dict[str, Path], listed_in: Path) -> None:
+        self.folder = folder
+        self._shard_of = shard_of
+        self._listed_in = listed_in
+        self._open: dict[Path, Any] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> SafetensorsFiles:
+        """Find the safetensors of `folder` and check every header.
+
+        Raises:
+            ModelError: none are there (pickles are refused with the reason), the index is broken
+                or leaves the folder, a shard is missing, or a file is truncated or corrupt.
+        """
+        index_path = folder / INDEX_FILE
+        if (folder / SINGLE_FILE).is_file():
+            path = folder / SINGLE_FILE
+            return cls(folder, dict.fromkeys(_names(path), path), path)
+        if index_path.is_file():
+            return cls(folder, _read_index(folder, index_path), index_path)
+        if any(next(folder.glob(pattern), None) for pattern in PICKLES):
+            raise ModelError(
+                f"{folder} holds its weights only as pickles (.bin, .pt), which can run any code "
+                "when they are opened and are refused: convert them to safetensors"
+            )
+        raise ModelError(f"{folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor `name`, in the checkpoint's dtype and mapped from its file.
+
+        Raises:
+            ModelError: no such tensor, another shape than `shape`, or not a float dtype.
+        """
+        path = self._shard_of.get(name)
+        if path is None:
+            raise ModelError(f"{self._listed_in} has no tensor {name!r} of shape {list(shape)}")
+        try:
+            tensor: Tensor = self._handle(path).get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, config.json asks for "
+                f"{list(shape)}"
+            )
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise ModelError(
+                f"{path}: tensor {name!r} is of {_dtype_name(tensor.dtype)}; float32, bfloat16 or "
+                "float16 is wanted"
+            )
+        return tensor
+
+    def release(self) -> None:
+        """Unmap all files; they are mapped again when a tensor is read."""
+        self._open.clear()
+
+    def _handle(self, path: Path) -> Any:
+        handle = self._open.get(path)
+        if handle is None:
+            handle = self._open[path] = safe_open(path, framework="pt")
+        return handle
+
+
+def _names(path: Path) -> list[str]:
+    """Tensor names in one file; opening it checks the header against the file's size."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise ModelError(
+            f"{path} ({size} bytes) is truncated or not a safetensors file: {error}"
+        ) from error
+
+
+def _read_index(folder: Path, index_path: Path) -> dict[str, Path]:
+    weight_map = read_json_object(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index_path} has no weight_map of tensor names to files")
+    held: dict[Path, set[str]] = {}
+    shard_of: dict[str, Path] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _stays_inside(file):
+            raise ModelError(
+                f"{index_path}: tensor {name!r} is said to be in {file!r}; a file in the model's "
+                "folder is wanted"
+            )
+        path = folder / file
+        if path not in held:
+            if not path.is_file():
+                raise ModelError(
+                    f"{path} is missing: {index_path.name} says it holds tensor {name!r}"
+                )
+            held[path] = set(_names(path))
+        if name not in held[path]:
+            raise ModelError(f"{path} has no tensor {name!r}, though {index_path.name} says so")
+        shard_of[name] = path
+    return shard_of
+
+
+def _stays_inside(file: str) -> bool:
+    # A hub cache links its files out of the folder, so links are followed; names must not climb.
+    path = Path(file)
+    return bool(file) and not path.is_absolute() and ".." not in path.parts and "\\" not in file
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Weight quantization: how floats are rounded; the layouts and the matmuls are the kernels'."""

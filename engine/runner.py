@@ -1,0 +1,180 @@
+"""Executes batches on a device: inputs, forward pass, sampling, and how long each took."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+import torch
+
+from engine.batch import Batch, BatchResult, ScheduledSequence
+from engine.config import EngineConfig
+from engine.errors import EnvironmentLacks
+from engine.kv_cache import KVCache, cpu_cache_budget, num_blocks_for
+from engine.models.decoder import Decoder
+from engine.request import Request, SamplingParams, TokenLogprobs
+from engine.sampler import Sampler
+from engine.step_inputs import StepInputs
+from kernels.metadata import build_attention_metadata
+
+
+class ModelRunner:
+    """The `Executor` of a loaded model.
+
+    Owns the KV cache's tensors; which blocks are whose is the scheduler's business.
+
+    Raises:
+        EnvironmentLacks: the KV cache does not fit (see `engine.kv_cache`).
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: EngineConfig,
+        max_model_len: int,
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
+        self.decoder = decoder
+        self._sampler = Sampler(config.seed, eos_token_ids)
+        self._set_threads(config)
+        self._build_cache(config, max_model_len)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+        return self.cache.num_blocks
+
+    def apply_live(self, config: EngineConfig) -> None:
+        """Take over `live` knobs from the next step on."""
+        self._sampler.seed = config.seed
+        self._set_threads(config)
+
+    def reconfigure(self, config: EngineConfig, max_model_len: int) -> None:
+        """Replace the KV cache by one for `config`; what it held is lost.
+
+        Raises:
+            EnvironmentLacks: the new cache does not fit; one of the old shape is in place.
+        """
+        old_config, old_len = self._config, self.max_model_len
+        del self.cache  # first, so that both need not fit beside each other
+        try:
+            self._build_cache(config, max_model_len)
+        except EnvironmentLacks:
+            self._build_cache(old_config, old_len)
+            raise
+
+    def execute(self, batch: Batch) -> BatchResult:
+        """Run one step.
+
+        `device_seconds` ends when the chosen tokens are on the host.
+        """
+        start = time.perf_counter()
+        with torch.inference_mode():
+            token_ids, positions, last_tokens, metadata = self._inputs.prepare(batch)
+            prepared = time.perf_counter()
+            hidden = self.decoder.forward(
+                token_ids, positions, self.cache.keys, self.cache.values, metadata
+            )
+            tokens: list[list[int]] = [[] for _ in batch.sequences]
+            logprobs: list[list[TokenLogprobs] | None] = []
+            sampling = [i for i, s in enumerate(batch.sequences) if s.samples]
+            if sampling:
+                if len(last_tokens) != len(hidden):
+                    hidden = hidden[last_tokens]
+                sampled = self._sampler.sample(
+                    self.decoder.logits(hidden), [batch.sequences[i].request for i in sampling]
+                )
+                for i, token in zip(sampling, sampled.token_ids, strict=True):
+                    tokens[i] = [token]
+                if sampled.logprobs:
+                    logprobs = [None] * len(tokens)
+                    for i, entry in zip(sampling, sampled.logprobs, strict=True):
+                        logprobs[i] = None if entry is None else [entry]
+            self._synchronize()
+        end = time.perf_counter()
+        return BatchResult(
+            tokens=tokens,
+            device_seconds=end - prepared,
+            host_seconds=prepared - start,
+            logprobs=logprobs,
+        )
+
+    def warmup(self) -> None:
+        """Run a prompt and a decode through the model, so that no measured step compiles.
+
+        Writes to block 0, so call it before any request runs.
+        """
+        length = min(2, self.max_model_len - 1)
+        greedy = SamplingParams(temperature=0.0)
+        for tokens, chunk in ((length, length), (length + 1, 1)):
+            if chunk < 1:
+                continue
+            request = Request("warmup", [0] * tokens, greedy, 0.0, block_table=[0])
+            sequence = ScheduledSequence(request, tokens - chunk, chunk, True)
+            self.execute(Batch([sequence], num_decodes=int(chunk == 1)))
+
+    def _build_cache(self, config: EngineConfig, max_model_len: int) -> None:
+        decoder = self.decoder
+        decoder.set_max_position(max_model_len)
+        budget = self._cache_budget(config, max_model_len)
+        num_blocks = num_blocks_for(config, decoder.spec, decoder.dtype, max_model_len, budget)
+        self.cache = KVCache.allocate(
+            decoder.spec, num_blocks, config.block_size, decoder.dtype, decoder.device
+        )
+        self._inputs = StepInputs(config.block_size, max_model_len, decoder.device)
+        self._config, self.max_model_len = config, max_model_len
+
+    def _cache_budget(self, config: EngineConfig, max_model_len: int) -> int:
+        """Bytes for the KV cache."""
+        if config.kv_cache_memory_bytes is not None:
+            return config.kv_cache_memory_bytes
+        if self.decoder.device.type == "cpu":
+            return cpu_cache_budget()
+        return self._measure_cuda_budget(config, max_model_len)
+
+    def _measure_cuda_budget(self, config: EngineConfig, max_model_len: int) -> int:
+        """Bytes that `gpu_memory_utilization` leaves beside weights, activations and others.
+
+        Activations are measured: the largest step is run once on a cache of one block, which every
+        sequence shares.
+        """
+        decoder, device = self.decoder, self.decoder.device
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        cache = KVCache.allocate(decoder.spec, 1, config.block_size, decoder.dtype, device)
+        tokens = config.max_num_batched_tokens
+        lengths = [max_model_len] * (tokens // max_model_len)
+        lengths += [tokens % max_model_len] if tokens % max_model_len else []
+        pages = -(-max_model_len // config.block_size)
+        zeros = torch.zeros(tokens, dtype=torch.int64, device=device)
+        metadata = build_attention_metadata(
+            [[0] * pages for _ in lengths], lengths, lengths, config.block_size, device
+        )
+        try:
+            with torch.inference_mode():
+                hidden = decoder.forward(zeros, zeros, cache.keys, cache.values, metadata)
+                decoder.logits(hidden[: config.max_num_seqs]).float().softmax(-1)
+            torch.cuda.synchronize(device)
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentLacks(
+                f"a step of max_num_batched_tokens={tokens} does not fit the memory of {device}: "
+                "lower max_num_batched_tokens"
+            ) from error
+        del hidden, cache
+        activations = torch.cuda.max_memory_allocated(device) - before
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total * config.gpu_memory_utilization) - (total - free) - activations
+
+    def _set_threads(self, config: EngineConfig) -> None:
+        if self.decoder.device.type == "cpu":
+            threads = config.num_threads or os.cpu_count() or 1
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+
+    def _synchronize(self) -> None:
+        if self.decoder.device.type == "cuda":
+            torch.cuda.synchronize(self.decoder.device)
