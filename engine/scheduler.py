@@ -350,22 +350,30 @@ class Scheduler:
         running = self.running
         if head is None or not running or head.priority >= running[-1].priority:
             return 0
-        prefix = self.pool.match_prefix(head.token_ids)
+        pool = self.pool
+        prefix = pool.match_prefix(head.token_ids)
         num_tokens = len(head.token_ids)
         lower = [r for r in running if r.priority > head.priority]
-        within_reach = self.pool.num_available + sum(len(r.block_table) for r in lower)
+        # Those that run take the blocks that they need in this step before anyone is admitted.
+        growth = sum(self._growth(r) for r in running)
+        within_reach = pool.num_available + sum(len(r.block_table) + self._growth(r) for r in lower)
         reserve = self._reserve() if len(lower) < len(running) else 0
-        if within_reach < self.pool.blocks_for(num_tokens) - len(prefix) + reserve:
+        if within_reach < pool.blocks_for(num_tokens) - len(prefix) + reserve + growth:
             return 0  # preempting would not make it fit
         count = 0
         while running and running[-1].priority > head.priority:
-            if len(running) < self._config.max_num_seqs and self.pool.can_allocate(
-                prefix, num_tokens, self._reserve()
+            if len(running) < self._config.max_num_seqs and pool.can_allocate(
+                prefix, num_tokens, self._reserve() + growth
             ):
                 break
+            growth -= self._growth(running[-1])
             self._preempt_last()
             count += 1
         return count
+
+    def _growth(self, request: Request) -> int:
+        """Blocks that a running request needs in the next step beyond those that it has."""
+        return self.pool.blocks_for(len(request.token_ids)) - len(request.block_table)
 
     def _preempt_last(self) -> Request:
         """Send the running request of highest rank back to the queue; its blocks are given up."""
