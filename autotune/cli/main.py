@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from typer.main import get_command
 
 from autotune.cli.doctor import doctor
 from autotune.cli.exits import ExitCode, guarded, report
+from autotune.cli.export import export
 
 app = typer.Typer(
     name="autotune",
@@ -21,9 +23,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _name, _command in {
+# In the order in which `--help` lists them.
+COMMANDS: dict[str, Callable[..., None]] = {
+    "export": export,
     "doctor": doctor,
-}.items():
+}
+for _name, _command in COMMANDS.items():
     app.command(_name)(guarded(_command))
 
 

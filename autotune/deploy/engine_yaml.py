@@ -6,7 +6,9 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from autotune.deploy.evidence import Evidence
 from autotune.deploy.strict_yaml import read_yaml_mapping
+from autotune.deploy.yaml_text import comment, setting
 from autotune.errors import BadInput
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
@@ -30,3 +32,23 @@ def read_knobs(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise BadInput(f"{path}: {error}") from error
     return {name: getattr(config, name) for name in values}
+
+
+def render_engine_yaml(config: EngineConfig, evidence: Evidence) -> str:
+    """The file's text: every knob, so that a later release's defaults change nothing.
+
+    Reading it back gives an equal configuration.
+    """
+    lines = comment("Configuration of autotune's bundled engine. Use: autotune bench --config FILE")
+    for line in evidence.summary:
+        lines += comment(line, indent="  ")
+    values = config.to_dict()
+    tuned = [name for name in values if name in evidence.changes]
+    if tuned:
+        lines += ["", *comment("Tuned:")]
+    for name in tuned:
+        lines += comment(evidence.of_knob(name) or "", indent="  ")
+        lines.append(setting(name, values[name]))
+    lines += ["", *comment("Left as the run was started with:" if tuned else "All knobs:")]
+    lines += [setting(name, value) for name, value in values.items() if name not in tuned]
+    return "\n".join(lines) + "\n"
