@@ -3,71 +3,18 @@ import sys
 
 import pytest
 
-from engine.batch import Batch, BatchResult
-from engine.blocks import BlockPool
-from engine.config import EngineConfig
-from engine.request import FinishReason, Request, RequestState, SamplingParams
-from engine.scheduler import Scheduler
-from engine.waiting_queue import SJF_AGING_TOKENS
-
-EOS = 40
-STEP = 0.01
-
-
-def make_scheduler(num_blocks: int = 64, max_model_len: int = 256, **knobs: object) -> Scheduler:
-    config = EngineConfig.from_mapping({"block_size": 8, **knobs})
-    pool = BlockPool(num_blocks, 8, config.enable_prefix_caching)
-    return Scheduler(config, pool, max_model_len, frozenset({EOS}), vocab_size=50)
-
-
-def make_request(
-    name: str,
-    prompt: int | list[int] = 8,
-    max_tokens: int | None = 4,
-    *,
-    arrival: float = 0.0,
-    priority: int = 0,
-    **sampling: object,
-) -> Request:
-    # Prompts given by length differ from their first token on, so that none shares a prefix.
-    tokens = [hash_of(name), *([1] * (prompt - 1))] if isinstance(prompt, int) else [*prompt]
-    params = SamplingParams(max_tokens=max_tokens, **sampling)  # type: ignore[arg-type]
-    return Request(name, tokens, params, arrival, priority)
-
-
-def hash_of(name: str) -> int:
-    return sum(map(ord, name)) % 50
-
-
-def answer(batch: Batch, token: int = 3) -> BatchResult:
-    return BatchResult([[token] if s.samples else [] for s in batch.sequences], STEP)
-
-
-def shape(batch: Batch) -> list[tuple[str, int, int]]:
-    return [(s.request.request_id, s.start, s.num_tokens) for s in batch.sequences]
-
-
-def step(scheduler: Scheduler, now: float = 0.0, token: int = 3) -> list[tuple[str, int, int]]:
-    batch = scheduler.schedule(now)
-    scheduler.check_integrity()
-    assert all(s.num_tokens == 1 and s.samples for s in batch.sequences[: batch.num_decodes])
-    scheduler.update(batch, answer(batch, token))
-    scheduler.check_integrity()
-    return shape(batch)
-
-
-def finish_all(scheduler: Scheduler, limit: int = 1000) -> list[str]:
-    """Step to the end; the ids in the order in which they finished."""
-    order: list[str] = []
-    for _ in range(limit):
-        batch = scheduler.schedule(0.0)
-        scheduler.check_integrity()
-        if not batch.sequences:
-            assert scheduler.num_unfinished == 0
-            assert scheduler.pool.num_used == 0
-            return order
-        order += [r.request_id for r in scheduler.update(batch, answer(batch))]
-    raise AssertionError("the scheduler did not come to an end")
+from engine.batch import BatchResult
+from engine.request import FinishReason, RequestState
+from tests.engine.scheduling import (
+    EOS,
+    STEP,
+    answer,
+    finish_all,
+    make_request,
+    make_scheduler,
+    shape,
+    step,
+)
 
 
 def test_the_scheduler_imports_no_torch() -> None:
@@ -76,90 +23,6 @@ def test_the_scheduler_imports_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# Admission
-
-
-@pytest.mark.parametrize(
-    ("request_", "knobs", "reason"),
-    [
-        (make_request("a", []), {}, "prompt is empty"),
-        (make_request("a", [1, 50, 2]), {}, "token id 50; ids must be from 0 to 49"),
-        (make_request("a", [1, -1, 2]), {}, "token id -1"),
-        (make_request("a", 256), {}, "prompt of 256 tokens .* max_model_len=256; at most 255"),
-        (make_request("a", 20, 64), {"num_blocks": 10}, "holds 80 tokens, .* may need 83"),
-        (make_request("a", 90, None), {"num_blocks": 10}, "holds 80 tokens, .* may need 90"),
-        (
-            make_request("a", 65),
-            {"max_num_batched_tokens": 64, "max_num_seqs": 8, "enable_chunked_prefill": False},
-            "max_num_batched_tokens=64 and enable_chunked_prefill is off",
-        ),
-    ],
-)
-def test_what_can_never_be_served_is_refused_with_the_reason(
-    request_: Request, knobs: dict[str, int], reason: str
-) -> None:
-    scheduler = make_scheduler(**knobs)  # type: ignore[arg-type]
-    assert not scheduler.add(request_)
-    assert request_.state is RequestState.FINISHED
-    assert request_.finish_reason is FinishReason.REFUSED
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(request_.refusal)
-    assert scheduler.num_unfinished == 0
-    assert scheduler.next_wakeup(0.0) is None
-
-
-def test_the_largest_request_that_fits_alone_is_served() -> None:
-    # 10 blocks hold 80 tokens; the last token of 81 is never computed.
-    scheduler = make_scheduler(num_blocks=10)
-    request = make_request("a", 20, 61)
-    assert scheduler.add(request)
-    assert finish_all(scheduler) == ["a"]
-    assert request.num_output_tokens == 61
-    assert not scheduler.add(make_request("b", 20, 62))
-
-
-def test_without_max_tokens_output_ends_at_the_model_or_the_cache() -> None:
-    for num_blocks, total in ((64, 256), (10, 81)):
-        scheduler = make_scheduler(num_blocks=num_blocks)
-        request = make_request("a", 20, None)
-        assert scheduler.add(request)
-        finish_all(scheduler)
-        assert len(request.token_ids) == total
-        assert request.finish_reason is FinishReason.LENGTH
-
-
-def test_max_tokens_beyond_the_model_is_clipped() -> None:
-    scheduler = make_scheduler(max_model_len=30)
-    request = make_request("a", 20, 64)
-    assert scheduler.add(request)
-    finish_all(scheduler)
-    assert len(request.token_ids) == 30
-
-
-def test_a_full_queue_refuses_until_it_has_room() -> None:
-    scheduler = make_scheduler(max_num_queued_reqs=2, max_num_seqs=1)
-    assert scheduler.add(make_request("a"))
-    assert scheduler.add(make_request("b"))
-    refused = make_request("c")
-    assert not scheduler.add(refused)
-    assert refused.refusal is not None
-    assert "max_num_queued_reqs=2" in refused.refusal
-    step(scheduler)  # takes one from the queue
-    assert scheduler.add(make_request("d"))
-    assert finish_all(scheduler) == ["a", "b", "d"]
-
-
-def test_an_id_in_use_is_refused_and_its_owner_unharmed() -> None:
-    scheduler = make_scheduler()
-    scheduler.add(make_request("a"))
-    second = make_request("a")
-    assert not scheduler.add(second)
-    assert second.refusal is not None
-    assert "'a' is in use" in second.refusal
-    assert finish_all(scheduler) == ["a"]
-    assert scheduler.add(make_request("a"))
 
 
 # What a step computes
@@ -387,137 +250,6 @@ def test_lowering_the_seats_preempts_the_rest() -> None:
     assert batch.num_preemptions == 4
     scheduler.update(batch, answer(batch))
     assert finish_all(scheduler) == list("abcdef")
-
-
-# Policies
-
-
-def test_priority_serves_the_lower_number_first_then_arrival() -> None:
-    scheduler = make_scheduler(max_num_seqs=1, scheduling_policy="priority")
-    for name, priority in (("a", 2), ("b", 1), ("c", 1), ("d", 0)):
-        scheduler.add(make_request(name, priority=priority))
-    assert finish_all(scheduler) == ["d", "b", "c", "a"]
-
-
-def test_priority_preempts_the_least_for_a_more_urgent_request() -> None:
-    scheduler = make_scheduler(num_blocks=8, max_num_seqs=2, scheduling_policy="priority")
-    scheduler.add(make_request("low", 16, 20, priority=5))
-    scheduler.add(make_request("mid", 16, 20, priority=3))
-    step(scheduler)
-    scheduler.add(make_request("high", 16, 20, priority=1))
-    batch = scheduler.schedule(0.0)
-    assert [s.request.request_id for s in batch.sequences] == ["mid", "high"]
-    assert batch.num_preemptions == 1
-    scheduler.update(batch, answer(batch))
-    assert finish_all(scheduler) == ["high", "mid", "low"]
-
-
-def test_priority_does_not_preempt_equals_nor_in_vain() -> None:
-    scheduler = make_scheduler(num_blocks=8, max_num_seqs=2, scheduling_policy="priority")
-    scheduler.add(make_request("first", 40, 10, priority=1))
-    scheduler.add(make_request("low", 8, 10, priority=5))
-    step(scheduler)
-    scheduler.add(make_request("equal", 8, 4, priority=5))
-    # More urgent than `low`, but even without it `first` leaves too few blocks.
-    scheduler.add(make_request("large", 24, 10, priority=2))
-    batch = scheduler.schedule(0.0)
-    assert batch.num_preemptions == 0
-    assert [s.request.request_id for s in batch.sequences] == ["first", "low"]
-
-
-def test_sjf_serves_the_least_work_first() -> None:
-    scheduler = make_scheduler(max_num_seqs=1, scheduling_policy="sjf")
-    scheduler.add(make_request("long", 200, 40))
-    scheduler.add(make_request("middle", 20, 100))
-    scheduler.add(make_request("short", 20, 4))
-    assert finish_all(scheduler) == ["short", "middle", "long"]
-
-
-def test_sjf_starves_nobody() -> None:
-    scheduler = make_scheduler(max_num_seqs=1, scheduling_policy="sjf")
-    long = make_request("long", 200, 40)
-    scheduler.add(long)
-    overtook: list[str] = []
-    for i in range(200):
-        # Short ones keep coming, faster than they are served.
-        scheduler.add(make_request(f"short{i}", 4, 1))
-        scheduler.add(make_request(f"other{i}", 4, 1))
-        overtook += [name for name, _, _ in step(scheduler)]
-        if long.state is RequestState.RUNNING:
-            break
-    overtook.remove("long")
-    assert 1 < len(overtook) <= 240 // SJF_AGING_TOKENS
-
-
-def test_changing_the_policy_reorders_the_queue() -> None:
-    scheduler = make_scheduler(max_num_seqs=1)
-    scheduler.add(make_request("long", 100, 9, priority=1))
-    scheduler.add(make_request("short", 10, 9, priority=2))
-    scheduler.config = scheduler.config.replace(scheduling_policy="sjf")
-    assert scheduler.waiting.peek() is scheduler._requests["short"]
-    scheduler.config = scheduler.config.replace(scheduling_policy="priority")
-    assert scheduler.waiting.peek() is scheduler._requests["long"]
-    scheduler.check_integrity()
-    assert finish_all(scheduler) == ["long", "short"]
-
-
-@pytest.mark.parametrize("policy", ["fcfs", "sjf"])
-def test_a_large_request_at_the_head_is_not_starved_by_small_ones(policy: str) -> None:
-    scheduler = make_scheduler(num_blocks=16, scheduling_policy=policy, max_num_seqs=8)
-    for i in range(6):
-        scheduler.add(make_request(f"first{i}", 8, 9))
-    step(scheduler)
-    scheduler.add(make_request("large", 100, 20))
-    for i in range(400):
-        scheduler.add(make_request(f"later{i}", 8, 9))
-        step(scheduler)
-        if any(r.request_id == "large" for r in scheduler.running):
-            return
-    raise AssertionError("small requests kept the large one out")
-
-
-# Batching modes
-
-
-def test_static_batching_admits_nobody_until_the_batch_is_done() -> None:
-    scheduler = make_scheduler(max_num_seqs=2, batching_mode="static")
-    for name, tokens in (("a", 2), ("b", 5), ("c", 2)):
-        scheduler.add(make_request(name, 8, tokens))
-    for _ in range(5):
-        names = {name for name, _, _ in step(scheduler)}
-        assert "c" not in names
-    assert step(scheduler) == [("c", 0, 8)]
-
-
-def test_a_static_batch_is_whole_even_if_its_prompts_take_several_steps() -> None:
-    scheduler = make_scheduler(max_num_seqs=3, batching_mode="static", max_num_batched_tokens=10)
-    for name in "abcd":
-        scheduler.add(make_request(name, 8))
-    assert step(scheduler) == [("a", 0, 8), ("b", 0, 2)]
-    assert len(scheduler.running) == 3
-    assert step(scheduler) == [("a", 8, 1), ("b", 2, 6), ("c", 0, 3)]
-    assert finish_all(scheduler) == list("abcd")
-
-
-def test_dynamic_batching_waits_for_a_full_batch_or_its_delay() -> None:
-    scheduler = make_scheduler(max_num_seqs=3, batching_mode="dynamic", max_queue_delay=0.5)
-    scheduler.add(make_request("a", arrival=1.1))
-    scheduler.add(make_request("b", arrival=1.2))
-    assert step(scheduler, 1.3) == []
-    wakeup = scheduler.next_wakeup(1.3)
-    assert wakeup == 1.1 + 0.5
-    # At exactly that time it runs: a virtual clock that jumps there must not spin.
-    assert [name for name, _, _ in step(scheduler, wakeup)] == ["a", "b"]
-    assert scheduler.next_wakeup(wakeup) == wakeup
-
-
-def test_dynamic_batching_starts_at_once_when_the_batch_is_full() -> None:
-    scheduler = make_scheduler(max_num_seqs=2, batching_mode="dynamic", max_queue_delay=60.0)
-    scheduler.add(make_request("a"))
-    assert step(scheduler, 0.0) == []
-    scheduler.add(make_request("b"))
-    assert scheduler.next_wakeup(0.0) == 0.0
-    assert [name for name, _, _ in step(scheduler, 0.0)] == ["a", "b"]
 
 
 def test_equal_requests_make_equal_schedules() -> None:
