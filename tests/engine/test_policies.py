@@ -2,7 +2,7 @@ import pytest
 
 from engine.request import RequestState
 from engine.waiting_queue import SJF_AGING_TOKENS
-from tests.engine.scheduling import finish_all, make_request, make_scheduler, step
+from tests.engine.scheduling import answer, finish_all, make_request, make_scheduler, step
 
 # Policies
 
