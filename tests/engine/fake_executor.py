@@ -45,6 +45,7 @@ class FakeExecutor:
         self.batches: list[list[tuple[str, int, int, bool]]] = []
         self.fail_next: BaseException | None = None
         self.keep_batches = True
+        self.tokens_per_step = 1  # more, as speculation yields
         self.reshape(num_blocks, block_size)
 
     def reshape(self, num_blocks: int, block_size: int) -> None:
@@ -75,7 +76,10 @@ class FakeExecutor:
             table = s.request.block_table
             context = [self.slots[table[p // size] * size + p % size] for p in range(s.end)]
             assert None not in context, "a slot was read before it was written"
-            tokens.append([next_token([t for t in context if t is not None])])
+            known = [t for t in context if t is not None]
+            for _ in range(self.tokens_per_step):
+                known.append(next_token(known))
+            tokens.append(known[s.end :])
         seconds = 0.001 + 1e-5 * batch.num_tokens
         if self.clock is not None:
             self.clock.now += seconds
