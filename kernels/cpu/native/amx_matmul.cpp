@@ -130,19 +130,27 @@ static inline __attribute__((always_inline)) void multiply(bool second_row) {
     }
 }
 
-// Tiles 0..3 += rows x panel over `steps` steps. The stream runs ahead of the memory by PREFETCH.
-template <int KIND, bool TWO, bool AHEAD>
+// Lines of memory to ask for while multiplying, some with every step: what comes next.
+struct Ahead {
+    const char* next;
+    int64_t lines_per_step;
+
+    inline __attribute__((always_inline)) void fetch() {
+        for (int64_t i = 0; i < lines_per_step; i++) _mm_prefetch(next + i * 64, _MM_HINT_T1);
+        next += lines_per_step * 64;
+    }
+};
+
+// Tiles 0..3 += rows x panel over `steps` steps.
+template <int KIND, bool TWO>
 static void accumulate(const char* a0, const char* a1, int64_t a_row_stride, int64_t a_step,
-                       const char* b, int64_t steps) {
-    constexpr int64_t PREFETCH = 8192;
+                       const char* b, int64_t steps, Ahead& ahead) {
     for (int64_t s = 0; s < steps; s++) {
         _tile_loadd(4, a0 + s * a_step, a_row_stride);
         if (TWO) _tile_loadd(5, a1 + s * a_step, a_row_stride);
         _tile_loadd(6, b + s * STEP_BYTES, 64);
         _tile_loadd(7, b + s * STEP_BYTES + 1024, 64);
-        if (AHEAD)
-            for (int64_t line = 0; line < STEP_BYTES; line += 64)
-                _mm_prefetch(b + s * STEP_BYTES + PREFETCH + line, _MM_HINT_T0);
+        ahead.fetch();
         multiply<KIND>(TWO);
     }
 }
@@ -157,26 +165,31 @@ struct Output {
 };
 
 template <class T, int KIND>
-static void write_tile(const Output& out, const void* tile, int64_t row, int64_t rows, int64_t col) {
-    int64_t cols = out.n - col < 16 ? out.n - col : 16;
-    if (cols <= 0) return;
+static void write_rows(const Output& out, const char* tiles, int64_t row, int64_t rows, int64_t col) {
+    int64_t cols = out.n - col < PANEL ? out.n - col : PANEL;
     for (int64_t r = 0; r < rows; r++) {
-        vf v;
-        if (KIND == INT8) {
-            vi products;
-            memcpy(&products, (const char*)tile + r * 64, sizeof products);
-            v = __builtin_convertvector(products, vf) * out.row_scales[row + r];
-        } else {
-            v = load((const float*)tile + r * 16);
+        const char* at = tiles + r / 16 * 2048 + r % 16 * 64;
+        vf v[2];
+        for (int t = 0; t < 2; t++) {
+            if (KIND == INT8) {
+                vi products;
+                memcpy(&products, at + t * 1024, sizeof products);
+                v[t] = __builtin_convertvector(products, vf) * out.row_scales[row + r];
+            } else {
+                v[t] = load((const float*)(at + t * 1024));
+            }
         }
         T* to = (T*)out.data + (row + r) * out.n + col;
-        if (cols == 16) {
-            if (KIND == INT8) v *= load(out.scales + col);
-            if (out.bias) v += load(out.bias + col);
-            store(to, v);
+        if (cols == PANEL) {
+            for (int t = 0; t < 2; t++) {
+                if (KIND == INT8) v[t] *= load(out.scales + col + t * LANES);
+                if (out.bias) v[t] += load(out.bias + col + t * LANES);
+                store(to + t * LANES, v[t]);
+            }
         } else {
-            float lanes[LANES];
-            store(lanes, v);
+            float lanes[PANEL];
+            store(lanes, v[0]);
+            store(lanes + LANES, v[1]);
             for (int64_t c = 0; c < cols; c++) {
                 float x = KIND == INT8 ? lanes[c] * out.scales[col + c] : lanes[c];
                 from_float(to + c, out.bias ? x + out.bias[col + c] : x);
@@ -185,22 +198,29 @@ static void write_tile(const Output& out, const void* tile, int64_t row, int64_t
     }
 }
 
+// The output lines of a block, fetched for writing while its products are computed.
+static void fetch_output(const Output& out, int64_t row, int64_t rows, int64_t col) {
+    int64_t size = out.dtype == F32 ? 4 : 2;
+    for (int64_t r = 0; r < rows; r++) {
+        const char* to = (const char*)out.data + ((row + r) * out.n + col) * size;
+        __builtin_prefetch(to, 1);
+        if (size == 4) __builtin_prefetch(to + 64, 1);
+    }
+}
+
 template <int KIND>
 static void write_block(const Output& out, int64_t row, int64_t rows, int64_t col) {
-    alignas(64) char tile[4][1024];
-    _tile_stored(0, tile[0], 64);
-    _tile_stored(1, tile[1], 64);
+    alignas(64) char tiles[4096];
+    _tile_stored(0, tiles, 64);
+    _tile_stored(1, tiles + 1024, 64);
     if (rows > 16) {
-        _tile_stored(2, tile[2], 64);
-        _tile_stored(3, tile[3], 64);
+        _tile_stored(2, tiles + 2048, 64);
+        _tile_stored(3, tiles + 3072, 64);
     }
-    auto write = out.dtype == F32    ? write_tile<float, KIND>
-                 : out.dtype == BF16 ? write_tile<bf16, KIND>
-                                     : write_tile<f16, KIND>;
-    for (int t = 0; t < 4; t++) {
-        int64_t first = row + (t / 2) * 16, left = row + rows - first;
-        if (left > 0) write(out, tile[t], first, left < 16 ? left : 16, col + (t % 2) * 16);
-    }
+    auto write = out.dtype == F32    ? write_rows<float, KIND>
+                 : out.dtype == BF16 ? write_rows<bf16, KIND>
+                                     : write_rows<f16, KIND>;
+    write(out, tiles, row, rows, col);
 }
 
 // All rows of one A block against one panel.
@@ -208,54 +228,63 @@ template <int KIND>
 static void run_panel(const char* a, int64_t a_row_stride, int64_t a_step, int64_t a_block,
                       int64_t row, int64_t rows, const Weight& w, int64_t panel, int64_t steps,
                       char* widened, const Output& out) {
-    const char* b = w.data + panel * steps * (KIND == INT4 ? 512 : STEP_BYTES);
-    int64_t groups = KIND == INT4 ? w.k / w.group_size : 0;
-    int64_t group_steps = KIND == INT4 ? w.group_size / 32 : 0;
-    if (KIND == INT4) {
-        // Few rows: widen a piece that stays in L1 and use it at once, tiles keep the sums.
-        // Many rows: widen the whole panel once, it stays in L2 for all of them.
-        Dequantizer dequantizer;
-        int64_t piece = rows > 32 ? steps : group_steps;
-        for (int64_t s = 0; s < steps; s += piece) {
-            for (int64_t i = s; i < s + piece && i < steps; i++) {
-                if (i % group_steps == 0) {
-                    int64_t at = (panel * groups + i / group_steps) * PANEL;
-                    dequantizer.group(w.scales + at, w.zeros + at);
-                }
+    constexpr int64_t SOURCE_STEP = KIND == INT4 ? 512 : STEP_BYTES;
+    const char* source = w.data + panel * steps * SOURCE_STEP;
+    int64_t blocks = (rows + 31) / 32;
+    auto zero = [] {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    };
+    Dequantizer dequantizer;
+    auto widen = [&](int64_t begin, int64_t end, char* to) {
+        int64_t group_steps = w.group_size / 32, groups = w.k / w.group_size;
+        for (int64_t s = begin; s < end; s++) {
+            if (s % group_steps == 0) {
+                int64_t at = (panel * groups + s / group_steps) * PANEL;
+                dequantizer.group(w.scales + at, w.zeros + at);
+            }
+            if (blocks == 1)
                 for (int64_t line = 0; line < 512; line += 64)
-                    _mm_prefetch(b + i * 512 + 2048 + line, _MM_HINT_T0);
-                dequantizer.step(b + i * 512, widened + (i - s) * STEP_BYTES);
-            }
-            if (rows > 32) break;
-            bool two = rows > 16;
-            if (s == 0) {
-                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-            }
-            if (two)
-                accumulate<KIND, true, false>(a + s * a_step, a + a_block + s * a_step, a_row_stride,
-                                              a_step, widened, piece);
+                    _mm_prefetch(source + s * 512 + 4096 + line, _MM_HINT_T0);
+            dequantizer.step(source + s * 512, to + (s - begin) * STEP_BYTES);
+        }
+    };
+    // One block streams through the weights, so what comes next lies ahead in this panel and the
+    // following one. More blocks use a panel again and again, and have time to fetch the next.
+    if (KIND == INT4 && blocks == 1) {
+        constexpr int64_t PIECE = 4;  // steps widened at once: 8 KiB, used while still in L1
+        Ahead none{nullptr, 0};
+        zero();
+        for (int64_t s = 0; s < steps; s += PIECE) {
+            int64_t end = s + PIECE < steps ? s + PIECE : steps;
+            char* to = widened + (s / PIECE % 2) * PIECE * STEP_BYTES;
+            widen(s, end, to);
+            if (rows > 16)
+                accumulate<KIND, true>(a + s * a_step, a + a_block + s * a_step, a_row_stride,
+                                       a_step, to, end - s, none);
             else
-                accumulate<KIND, false, false>(a + s * a_step, a, a_row_stride, a_step, widened,
-                                               piece);
+                accumulate<KIND, false>(a + s * a_step, a, a_row_stride, a_step, to, end - s, none);
         }
-        if (rows <= 32) {
-            write_block<KIND>(out, row, rows, panel * PANEL);
-            return;
-        }
-        b = widened;
+        write_block<KIND>(out, row, rows, panel * PANEL);
+        return;
     }
+    if (KIND == INT4) widen(0, steps, widened);
+    const char* b = KIND == INT4 ? widened : source;
+    constexpr int64_t SOURCE_LINES = SOURCE_STEP / 64;
+    Ahead ahead{blocks == 1 ? source + 4 * SOURCE_STEP : source + steps * SOURCE_STEP,
+                (SOURCE_LINES + blocks - 1) / blocks};
     for (int64_t r = 0; r < rows; r += 32) {
         const char* a0 = a + r / 16 * a_block;
-        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-        bool first = r == 0 && KIND != INT4;
-        if (rows - r > 16) {
-            if (first) accumulate<KIND, true, true>(a0, a0 + a_block, a_row_stride, a_step, b, steps);
-            else accumulate<KIND, true, false>(a0, a0 + a_block, a_row_stride, a_step, b, steps);
-        } else {
-            if (first) accumulate<KIND, false, true>(a0, a0, a_row_stride, a_step, b, steps);
-            else accumulate<KIND, false, false>(a0, a0, a_row_stride, a_step, b, steps);
-        }
-        write_block<KIND>(out, row + r, rows - r < 32 ? rows - r : 32, panel * PANEL);
+        int64_t count = rows - r < 32 ? rows - r : 32;
+        fetch_output(out, row + r, count, panel * PANEL);
+        zero();
+        if (count > 16)
+            accumulate<KIND, true>(a0, a0 + a_block, a_row_stride, a_step, b, steps, ahead);
+        else
+            accumulate<KIND, false>(a0, a0, a_row_stride, a_step, b, steps, ahead);
+        write_block<KIND>(out, row + r, count, panel * PANEL);
     }
 }
 
