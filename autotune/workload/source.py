@@ -66,7 +66,7 @@ class Source:
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
                 if b"\0" in raw:
-                    self.fail(number, "holds a NUL byte; it must be plain UTF-8 text")
+                    self.fail(number, "holds a NUL byte")
                 try:
                     text = raw.decode("utf-8")
                 except UnicodeDecodeError:
