@@ -1,1 +1,5 @@
-"""Turns the records of a finished run into one HTML file."""
+"""Turns the records of a run, finished or not, into one HTML file."""
+
+from reports.report import render_report
+
+__all__ = ["render_report"]

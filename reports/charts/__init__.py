@@ -1,0 +1,1 @@
+"""Inline-SVG charts, one kind a file; each returns a `Figure`."""

@@ -1,0 +1,215 @@
+"""A run folder read once, and arranged as the two sides that the report compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from autotune.records import LimitResult, RequestRecord, RunFolder, TrialRecord
+from reports.formatting import mapping, number, sequence
+
+
+class Step(Protocol):
+    """What the report reads of a step record; see `RunFolder.read_steps`."""
+
+    @property
+    def start(self) -> float: ...  # noqa: D102
+    @property
+    def queue_length(self) -> int: ...  # noqa: D102
+    @property
+    def running(self) -> int: ...  # noqa: D102
+    @property
+    def blocks_used(self) -> int: ...  # noqa: D102
+    @property
+    def blocks_total(self) -> int: ...  # noqa: D102
+
+
+KNOBS_NOT_COMPARED = ("model", "tokenizer", "device", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of the comparison: the default, or what is set against it.
+
+    `bench` holds the metrics of its trials and `source` says where they stand in the records.
+    `requests` are those of all its trials; `steps` those of one, `steps_trial`.
+    """
+
+    label: str
+    series: str
+    config: Mapping[str, Any]
+    bench: Mapping[str, Any]
+    source: str
+    slo: Sequence[LimitResult]
+    trials: Sequence[TrialRecord]
+    requests: Sequence[RequestRecord]
+    steps: Sequence[Step]
+    steps_trial: int | None
+
+    def latency(self, metric: str, statistic: str) -> float | None:
+        """A latency statistic in seconds, or None where there is none."""
+        return number(mapping(self.bench.get(metric)).get(statistic))
+
+    def interval(self, metric: str, statistic: str) -> tuple[float, float] | None:
+        """The bootstrap interval of a latency statistic in seconds."""
+        intervals = mapping(mapping(self.bench.get(metric)).get("intervals"))
+        return as_interval(intervals.get(statistic))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything the report rests on. `winner` is None where there is nothing to compare."""
+
+    folder: Path
+    run: Mapping[str, Any]
+    result: Mapping[str, Any]
+    trials: Sequence[TrialRecord]
+    baseline: Side | None
+    winner: Side | None
+
+    @property
+    def sides(self) -> list[Side]:
+        """The sides there are, the default first."""
+        return [side for side in (self.baseline, self.winner) if side is not None]
+
+    @property
+    def search_trials(self) -> list[TrialRecord]:
+        """The trials of the search itself, without calibration and proof."""
+        return [t for t in self.trials if t.kind == "search"]
+
+    @property
+    def minimize(self) -> bool:
+        """Whether a smaller objective is better."""
+        return self.run.get("direction") == "minimize"
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether the first objective is better than the second."""
+        return one < other if self.minimize else one > other
+
+    @property
+    def varied_knobs(self) -> list[str]:
+        """Knobs that took more than one value in the search, in the order of their importance."""
+        seen: dict[str, set[str]] = {}
+        for trial in self.search_trials:
+            for name, value in trial.config.items():
+                if name not in KNOBS_NOT_COMPARED:
+                    seen.setdefault(name, set()).add(repr(value))
+        shares = mapping(self.result.get("importances"))
+        names = [name for name, values in seen.items() if len(values) > 1]
+        return sorted(names, key=lambda n: (-(number(shares.get(n)) or 0.0), n))
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Read the records of a run, finished or not.
+
+    Raises:
+        BadInput: the folder holds no run.
+    """
+    files = RunFolder(folder)
+    run = files.read_run()
+    trials = files.read_trials()
+    result = mapping(run.get("result"))
+    if result:
+        baseline, winner = _proven_sides(files, result, trials)
+    else:
+        baseline, winner = _sides_so_far(files, trials, run.get("direction") == "minimize")
+    return Evidence(folder, run, result, trials, baseline, winner)
+
+
+def best_so_far(trials: Sequence[TrialRecord], *, minimize: bool) -> TrialRecord | None:
+    """The best search trial that met the SLO; the first of equals."""
+    sign = 1.0 if minimize else -1.0
+    feasible = [
+        (sign * value, trial.number, trial)
+        for trial in trials
+        if trial.kind == "search" and trial.slo_met
+        if (value := number(trial.objective)) is not None
+    ]
+    return min(feasible, key=lambda item: item[:2])[2] if feasible else None
+
+
+def as_interval(value: object) -> tuple[float, float] | None:
+    """Two finite numbers as an interval, or None."""
+    pair = [number(item) for item in sequence(value)]
+    if len(pair) != 2 or pair[0] is None or pair[1] is None:
+        return None
+    return pair[0], pair[1]
+
+
+def read_limits(value: object) -> list[LimitResult]:
+    """The limits as `run.json` has them; entries that are none are left out."""
+    limits = []
+    for item in sequence(value):
+        try:
+            limits.append(LimitResult(**mapping(item)))
+        except TypeError:
+            continue
+    return limits
+
+
+def _proven_sides(
+    files: RunFolder, result: Mapping[str, Any], trials: Sequence[TrialRecord]
+) -> tuple[Side | None, Side | None]:
+    def side(key: str, label: str, slo: str) -> Side | None:
+        bench = mapping(result.get(key))
+        if not bench:
+            return None
+        config = mapping(bench.get("config"))
+        if key == "winner":
+            config = mapping(result.get("winner_config")) or config
+        numbers = [n for n in sequence(result.get(f"{key}_trials")) if isinstance(n, int)]
+        chosen = [t for t in trials if t.number in numbers]
+        return _side(
+            files, label, config, bench, f"result.{key}", read_limits(result.get(slo)), chosen
+        )
+
+    baseline = side("baseline", "default", "baseline_slo")
+    # Where nothing beat the default, the winner is the default and there is one side to show.
+    winner = side("winner", "winner", "slo") if mapping(result.get("changes")) else None
+    return baseline, winner
+
+
+def _sides_so_far(
+    files: RunFolder, trials: Sequence[TrialRecord], minimize: bool
+) -> tuple[Side | None, Side | None]:
+    measured = [t for t in trials if t.kind == "search" and t.metrics]
+    first = next((t for t in measured if t.source == "default"), None)
+    best = best_so_far(measured, minimize=minimize)
+
+    def side(trial: TrialRecord, label: str) -> Side:
+        return _side(
+            files,
+            label,
+            trial.config,
+            mapping(trial.metrics),
+            f"trials[{trial.number}].metrics",
+            trial.slo,
+            [trial],
+        )
+
+    baseline = side(first, "default") if first else None
+    other = side(best, "best so far") if best and best is not first else None
+    return baseline, other
+
+
+def _side(
+    files: RunFolder,
+    label: str,
+    config: Mapping[str, Any],
+    bench: Mapping[str, Any],
+    source: str,
+    slo: Sequence[LimitResult],
+    trials: Sequence[TrialRecord],
+) -> Side:
+    requests: list[RequestRecord] = []
+    steps: Sequence[Step] = []
+    steps_trial = None
+    for trial in trials:
+        requests += files.read_requests(trial.number)
+        if not steps:
+            steps = files.read_steps(trial.number)
+            steps_trial = trial.number if steps else None
+    series = "s-default" if label == "default" else "s-winner"
+    return Side(label, series, config, bench, source, slo, trials, requests, steps, steps_trial)

@@ -1,0 +1,109 @@
+"""`render_report`: a run folder in, one HTML file out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from autotune.records import RunFolder, write_atomically
+from reports import pages
+from reports.charts.comparison import throughput_comparison
+from reports.charts.distribution import latency_distributions, percentile_rows
+from reports.charts.finalists import finalist_gains
+from reports.charts.histogram import workload_histograms
+from reports.charts.history import search_history
+from reports.charts.importance import knob_importances
+from reports.charts.slices import knob_slices
+from reports.charts.timeline import engine_timeline
+from reports.evidence import Evidence, read_evidence
+from reports.formatting import fixed, mapping, sequence, significant
+from reports.trials import trial_table
+from reports.verdict import judge
+
+
+def render_report(folder: Path) -> Path:
+    """Write `report.html` into a run folder, finished or not, and return its path.
+
+    The page needs no network and no other file; the same records give the same bytes.
+
+    Raises:
+        BadInput: the folder holds no run.
+    """
+    target = RunFolder(folder).report_html
+    # Lone surrogates, which JSON strings may hold, have no UTF-8: they become question marks.
+    write_atomically(target, report_page(read_evidence(folder)).encode("utf-8", "replace"))
+    return target
+
+
+def report_page(evidence: Evidence) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(fixed=fixed, significant=significant)
+    style, script = _asset("style.css"), _asset("script.js")
+    run = evidence.run
+    counter_columns, counter_rows = pages.engine_counters(evidence)
+    return environment.get_template("report.html.j2").render(
+        style=Markup(style),  # noqa: S704  our own file
+        script=Markup(script),  # noqa: S704  our own file
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        run=run,
+        run_json=_finite(run),
+        model=str(mapping(run.get("model")).get("name") or "unnamed model"),
+        hardware=mapping(run.get("hardware")),
+        verdict=judge(evidence),
+        sides=evidence.sides,
+        latency=latency_distributions(evidence),
+        percentiles=percentile_rows(evidence),
+        throughput=throughput_comparison(evidence),
+        finalists=finalist_gains(evidence),
+        counter_columns=counter_columns,
+        counter_rows=counter_rows,
+        quality=pages.quality_rows(evidence),
+        notes=[str(note) for note in sequence(evidence.result.get("notes"))],
+        history=search_history(evidence),
+        importances=knob_importances(evidence),
+        slices=knob_slices(evidence),
+        search_space=pages.search_space(evidence),
+        table=trial_table(evidence),
+        timeline=engine_timeline(evidence),
+        workload=pages.workload_facts(evidence),
+        workload_notes=pages.workload_notes(evidence),
+        workload_lengths=pages.workload_lengths(evidence),
+        workload_shape=workload_histograms(evidence),
+        environment=pages.environment_facts(evidence),
+        snippets=pages.reproduction(evidence),
+        glossary=pages.GLOSSARY,
+    )
+
+
+def _asset(name: str) -> str:
+    return files("reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source expression by which the page's policy admits its own style and script only."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
