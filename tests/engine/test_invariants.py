@@ -1,0 +1,315 @@
+"""Random traffic against the engine's invariants.
+
+1. Every request that enters leaves exactly once.
+2. Every block is free, owned or cached; reference counts equal owners; an idle engine owns none.
+3. What a request generates depends on nothing but the request.
+4. No step exceeds its limits, and everything that was let in comes to its end.
+5. Time never runs backwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from engine.batch import Batch, BatchResult
+from engine.config import EngineConfig
+from engine.engine import CacheShape, Engine
+from engine.errors import ConfigError
+from engine.output import RequestOutput
+from engine.request import FinishReason, Request, SamplingParams
+from engine.step_record import StepRecord
+from tests.engine.fake_detokenizer import FakeDetokenizer, as_text
+from tests.engine.fake_executor import VOCABULARY, FakeExecutor, VirtualClock, next_token
+
+EOS = frozenset({5, 6})
+STEMS = ([1, 2, 3, 4] * 12, [1, 2, 3, 4] * 4 + [7] * 24, [9] * 40)
+
+
+class StrictExecutor(FakeExecutor):
+    """Also checks every batch that it is given."""
+
+    engine: Engine
+    max_model_len: int
+
+    def execute(self, batch: Batch) -> BatchResult:
+        config = self.engine.config
+        pool = self.engine.pool
+        assert 1 <= len(batch.sequences) <= config.max_num_seqs
+        assert batch.num_tokens <= config.max_num_batched_tokens
+        assert len({id(s.request) for s in batch.sequences}) == len(batch.sequences)
+        written: set[int] = set()
+        for i, s in enumerate(batch.sequences):
+            request = s.request
+            assert s.start == request.num_computed_tokens
+            assert s.num_tokens >= 1
+            assert s.samples is (s.end == len(request.token_ids))
+            assert s.end < self.max_model_len
+            if i < batch.num_decodes:
+                assert s.num_tokens == 1
+                assert s.samples
+            elif config.enable_chunked_prefill and config.long_prefill_token_threshold:
+                assert s.num_tokens <= config.long_prefill_token_threshold
+            assert len(request.block_table) * pool.block_size >= s.end
+            for position in range(s.start, s.end):
+                block = request.block_table[position // pool.block_size]
+                assert pool._references[block] == 1, "a shared block is written"
+                written.add(block * pool.block_size + position % pool.block_size)
+        assert len(written) == batch.num_tokens, "two sequences write one slot"
+        self.engine.scheduler.check_integrity()
+        return super().execute(batch)
+
+
+def generate(request: Request) -> tuple[list[int], str, FinishReason]:
+    """What the request must generate: computed alone, token by token, from its definition."""
+    sampling = request.sampling
+    prompt = request.token_ids[: request.num_prompt_tokens]
+    tokens: list[int] = []
+    while True:
+        tokens.append(next_token([*prompt, *tokens]))
+        if len(tokens) >= sampling.min_tokens:
+            ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else EOS)
+            if tokens[-1] in ends:
+                return tokens, as_text(tokens[:-1]), FinishReason.STOP
+            text = as_text(tokens)
+            # A stop text must not have been complete before this token.
+            from_ = [text.find(s, max(0, len(text) - 1 - len(s))) for s in sampling.stop]
+            found = [at for at in from_ if at >= 0]
+            if found:
+                return tokens, text[: min(found)], FinishReason.STOP
+        if len(prompt) + len(tokens) >= request.max_total_tokens:
+            return tokens, as_text(tokens), FinishReason.LENGTH
+
+
+live_knobs = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_num_seqs": st.integers(1, 6),
+        "max_num_batched_tokens": st.integers(6, 60),
+        "enable_chunked_prefill": st.booleans(),
+        "enable_prefix_caching": st.booleans(),
+        "long_prefill_token_threshold": st.sampled_from([0, 1, 5, 16]),
+        "scheduling_policy": st.sampled_from(["fcfs", "priority", "sjf"]),
+        "batching_mode": st.sampled_from(["continuous", "continuous", "static", "dynamic"]),
+        "max_queue_delay": st.sampled_from([0.0, 0.002, 1.0]),
+        "max_num_queued_reqs": st.sampled_from([None, None, 1, 4]),
+        "watermark": st.sampled_from([0.0, 0.1, 0.5]),
+    },
+)
+samplings = st.builds(
+    SamplingParams,
+    temperature=st.just(0.0),
+    max_tokens=st.one_of(st.none(), st.integers(3, 40)),
+    min_tokens=st.integers(0, 3),
+    ignore_eos=st.booleans(),
+    stop_token_ids=st.lists(st.integers(0, VOCABULARY - 1), max_size=2),
+    stop=st.lists(st.text("abcde", min_size=1, max_size=3), max_size=2),
+)
+prompts = st.builds(
+    lambda stem, length, tail: stem[:length] + tail,
+    st.sampled_from(STEMS),
+    st.integers(0, 40),
+    st.lists(st.integers(0, 3), max_size=12),
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Request] = []
+        self.outputs: dict[Request, list[RequestOutput]] = {}
+        self.records: list[StepRecord] = []
+
+    @initialize(
+        knobs=live_knobs,
+        block_size=st.sampled_from([8, 16]),
+        num_blocks=st.integers(2, 14),
+        max_model_len=st.sampled_from([40, 90]),
+        tokens_per_step=st.sampled_from([1, 1, 3]),
+    )
+    def start(
+        self,
+        knobs: dict[str, Any],
+        block_size: int,
+        num_blocks: int,
+        max_model_len: int,
+        tokens_per_step: int,
+    ) -> None:
+        knobs = {"max_num_seqs": 4, "max_num_batched_tokens": 32, **knobs}
+        config = EngineConfig.from_mapping({"block_size": block_size, **knobs})
+        self.clock = VirtualClock()
+        self.executor = StrictExecutor(num_blocks, block_size, self.clock)
+        self.executor.keep_batches = False
+        self.executor.tokens_per_step = tokens_per_step
+        self.executor.max_model_len = max_model_len
+        self.num_blocks = num_blocks
+
+        def rebuild(new: EngineConfig) -> CacheShape:
+            self.executor.reshape(self.num_blocks, new.block_size)
+            self.executor.max_model_len = new.max_model_len or 90
+            return CacheShape(self.num_blocks, self.executor.max_model_len)
+
+        self.detokenizer = FakeDetokenizer()
+        self.engine = self.executor.engine = Engine(
+            config,
+            self.executor,
+            CacheShape(num_blocks, max_model_len),
+            eos_token_ids=EOS,
+            vocab_size=VOCABULARY,
+            clock=self.clock,
+            detokenizer=self.detokenizer,
+            rebuild_cache=rebuild,
+            on_step=self.records.append,
+        )
+
+    def take(self, outputs: list[RequestOutput]) -> None:
+        for output in outputs:
+            before = self.outputs.setdefault(output.request, [])
+            assert not before or before[-1].finish_reason is None, "something followed the end"
+            before.append(output)
+
+    def step_once(self) -> None:
+        wakeup = self.engine.next_wakeup()
+        if wakeup is not None:
+            self.clock.now = max(self.clock.now, wakeup)
+        self.take(self.engine.step())
+        self.engine.scheduler.check_integrity()
+
+    @rule(jobs=st.lists(st.tuples(prompts, samplings, st.integers(0, 2)), min_size=2, max_size=6))
+    def add_several(self, jobs: list[tuple[list[int], SamplingParams, int]]) -> None:
+        for prompt, sampling, priority in jobs:
+            self.add(prompt, sampling, priority)
+
+    @rule(prompt=prompts, sampling=samplings, priority=st.integers(0, 2))
+    def add(self, prompt: list[int], sampling: SamplingParams, priority: int) -> None:
+        name = f"r{len(self.requests)}"
+        self.requests.append(self.engine.add(name, prompt, sampling, priority=priority))
+
+    @rule(count=st.integers(1, 12))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.step_once()
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.engine.abort(data.draw(st.sampled_from(self.requests)).request_id)
+
+    @rule(error=st.sampled_from([RuntimeError("broken"), KeyboardInterrupt()]))
+    def fail(self, error: BaseException) -> None:
+        self.executor.fail_next = error
+        with contextlib.suppress(RuntimeError, KeyboardInterrupt):
+            self.take(self.engine.step())
+        self.executor.fail_next = None
+        self.engine.scheduler.check_integrity()
+
+    @rule(knobs=live_knobs)
+    def change_live_knobs(self, knobs: dict[str, Any]) -> None:
+        before = self.engine.config
+        try:
+            self.engine.reconfigure(**knobs)
+        except ConfigError:
+            assert self.engine.config == before
+
+    @rule(
+        block_size=st.sampled_from([8, 16]),
+        num_blocks=st.integers(2, 14),
+        max_model_len=st.sampled_from([30, 90]),
+        memory=st.integers(1, 1 << 30),
+    )
+    def change_cache(
+        self, block_size: int, num_blocks: int, max_model_len: int, memory: int
+    ) -> None:
+        self.num_blocks = num_blocks
+        try:
+            self.engine.reconfigure(
+                block_size=block_size, max_model_len=max_model_len, kv_cache_memory_bytes=memory
+            )
+        except ConfigError:  # chunking is off, and the limit of a step below the model's length
+            assert not self.engine.config.enable_chunked_prefill
+            self.num_blocks = self.engine.pool.num_blocks
+
+    @rule()
+    def clear_prefix_cache(self) -> None:
+        self.engine.clear_prefix_cache()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(5000):
+            if not self.engine.has_unfinished:
+                break
+            self.step_once()
+        assert not self.engine.has_unfinished, "a request was never served"
+        assert self.engine.pool.num_used == 0
+        assert self.detokenizer.open == {}
+        assert set(self.outputs) == set(self.requests)
+        for request, outputs in self.outputs.items():
+            self.check(request, outputs)
+        for earlier, later in pairwise(self.records):
+            assert later.start >= earlier.start + earlier.device_seconds - 1e-9
+
+    def check(self, request: Request, outputs: list[RequestOutput]) -> None:
+        tokens = [t for output in outputs for t in output.token_ids]
+        text = "".join(output.text for output in outputs)
+        reason = outputs[-1].finish_reason
+        assert tokens == request.output_token_ids
+        assert reason is request.finish_reason is not None
+        assert (request.block_table, reason is FinishReason.REFUSED) == (
+            [],
+            reason is FinishReason.REFUSED and bool(request.refusal),
+        )
+        if not request.max_total_tokens:
+            assert reason in (FinishReason.REFUSED, FinishReason.ABORT)
+            assert tokens == []
+            return
+        expected, expected_text, expected_reason = generate(request)
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            assert (tokens, text, reason) == (expected, expected_text, expected_reason)
+        else:
+            # A length limit that a smaller cache brought may lie behind what was generated.
+            common = min(len(tokens), len(expected))
+            assert tokens[:common] == expected[:common]
+            assert text == as_text(tokens)
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=30, deadline=None, database=None
+)
+TestEngine = EngineMachine.TestCase
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "sjf"])
+@pytest.mark.parametrize("mode", ["continuous", "static", "dynamic"])
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_a_tiny_cache_under_heavy_load_serves_all_alike(
+    policy: str, mode: str, prefix_caching: bool
+) -> None:
+    machine = EngineMachine()
+    machine.start(
+        {
+            "scheduling_policy": policy,
+            "batching_mode": mode,
+            "enable_prefix_caching": prefix_caching,
+            "max_num_seqs": 6,
+        },
+        block_size=8,
+        num_blocks=12,
+        max_model_len=90,
+        tokens_per_step=1,
+    )
+    for i in range(40):
+        sampling = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
+        machine.add([*STEMS[i % 3][: i % 37 + 1], i], sampling, i % 3)
+        machine.step(1)
+    machine.teardown()
+    preemptions = sum(r.num_preemptions for r in machine.requests)
+    assert preemptions > 0
+    assert all(r.num_output_tokens == 30 for r in machine.requests)
+    assert (machine.engine.pool.hit_tokens > 0) is prefix_caching
