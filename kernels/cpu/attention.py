@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from kernels import plain
-from kernels.cpu.native import DTYPE_CODES, library, takes
+from kernels.cpu.native import DTYPE_CODES, has_amx, library, takes
 from kernels.metadata import AttentionMetadata
 
 LANES = 16  # the head dimension must fill whole vectors
+TILE_DIMENSIONS = 32  # and, on AMX, whole tiles
+LARGEST_TILED_HEAD = 256
 
 
 def paged_attention(
@@ -28,6 +30,31 @@ def paged_attention(
         return None
     tokens, heads, head_dim = q.shape
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype)
+    if (
+        q.dtype == torch.bfloat16
+        and head_dim % TILE_DIMENSIONS == 0
+        and head_dim <= LARGEST_TILED_HEAD
+        and has_amx()
+    ):
+        native.amx_attention(
+            q.data_ptr(),
+            key_cache.data_ptr(),
+            value_cache.data_ptr(),
+            tables.data_ptr(),
+            tables.stride(0),
+            metadata.context_lens.data_ptr(),
+            metadata.query_start.data_ptr(),
+            out.data_ptr(),
+            len(metadata.query_lens),
+            heads,
+            key_cache.shape[1],
+            key_cache.shape[2],
+            head_dim,
+            q.stride(0),
+            scale,
+            torch.get_num_threads(),
+        )
+        return out
     decodes = metadata.num_decodes
     if decodes:
         native.decode_attention(

@@ -21,6 +21,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "silu_and_mul": [_I, _P, _P, _L, _L, _I],
     "write_kv": [_P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
     "decode_attention": [_I, _P, _P, _P, _P, _L, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I],
+    "amx_attention": [_P, _P, _P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I],
     "amx_linear": [_I, _I, _P, _L, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I, _I],
 }
 
