@@ -1,7 +1,7 @@
 """Where a command's words go: data to stdout, messages and progress to stderr.
 
-Colour only on a terminal and never with NO_COLOR. A consoles' streams are looked up when it is
-made, so that redirected streams are honoured.
+Colour only on a terminal and never with NO_COLOR. A console looks its stream up when it writes,
+so that redirected streams are honoured.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 
 JSON_SCHEMA_VERSION = 1
 
@@ -73,11 +73,5 @@ def progress_steps() -> Iterator[Steps]:
     if not console.is_terminal:
         yield lambda label: console.print(label, markup=False, soft_wrap=True)
         return
-    began = time.perf_counter()
     with console.status("") as status:
-
-        def begin(label: str) -> None:
-            seconds = time.perf_counter() - began
-            status.update(f"{label} [dim]({seconds:.0f} s)[/dim]")
-
-        yield begin
+        yield lambda label: status.update(escape(label))

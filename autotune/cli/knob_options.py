@@ -84,10 +84,11 @@ def chosen_knobs(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
         BadInput: the file cannot be read, or holds an unknown knob or a bad value.
         ConfigError: a flag has a bad value, or the knobs together contradict each other.
     """
-    knobs = read_knobs(config) if config is not None else {}
-    knobs |= {name: value for name, value in flags.items() if value is not None}
-    EngineConfig.from_mapping(knobs)
-    return knobs
+    given = {name: value for name, value in flags.items() if value is not None}
+    if config is not None:
+        return read_knobs(config, given)
+    EngineConfig.from_mapping(given)
+    return given
 
 
 def knob_help(knob: Knob) -> str:

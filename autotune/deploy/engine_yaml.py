@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
 
 
-def read_knobs(path: Path) -> dict[str, Any]:
-    """The knobs that a YAML file sets, and only those, each checked.
+def read_knobs(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The knobs that a YAML file sets, and only those; overrides take the place of the file's.
+
+    What comes back is checked as a whole, so that an override may mend what the file alone would
+    contradict.
 
     Raises:
-        BadInput: the file cannot be read, or holds an unknown knob, a bad value or a contradiction.
+        BadInput: the file cannot be read, or holds an unknown knob or a bad value.
+        ConfigError: the overrides are what is wrong.
     """
     values = read_yaml_mapping(path)
     for name in values:
@@ -27,11 +32,16 @@ def read_knobs(path: Path) -> dict[str, Any]:
             near = difflib.get_close_matches(name.replace("-", "_"), KNOBS, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise BadInput(f"{path}: unknown knob {name!r}{hint}")
+    merged = {**values, **(overrides or {})}
     try:
-        config = EngineConfig.from_mapping(values)
-    except ConfigError as error:
-        raise BadInput(f"{path}: {error}") from error
-    return {name: getattr(config, name) for name in values}
+        config = EngineConfig.from_mapping(merged)
+    except ConfigError:
+        try:
+            EngineConfig.from_mapping(values)
+        except ConfigError as error:
+            raise BadInput(f"{path}: {error}") from error
+        raise
+    return {name: getattr(config, name) for name in merged}
 
 
 def render_engine_yaml(config: EngineConfig, evidence: Evidence) -> str:

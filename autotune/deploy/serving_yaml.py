@@ -32,8 +32,8 @@ def render_serving_yaml(
     lines += comment(f"The keys were checked against {title} {' and '.join(engine.checked)}.")
     lines += comment(
         f"WARNING: this was measured with autotune's bundled engine, not with {title}. The choice "
-        f"is where to start from; the gain below was not measured on {title}. Measure there before "
-        "relying on it."
+        f"is where to start from; a gain named below was not measured on {title}. Measure there "
+        "before relying on it."
     )
     lines.append("#")
     for line in evidence.summary:
