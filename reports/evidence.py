@@ -130,6 +130,16 @@ def best_so_far(trials: Sequence[TrialRecord], *, minimize: bool) -> TrialRecord
     return min(feasible, key=lambda item: item[:2])[2] if feasible else None
 
 
+def closest(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The measured search trial that misses the SLO by the least, summed over its limits."""
+    measured = [
+        (sum(max(number(item.violation) or 0.0, 0.0) for item in trial.slo), trial.number, trial)
+        for trial in trials
+        if trial.kind == "search" and trial.metrics and trial.slo
+    ]
+    return min(measured, key=lambda item: item[:2])[2] if measured else None
+
+
 def as_interval(value: object) -> tuple[float, float] | None:
     """Two finite numbers as an interval, or None."""
     pair = [number(item) for item in sequence(value)]
@@ -190,8 +200,11 @@ def _sides_so_far(
         )
 
     baseline = side(first, "default") if first else None
-    other = side(best, "best so far") if best and best is not first else None
-    return baseline, other
+    if best is None:
+        near, label = closest(measured), "closest so far"
+    else:
+        near, label = best, "best so far"
+    return baseline, side(near, label) if near and near is not first else None
 
 
 def _side(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 MISSING = "–"
@@ -77,6 +78,15 @@ def duration(seconds: float | None) -> str:
     if seconds < 1e9:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
     return f"{significant(seconds)} s"
+
+
+def moment(text: object) -> str:
+    """An ISO time to the minute."""
+    try:
+        at = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text or "")
+    return f"{at:%Y-%m-%d %H:%M} {at.tzname() or ''}".strip()
 
 
 def size(count: float | None) -> str:

@@ -107,9 +107,9 @@ def _slo_source(side: Side) -> str:
 def _margin(item: LimitResult) -> str:
     violation = number(item.violation)
     if item.measured is None:
-        return "nothing was measured"
+        return "nothing measured"
     if violation is None:
         return ""
     if item.met:
         return f"{percent(abs(violation), 2)} to spare"
-    return f"missed by {percent(abs(violation), 2)}"
+    return f"by {percent(abs(violation), 2)}"

@@ -98,7 +98,7 @@ def workload_facts(evidence: Evidence) -> list[tuple[str, str]]:
         for key, value in scaling.items()
         if key != "notes" and value not in (None, "", 1, 1.0)
     ]
-    facts.append(("Fingerprint", _text(workload.get("fingerprint"))))
+    facts.append(("Fingerprint", _fact("fingerprint", workload.get("fingerprint"))))
     return [(name, value) for name, value in facts if value not in (MISSING, "")]
 
 
@@ -232,6 +232,8 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _fact(key: str, value: Any) -> str:
     amount = number(value)
+    if key == "fingerprint" and isinstance(value, str):
+        return value[:16]  # enough to tell one from another; run.json has all of it
     if amount is not None and key.endswith("_bytes"):
         return size(amount)
     if amount is not None and key.endswith(("_seconds", "_s")):

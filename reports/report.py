@@ -23,7 +23,7 @@ from reports.charts.importance import knob_importances
 from reports.charts.slices import knob_slices
 from reports.charts.timeline import engine_timeline
 from reports.evidence import Evidence, read_evidence
-from reports.formatting import fixed, mapping, sequence, significant
+from reports.formatting import mapping, moment, sequence, significant
 from reports.trials import trial_table
 from reports.verdict import judge
 
@@ -51,7 +51,7 @@ def report_page(evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(fixed=fixed, significant=significant)
+    environment.filters.update(significant=significant, moment=moment)
     style, script = _asset("style.css"), _asset("script.js")
     run = evidence.run
     counter_columns, counter_rows = pages.engine_counters(evidence)

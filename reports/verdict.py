@@ -94,6 +94,7 @@ class Verdict:
     lead: str
     reasons: Sequence[str]
     choice: str
+    unchanged: str
     changes: Sequence[Change]
     gain: Gain | None
     objective: Sequence[tuple[str, str, float, str]]
@@ -164,6 +165,7 @@ def _final(evidence: Evidence) -> Verdict:
         lead=str(result.get("verdict") or ""),
         reasons=doubts,
         choice="What to deploy" if slo_met else "What came closest",
+        unchanged="The default configuration, unchanged.",
         changes=changes,
         gain=gain if changes else None,
         objective=_objective_values(evidence),
@@ -227,9 +229,9 @@ def _provisional(evidence: Evidence) -> Verdict:
             f"Trial {best.number} leads with a {run.get('objective', 'objective')} of {value} "
             f"after {len(trials)} trials."
         )
-        if evidence.baseline and evidence.winner:
-            changes = _differences(evidence.baseline.config, evidence.winner.config)
-    if status != "done" and measured:
+    if evidence.baseline and evidence.winner:
+        changes = _differences(evidence.baseline.config, evidence.winner.config)
+    if status == "interrupted" and measured:
         lead += " The run can be resumed; nothing measured is lost."
     return Verdict(
         tone="caution" if measured else "neutral",
@@ -237,7 +239,8 @@ def _provisional(evidence: Evidence) -> Verdict:
         headline=headline,
         lead=lead,
         reasons=reasons if measured else [],
-        choice="What leads so far",
+        choice="What leads so far" if best else "What comes closest so far",
+        unchanged="The default configuration." if measured else "There is none to name yet.",
         changes=changes,
         gain=None,
         objective=_objective_values(evidence),

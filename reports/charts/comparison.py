@@ -16,6 +16,10 @@ _METRICS = {
     "output_tokens_per_s": ("Output", "tokens/s"),
     "slo_attainment": ("Requests that met every limit", "share"),
 }
+_CAPTION = (
+    "Large marks are all rounds of the proof pooled, small ones single rounds; the line is the 95% "
+    "interval where the records hold one, else the range of the rounds. Further right is better."
+)
 _SHAPES = {"s-default": "square", "s-winner": "circle"}
 
 
@@ -32,11 +36,7 @@ def throughput_comparison(evidence: Evidence) -> Figure | None:
     return Figure(
         id="throughput",
         title="Rates",
-        caption=(
-            "Large marks are all rounds of the proof pooled, small ones single rounds; the line is "
-            "the 95% interval where the records hold one, else the range of the rounds. Further "
-            "right is better."
-        ),
+        caption=_CAPTION if evidence.result else "Single measurements. Further right is better.",
         drawings=drawings,
         columns=["Metric", "Configuration", "Pooled", "Interval or range", "Single rounds"],
         rows=rows,
@@ -83,7 +83,7 @@ def _drawing(sides: list[Side], key: str, name: str, unit: str) -> Markup:
     ticks = [(q / 100, f"{q}%") for q in (0, 25, 50, 75, 100)] if share else None
     plot = Plot(
         Axis(
-            f"{name} ({label})",
+            label,
             low,
             1.0 if share else high,
             ticks=ticks,
@@ -91,14 +91,16 @@ def _drawing(sides: list[Side], key: str, name: str, unit: str) -> Markup:
         Axis("", -0.6, len(sides) - 0.4, ticks=[(row, s.label) for row, s in placed]),
         height=150,
         left=84,
+        title=name,
     )
     for row, side in placed:
         spread = _range(side, key)
         if spread:
             plot.line([(spread[0], row), (spread[1], row)], f"{side.series} interval")
-        for index, value in enumerate(_rounds(side, key)):
+        rounds = _rounds(side, key)
+        for index, value in enumerate(rounds if len(rounds) > 1 else ()):
             tip = f"{side.label}, round {index + 1}: {_text(value, unit)} {'' if share else unit}"
-            plot.mark(value, row, _SHAPES[side.series], f"{side.series} faint", tip, size=3)
+            plot.mark(value, row - 0.27, _SHAPES[side.series], f"{side.series} faint", tip, size=3)
         pooled = number(side.bench.get(key))
         if pooled is not None:
             tip = f"{side.label}: {_text(pooled, unit)} {'' if share else unit}"

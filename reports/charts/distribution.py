@@ -101,7 +101,7 @@ def _drawing(
     if not log:
         low = max(low, 0.0)
     unit = "ms, log scale" if log else "ms"
-    shares = [(q / 100, f"{q}%") for q in (0, 25, 50, 75, 95, 100)]
+    shares = [(q / 100, f"{q}%") for q in (0, 25, 50, 75, 95)]
     plot = Plot(
         Axis(f"{metric.upper()} ({unit})", low, high, log),
         Axis("at or below", 0.0, 1.02, ticks=shares),

@@ -20,9 +20,10 @@ def knob_importances(evidence: Evidence) -> Figure | None:
     ranked = sorted(shares.items(), key=lambda item: (-item[1], item[0]))[:20]
     top = max(max(shares.values()), 1e-9)
     rows = len(ranked)
+    names = [(rows - 1 - i, knob) for i, (knob, _) in enumerate(ranked)]
     plot = Plot(
         Axis("share of the objective's variation", 0.0, top * 1.12, text=percent),
-        Axis("", -0.6, rows - 0.4, ticks=[(rows - 1 - i, k) for i, (k, _) in enumerate(ranked)]),
+        Axis("", -0.6, rows - 0.4, ticks=names, grid=False),
         width=720,
         height=64 + 26 * rows,
         left=230,

@@ -28,6 +28,7 @@ class Axis:
     log: bool = False
     ticks: Sequence[Tick] | None = None
     count: int = 5
+    grid: bool = True
     text: Callable[[float], str] = significant
 
 
@@ -135,7 +136,9 @@ class Plot:
         out = []
         for value, label in _labelled(axis, self.y):
             at = self.y(value)
-            out.append(element("path", d=path([(self.left, at), (self.right, at)]), class_="grid"))
+            if axis.grid:
+                d = path([(self.left, at), (self.right, at)])
+                out.append(element("path", d=d, class_="grid"))
             out.append(
                 element("text", label, x=self.left - 7, y=at + 4, class_="tick", text_anchor="end")
             )

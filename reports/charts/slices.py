@@ -13,7 +13,7 @@ from reports.charts.history import KEYS, MARKS, objective_scale, objective_title
 from reports.charts.plot import Axis, Plot
 from reports.charts.scale import domain
 from reports.evidence import Evidence
-from reports.formatting import knob_value, number, quantity, significant
+from reports.formatting import knob_value, mapping, number, quantity, sequence, significant
 from reports.trials import outcome_of, outcome_text, shown
 
 _MOST_KNOBS = 12
@@ -55,9 +55,9 @@ def _drawing(
     evidence: Evidence, knob: str, trials: Sequence[TrialRecord], values: dict[int, float]
 ) -> Markup:
     unit = str(evidence.run.get("objective_unit", ""))
-    low, high, log = domain(values.values(), zero=True)
+    low, high, log = domain(values.values())
     taken = [t.config.get(knob) for t in trials]
-    categories = _categories(taken)
+    categories = _categories(taken, sequence(mapping(evidence.run.get("search_space")).get(knob)))
     if categories is None:
         numbers = [v for v in map(number, taken) if v is not None]
         x_low, x_high, x_log = domain(numbers)
@@ -93,19 +93,25 @@ def _drawing(
     return plot.render()
 
 
-def _categories(values: Sequence[Any]) -> list[Any] | None:
-    """The distinct values in order if they are few or no numbers; None for a numeric axis."""
+def _categories(values: Sequence[Any], declared: Sequence[Any]) -> list[Any] | None:
+    """The distinct values in order if they are few or no numbers; None for a numeric axis.
+
+    Numbers come by size, others as the search space declares them.
+    """
     distinct: list[Any] = []
     for value in values:
         if not any(_same(value, other) for other in distinct):
             distinct.append(value)
     if len(distinct) > _MOST_CATEGORIES and all(number(v) is not None for v in distinct):
         return None
-    # Numbers by size, the rest by name, "automatic" (None) first.
-    return sorted(
-        distinct,
-        key=lambda v: (v is not None, number(v) is None, number(v) or 0.0, str(v)),
-    )[: 4 * _MOST_CATEGORIES]
+
+    def order(value: Any) -> tuple[bool, float, int, str]:
+        places = [i for i, other in enumerate(declared) if _same(value, other)]
+        amount = number(value)
+        place = places[0] if places and amount is None else len(declared)
+        return amount is not None, amount or 0.0, place, str(value)
+
+    return sorted(distinct, key=order)
 
 
 def _same(one: Any, other: Any) -> bool:

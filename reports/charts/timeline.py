@@ -10,7 +10,7 @@ from reports.charts.scale import domain
 from reports.evidence import Evidence, Step
 from reports.formatting import percent, significant
 
-_BUCKETS = 240
+_BUCKETS = 180
 
 
 def engine_timeline(evidence: Evidence) -> Figure | None:
@@ -26,18 +26,20 @@ def engine_timeline(evidence: Evidence) -> Figure | None:
     drawings, rows = [], []
     longest = max(s.steps[-1].start - s.steps[0].start for s in sides) or 1.0
     for title, unit, read, share in panels:
+        last = title == panels[-1][0]
         series = [(side, _buckets(side.steps, read, longest)) for side in sides]
         top = domain((y for _, points in series for _, y in points), zero=True, log=False)[1]
         plot = Plot(
-            Axis("seconds since the round began", 0.0, longest, count=10),
+            Axis("seconds since the first step" if last else "", 0.0, longest, count=10),
             Axis(unit, 0.0, top, count=3, text=percent if share else significant),
             width=960,
-            height=175,
+            height=175 if last else 155,
+            bottom=44 if last else 24,
             left=66,
             title=title,
         )
         for side, points in series:
-            plot.line(points, side.series, stepped=True)
+            plot.line(points, f"{side.series} thin", stepped=True)
         drawings.append(plot.render())
         for side in sides:
             values = [read(step) for step in side.steps]
@@ -48,8 +50,8 @@ def engine_timeline(evidence: Evidence) -> Figure | None:
         id="timeline",
         title="The engine over time",
         caption=(
-            "One proof round of each configuration under the same arrivals; peaks within each "
-            "sliver of time. A queue that only grows means that the load exceeds the capacity."
+            "One measurement of each configuration; peaks within each sliver of time. A queue that "
+            "only grows means that the load exceeds the capacity."
         ),
         drawings=drawings,
         columns=["Quantity", "Configuration", "Mean over steps", "Peak"],
