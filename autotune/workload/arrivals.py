@@ -13,6 +13,7 @@ from autotune.workload.rows import Workload
 
 _GRID_SPREAD = 0.01  # Mooncake's grid of 3 s has gaps of 2.999 to 3.001 s
 _GRID_ROWS = 20
+GRID_NOTE = "arrivals lie on a grid"
 
 
 def draw_arrivals(
@@ -71,7 +72,12 @@ def spread_grid(workload: Workload, seed: int) -> Workload:
     ]
     moved.sort(key=lambda row: row.arrival_s)
     first = moved[0].arrival_s
-    return workload.with_rows(
-        (dataclasses.replace(row, arrival_s=row.arrival_s - first) for row in moved),
-        f"arrivals were spread uniformly over their grid of {step:.3g} s (seed {seed})",
+    notes = [note for note in workload.notes if not note.startswith(GRID_NOTE)]
+    return dataclasses.replace(
+        workload,
+        rows=tuple(dataclasses.replace(row, arrival_s=row.arrival_s - first) for row in moved),
+        notes=(
+            *notes,
+            f"arrivals were spread uniformly over their grid of {step:.3g} s (seed {seed})",
+        ),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from autotune.errors import BadInput
-from autotune.workload.arrivals import find_grid
+from autotune.workload.arrivals import GRID_NOTE, find_grid
 from autotune.workload.azure import read_azure
 from autotune.workload.burstgpt import read_burstgpt
 from autotune.workload.conversations import read_custom, read_openai_batch, read_sharegpt
@@ -81,7 +81,7 @@ def read_workload(
     grid = find_grid([row.arrival_s for row in ordered])
     if grid is not None:
         notes.append(
-            f"arrivals lie on a grid of {grid:.3g} s, so each grid point is a burst that the "
+            f"{GRID_NOTE} of {grid:.3g} s, so each grid point is a burst that the "
             "service did not see; spreading them is advised"
         )
     return Workload(tuple(ordered), str(path), name, tuple(notes))
