@@ -128,13 +128,11 @@ class Scheduler:
         block_size = self.pool.block_size
         sequences: list[ScheduledSequence] = []
         prefills: list[Request] = []
-        out_of_blocks = False
         # Preemption takes the last request of the list: this one or one that is yet to come.
         for request in running:
             num_tokens = len(request.token_ids)
             if num_tokens > len(request.block_table) * block_size:
                 while not extend(request.block_table, num_tokens):
-                    out_of_blocks = True
                     num_preemptions += 1
                     if self._preempt_last() is request:
                         break
@@ -149,10 +147,10 @@ class Scheduler:
         budget = config.max_num_batched_tokens - num_decodes
 
         for request in prefills:
-            if request.state is _RUNNING and budget > 0:
+            if budget > 0:
                 budget -= self._append_chunk(sequences, request, budget)
 
-        if not out_of_blocks and len(running) < config.max_num_seqs and self._admits(now):
+        if len(running) < config.max_num_seqs and self._admits(now):
             self._admit(sequences, budget)
         return Batch(sequences, num_decodes, num_preemptions)
 

@@ -137,6 +137,14 @@ def run(engine: Engine, max_steps: int = 100_000) -> dict[str, list[RequestOutpu
     raise AssertionError("the engine did not come to an end")
 
 
+def tokens_of(outputs: list[RequestOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+def text_of(outputs: list[RequestOutput]) -> str:
+    return "".join(output.text for output in outputs)
+
+
 def assert_idle(engine: Engine) -> None:
     pool: BlockPool = engine.pool
     assert engine.num_unfinished == engine.scheduler.num_unfinished == 0

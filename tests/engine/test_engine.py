@@ -7,44 +7,19 @@ import pytest
 from engine.batch import BatchResult
 from engine.config import EngineConfig
 from engine.engine import CacheShape, Engine
-from engine.errors import ConfigError, EngineError, EnvironmentLacks, RequestRefused
+from engine.errors import EngineError, RequestRefused
 from engine.output import RequestOutput
-from engine.request import FinishReason, TokenLogprobs
+from engine.request import FinishReason
 from engine.step_record import StepRecord
-from tests.engine.fake_detokenizer import FakeDetokenizer, as_text
 from tests.engine.fake_executor import (
-    FakeExecutor,
     VirtualClock,
     assert_idle,
     expected_output,
     greedy,
     make_engine,
     run,
+    tokens_of,
 )
-
-
-def tokens_of(outputs: list[RequestOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
-
-
-def text_of(outputs: list[RequestOutput]) -> str:
-    return "".join(output.text for output in outputs)
-
-
-def text_engine(**knobs: object) -> tuple[Engine, FakeDetokenizer]:
-    config = EngineConfig.from_mapping({"block_size": 8, **knobs})
-    clock = VirtualClock()
-    executor = FakeExecutor(64, 8, clock)
-    detokenizer = FakeDetokenizer()
-    engine = Engine(
-        config,
-        executor,
-        CacheShape(64, 256),
-        clock=clock,
-        detokenizer=detokenizer,
-    )
-    return engine, detokenizer
-
 
 # In and out
 
@@ -162,101 +137,6 @@ def test_threads_may_add_and_abort_while_another_steps() -> None:
     assert_idle(engine)
 
 
-# Text
-
-
-def test_text_is_complete_whatever_the_reason() -> None:
-    engine, detokenizer = text_engine()
-    engine.add("a", [1], greedy(9))
-    assert text_of(run(engine)["a"]) == as_text(expected_output([1], 9))
-    assert (detokenizer.open, detokenizer.finished) == ({}, 1)
-
-
-@pytest.mark.parametrize("tokens_per_step", [1, 4])
-@pytest.mark.parametrize("min_tokens", [0, 6])
-def test_a_stop_text_ends_the_output_before_it(tokens_per_step: int, min_tokens: int) -> None:
-    output = expected_output([1], 12)
-    stop = as_text(output)[7:11]  # begins in the fourth token and ends in the sixth
-    assert as_text(output).find(stop) == 7
-    engine, detokenizer = text_engine()
-    assert isinstance(engine.executor, FakeExecutor)
-    engine.executor.tokens_per_step = tokens_per_step
-    request = engine.add("a", [1], greedy(12, stop=[stop], min_tokens=min_tokens))
-    outputs = run(engine)["a"]
-    assert text_of(outputs) == as_text(output)[:7]
-    assert tokens_of(outputs) == request.output_token_ids == output[:6]
-    assert outputs[-1].finish_reason is FinishReason.STOP
-    assert detokenizer.open == {}
-    assert_idle(engine)
-
-
-def test_a_stop_text_does_not_count_before_min_tokens() -> None:
-    output = expected_output([1], 12)
-    stop = as_text(output)[7:11]
-    engine, _ = text_engine()
-    engine.add("a", [1], greedy(12, stop=[stop], min_tokens=7))
-    assert tokens_of(run(engine)["a"]) == output
-
-
-def test_a_stop_text_wins_over_the_length_limit_at_the_same_token() -> None:
-    output = expected_output([1], 6)
-    engine, _ = text_engine()
-    request = engine.add("a", [1], greedy(6, stop=[as_text(output)[7:11]]))
-    run(engine)
-    assert request.finish_reason is FinishReason.STOP
-
-
-def test_the_stop_token_is_an_output_token_but_no_text() -> None:
-    output = expected_output([1], 12)
-    engine, _ = text_engine()
-    last = output[3]
-    assert last not in output[:3]
-    engine.add("a", [1], greedy(12, stop_token_ids=[last]))
-    outputs = run(engine)["a"]
-    assert tokens_of(outputs) == output[:4]
-    assert text_of(outputs) == as_text(output[:3])
-
-
-def test_aborting_hands_out_the_text_held_back() -> None:
-    engine, detokenizer = text_engine()
-    engine.add("a", [1], greedy(50, stop=["zzzzzzz"]))
-    outputs = [*engine.step(), *engine.step()]
-    engine.abort("a")
-    outputs += engine.step()
-    assert text_of(outputs) == as_text(expected_output([1], 2))
-    assert detokenizer.open == {}
-
-
-def test_stop_texts_without_a_tokenizer_are_refused() -> None:
-    engine, _ = make_engine()
-    engine.add("a", [1], greedy(5, stop=["x"]))
-    (output,) = engine.step()
-    assert output.finish_reason is FinishReason.REFUSED
-    assert output.refusal == "stop texts need a tokenizer, and this engine has none"
-    assert_idle(engine)
-
-
-def test_logprobs_stand_beside_the_tokens_kept() -> None:
-    class WithLogprobs(FakeExecutor):
-        def execute(self, batch):  # type: ignore[no-untyped-def]
-            result = super().execute(batch)
-            result.logprobs = [[TokenLogprobs(t, -1.0, {}) for t in ts] for ts in result.tokens]
-            return result
-
-    config = EngineConfig(block_size=8)
-    executor = WithLogprobs(64, 8)
-    executor.tokens_per_step = 4
-    engine = Engine(config, executor, CacheShape(64, 256))
-    engine.add("a", [1], greedy(6, logprobs=0))
-    outputs = []
-    while engine.has_unfinished:
-        outputs += engine.step()
-    for output in outputs:
-        assert output.logprobs is not None
-        assert [p.token_id for p in output.logprobs] == output.token_ids
-    assert tokens_of(outputs) == expected_output([1], 6)
-
-
 # Faults
 
 
@@ -301,135 +181,6 @@ def test_an_answer_that_does_not_fit_the_batch_is_a_fault(tokens: list[list[int]
         engine.step()
     assert [o.finish_reason for o in engine.step()] == [FinishReason.ABORT] * 2
     assert_idle(engine)
-
-
-# Reconfiguring
-
-
-def test_live_knobs_take_effect_on_the_next_step() -> None:
-    engine, executor = make_engine()
-    for i in range(6):
-        engine.add(f"r{i}", [i, 1], greedy(6))
-    engine.step()
-    before = [len(batch) for batch in executor.batches]
-    assert engine.reconfigure(max_num_seqs=2).max_num_seqs == 2
-    outputs = run(engine)
-    assert before == [6]
-    assert all(len(batch) <= 2 for batch in executor.batches[1:])
-    for i in range(6):
-        assert tokens_of(outputs[f"r{i}"]) == expected_output([i, 1], 6)[1:]
-
-
-def test_rebuilding_the_cache_loses_no_request() -> None:
-    engine, executor = make_engine(resize=lambda config: 40)
-    prompts = {f"r{i}": [i] * 20 for i in range(6)}
-    for name, prompt in prompts.items():
-        engine.add(name, prompt, greedy(10))
-    got = {name: [] for name in prompts}  # type: ignore[var-annotated]
-    for _ in range(4):
-        for output in engine.step():
-            got[output.request_id] += output.token_ids
-    engine.reconfigure(block_size=32, kv_cache_memory_bytes=1 << 20)
-    assert (engine.pool.block_size, engine.pool.num_blocks, executor.block_size) == (32, 40, 32)
-    for name, outputs in run(engine).items():
-        assert got[name] + tokens_of(outputs) == expected_output(prompts[name], 10)
-    assert_idle(engine)
-
-
-def test_what_the_new_cache_can_never_hold_is_refused() -> None:
-    engine, _ = make_engine(resize=lambda config: 5)
-    engine.add("large", [1] * 30, greedy(20))
-    engine.add("small", [2] * 10, greedy(20))
-    engine.add("open", [3] * 10, greedy(None))
-    engine.step()
-    engine.reconfigure(kv_cache_memory_bytes=1)
-    outputs = run(engine)
-    assert [o.finish_reason for o in outputs["large"]] == [FinishReason.REFUSED]
-    assert outputs["large"][0].refusal is not None
-    assert "KV cache holds 40 tokens" in outputs["large"][0].refusal
-    assert tokens_of(outputs["small"]) == expected_output([2] * 10, 20)[1:]
-    assert tokens_of(outputs["open"]) == expected_output([3] * 10, 31)[1:]
-
-
-def test_a_shorter_model_length_refuses_or_clips() -> None:
-    engine, _ = make_engine()
-    engine.add("long", [1] * 60, greedy(20))
-    engine.add("short", [2] * 10, greedy(90))
-    engine.step()
-    engine.reconfigure(max_model_len=50)
-    outputs = run(engine)
-    assert outputs["long"][-1].refusal == (
-        "the sequence of 61 tokens leaves no room for output within max_model_len=50; at most "
-        "49 fit"
-    )
-    assert tokens_of(outputs["short"]) == expected_output([2] * 10, 40)[1:]
-
-
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"quantization": "int8"}, "quantization cannot change in a loaded engine"),
-        ({"model": "x", "dtype": "float32"}, "model, dtype cannot change"),
-        ({"max_num_seqs": 0}, "max_num_seqs=0 must be at least 1"),
-        ({"max_num_seqs": 9, "block_size": 7}, "block_size=7 is not one of"),
-        ({"max_num_batched_tokens": 8}, "is below max_num_seqs"),
-        ({"max_num_sequences": 8}, "unknown knob"),
-    ],
-)
-def test_a_bad_change_changes_nothing(knobs: dict[str, object], message: str) -> None:
-    engine, _ = make_engine()
-    engine.add("a", [1], greedy(5))
-    engine.step()
-    before = engine.config
-    pool = engine.pool
-    with pytest.raises(ConfigError, match=message):
-        engine.reconfigure(**knobs)
-    assert engine.config == before
-    assert engine.pool is pool
-    assert len(engine.scheduler.running) == 1
-    assert tokens_of(run(engine)["a"]) == expected_output([1], 5)[1:]
-
-
-def test_a_failed_rebuild_keeps_the_old_cache_and_the_requests() -> None:
-    applied: list[int] = []
-
-    def fail(config: EngineConfig) -> CacheShape:
-        executor.reshape(64, 8)  # contents are lost
-        raise EnvironmentLacks("no memory for the KV cache")
-
-    executor = FakeExecutor(64, 8)
-    engine = Engine(
-        EngineConfig(block_size=8),
-        executor,
-        CacheShape(64, 256),
-        rebuild_cache=fail,
-        apply_live=lambda config: applied.append(config.seed),
-    )
-    engine.add("a", [1] * 20, greedy(5))
-    (first,) = engine.step()
-    with pytest.raises(EnvironmentLacks):
-        engine.reconfigure(block_size=16, seed=3)
-    assert engine.config == EngineConfig(block_size=8)
-    assert applied == [3, 0]
-    tokens = list(first.token_ids)
-    while engine.has_unfinished:
-        for output in engine.step():
-            tokens += output.token_ids
-    assert tokens == expected_output([1] * 20, 5)
-    assert_idle(engine)
-
-
-def test_a_change_to_the_same_values_costs_nothing() -> None:
-    engine, _ = make_engine()
-    pool = engine.pool
-    engine.reconfigure(block_size=8, max_num_seqs=256)
-    assert engine.pool is pool
-
-
-def test_an_engine_without_a_rebuild_hook_says_so() -> None:
-    engine = Engine(EngineConfig(block_size=8), FakeExecutor(64, 8), CacheShape(64, 256))
-    with pytest.raises(ConfigError, match="cannot rebuild its KV cache"):
-        engine.reconfigure(block_size=16)
 
 
 # Evidence
