@@ -284,9 +284,7 @@ class Scheduler:
         whole_batch = config.batching_mode != "continuous"
         while len(running) < config.max_num_seqs and (budget > 0 or whole_batch):
             request = self.waiting.peek()
-            if request is None:
-                return
-            if self._is_blocked(request):
+            if request is None or self._is_blocked(request):
                 return
             num_tokens = len(request.token_ids)
             prefix = pool.match_prefix(request.token_ids)
@@ -332,10 +330,7 @@ class Scheduler:
         """
         blocked = self._blocked
         return (
-            blocked is not None
-            and blocked[0] is request
-            and self.pool.num_available <= blocked[1]
-            and bool(self.running)
+            blocked is not None and blocked[0] is request and self.pool.num_available <= blocked[1]
         )
 
     def _reserve(self) -> int:

@@ -282,3 +282,12 @@ def test_the_prefix_of_a_blocked_request_is_looked_up_once() -> None:
         step(scheduler)
     assert lookups <= 4  # one a lookup for `a`, and one for `b` per change of what is available
     assert finish_all(scheduler) == ["a", "b"]
+
+
+def test_a_blocked_request_is_admitted_as_soon_as_enough_blocks_are_free() -> None:
+    scheduler = make_scheduler(num_blocks=10, enable_prefix_caching=False)
+    for name, prompt, tokens in (("short", 24, 3), ("long", 24, 30), ("waits", 40, 2)):
+        scheduler.add(make_request(name, prompt, tokens))
+    for _ in range(3):
+        assert "waits" not in {name for name, _, _ in step(scheduler)}
+    assert step(scheduler) == [("long", 26, 1), ("waits", 0, 40)]
