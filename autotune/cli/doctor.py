@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autotune.cli.console import data_console, print_json, progress_steps
 from autotune.cli.exits import ExitCode
 
-_STYLES = {"ok": "green", "degraded": "yellow", "missing": "red"}
+if TYPE_CHECKING:
+    from autotune.hardware.checkup import Check
+    from autotune.hardware.examination import Findings
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything found as one JSON object.")
+    ] = False,
 ) -> None:
     """Show hardware, libraries and measured limits, and how to get what is missing.
 
-    Exits with 0 if the bundled engine can run here, with 3 otherwise.
+    Exits with 0 if the bundled engine can run here, with 3 otherwise. Takes about 10 seconds.
     """
     from autotune.hardware.examination import examine
 
@@ -27,16 +33,34 @@ def doctor(
     if as_json:
         print_json(findings.to_json())
     else:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("", "status", "found", "remedy"):
-            table.add_column(heading, overflow="fold")
-        for check in findings.checks:
-            table.add_row(
-                check.name,
-                f"[{_STYLES[check.status]}]{check.status}[/]",
-                check.found,
-                check.remedy or "",
-            )
-        data_console().print(table)
+        _show(findings, data_console())
     if not findings.engine_can_run:
         raise typer.Exit(ExitCode.ENVIRONMENT)
+
+
+def _show(findings: Findings, console: Console) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", ratio=1)
+    in_order = [c for c in findings.checks if c.library and c.status == "ok"]
+    for check in findings.checks:
+        if check not in in_order:
+            _add(table, check)
+        elif check is in_order[0]:
+            names = ", ".join(f"{c.name} {c.found}" for c in in_order)
+            table.add_row("libraries", "[green]ok[/]", escape(names))
+    console.print(table)
+    if findings.engine_can_run:
+        console.print("\nThe bundled engine can run here.")
+    else:
+        fatal = ", ".join(check.name for check in findings.checks if check.fatal)
+        console.print(f"\nThe bundled engine cannot run here for want of {fatal}.", markup=False)
+
+
+def _add(table: Table, check: Check) -> None:
+    text = escape(check.found)
+    if check.remedy:
+        text += f"\n[bold]to mend it:[/] {escape(check.remedy)}"
+    style = "green" if check.status == "ok" else "red" if check.fatal else "yellow"
+    table.add_row(escape(check.name), f"[{style}]{check.status}[/]", text)

@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from autotune.cli.bench import bench
 from autotune.cli.doctor import doctor
 from autotune.cli.exits import ExitCode, guarded, report
 from autotune.cli.export import export
+from autotune.cli.report import report as report_command
+from autotune.cli.run import run
 
 app = typer.Typer(
     name="autotune",
@@ -25,7 +28,10 @@ app = typer.Typer(
 
 # In the order in which `--help` lists them.
 COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "bench": bench,
     "export": export,
+    "report": report_command,
     "doctor": doctor,
 }
 for _name, _command in COMMANDS.items():

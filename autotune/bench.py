@@ -1,0 +1,163 @@
+"""One configuration under a workload, in this process: what `autotune bench` calls."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import BadInput
+from autotune.hardware.detect import describe_hardware
+from autotune.hardware.versions import library_versions
+from autotune.load.open_loop import run_load
+from autotune.measure import Measurement, at_rate, measure
+from autotune.model_info import read_model_info, with_default_model
+from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder
+from autotune.slo import parse_slo
+from autotune.traffic import DEFAULT_LOAD_FACTOR, TrafficOptions, load_traffic
+from engine.config import EngineConfig
+from engine.loading import load_model
+
+CALIBRATION_REQUESTS = 128
+CALIBRATION_LIMIT_S = 20.0
+WARMUP_REQUESTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOutcome:
+    """What one bench measured, and under what."""
+
+    config: EngineConfig
+    model: dict[str, Any]
+    workload: dict[str, Any]
+    measurement: Measurement
+    slo_text: str
+    slo: list[LimitResult]
+    notes: list[str]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics, by the keys of `bench --json`."""
+        return self.measurement.metrics
+
+    @property
+    def slo_met(self) -> bool:
+        """Whether every limit is met and the load was delivered as asked."""
+        return all(limit.met for limit in self.slo) and self.metrics["load_delivered"]
+
+
+def bench(
+    knobs: Mapping[str, Any],
+    traffic: TrafficOptions,
+    *,
+    slo: str,
+    drain_limit: float,
+    output: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> BenchOutcome:
+    """Measure one configuration.
+
+    Args:
+        knobs: those that differ from the engine's defaults.
+        traffic: the workload; `duration_s` must be set.
+        slo: limits that goodput is counted by.
+        drain_limit: seconds after the last arrival at which unfinished requests are given up.
+        output: folder that will take the result: checked before anything is measured.
+        say: told what is going on, for a progress line.
+        stop: set it to end the load early.
+
+    Raises:
+        BadInput: bad traffic or SLO, or an output folder in use.
+        engine.errors.EngineError: the model or the config cannot be used.
+    """
+    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(f"output folder {output} exists and is not empty: choose another with -o")
+    parsed = parse_slo(slo)
+    base = with_default_model(EngineConfig.from_mapping(knobs))
+    base = base.replace(device=describe_hardware(base.device)["device"])
+    model = read_model_info(base)
+    source = load_traffic(traffic, model, base, base.seed)
+    say("loading the model")
+    engine = load_model(base).engine(base)
+    notes: list[str] = []
+    rate = traffic.rate
+    warm = source.burst(WARMUP_REQUESTS)
+    run_load(engine, warm, drain_limit=CALIBRATION_LIMIT_S)
+    if traffic.rate_is_measured:
+        say("calibrating: all requests at once")
+        burst = measure(
+            engine,
+            at_rate(source.burst(CALIBRATION_REQUESTS), None),
+            slo=parsed,
+            config=base,
+            drain_limit=CALIBRATION_LIMIT_S,
+            seed=base.seed,
+            stop=stop,
+        )
+        sustained = burst.metrics["requests_per_s"]
+        if not sustained:
+            raise BadInput(
+                f"no request of the calibration finished within {CALIBRATION_LIMIT_S:.0f} s: give "
+                "--rate, shorter lengths (--scale-lengths) or a smaller model"
+            )
+        factor = traffic.load_factor or DEFAULT_LOAD_FACTOR
+        rate = factor * sustained
+        notes.append(
+            f"offered rate {rate:.3g} requests/s: {factor:g} times the {sustained:.3g} sustained "
+            "with all requests offered at once"
+        )
+    assert traffic.duration_s is not None
+    offered = source.windows(rate, traffic.duration_s, count=1)
+    notes += offered.notes
+    requests = offered.windows[0]
+    engine.clear_prefix_cache()
+    measurement = measure(
+        engine,
+        requests,
+        slo=parsed,
+        config=base,
+        drain_limit=drain_limit,
+        seed=base.seed,
+        on_progress=lambda done: say(f"measuring: {done.left}/{done.total} requests"),
+        stop=stop,
+    )
+    return BenchOutcome(
+        config=base,
+        model=model.to_json(),
+        workload=offered.description,
+        measurement=measurement,
+        slo_text=str(parsed),
+        slo=parsed.evaluate(measurement.metrics),
+        notes=notes,
+    )
+
+
+def save(outcome: BenchOutcome, path: Path, command: Sequence[str]) -> None:
+    """Write `run.json`, `bench.json`, `requests.parquet` and `steps.parquet` into a new folder."""
+    folder = RunFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    folder.write_part(0, outcome.measurement.records, outcome.measurement.steps)
+    folder.merge_parts()
+    folder.write_json(path / "bench.json", outcome.metrics)
+    folder.write_json(
+        folder.run_json,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "bench",
+            "command": list(command),
+            "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "status": "done",
+            "model": outcome.model,
+            "engine_config": outcome.config.to_dict(),
+            "workload": outcome.workload,
+            "slo": outcome.slo_text,
+            "hardware": describe_hardware(outcome.config.device),
+            "versions": library_versions(),
+            "seeds": {"seed": outcome.config.seed},
+            "notes": outcome.notes,
+        },
+    )

@@ -1,0 +1,144 @@
+"""`autotune bench`: one configuration under a workload, measured."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from autotune.cli.console import data_console, message_console, note, print_json
+from autotune.cli.durations import parse_duration
+from autotune.cli.exits import ExitCode
+from autotune.cli.interrupt import stop_on_interrupt
+from autotune.cli.knob_options import with_knobs
+from autotune.cli.traffic_options import (
+    BurstinessOption,
+    FormatOption,
+    LengthsOption,
+    LoadOption,
+    RateOption,
+    RequestsOption,
+    StartOption,
+    WorkloadOption,
+    traffic_options,
+)
+
+
+@with_knobs(without=("seed",))
+def bench(
+    slo: Annotated[
+        str,
+        typer.Option("--slo", help="Limits that goodput is counted by, for instance ttft<200ms."),
+    ] = "ttft<200ms,tpot<100ms",
+    workload: WorkloadOption = "chat",
+    workload_format: FormatOption = None,
+    rate: RateOption = None,
+    load: LoadOption = None,
+    scale_lengths: LengthsOption = None,
+    duration: Annotated[
+        str, typer.Option("--duration", help="Length of the load, for instance 20s.")
+    ] = "20s",
+    start: StartOption = "0s",
+    requests: RequestsOption = None,
+    burstiness: BurstinessOption = 1.0,
+    drain: Annotated[
+        str,
+        typer.Option(
+            "--drain",
+            help="How long after the last arrival unfinished requests are waited for; after that "
+            "they count as timed out.",
+        ),
+    ] = "30s",
+    seed: Annotated[int, typer.Option("--seed", help="Drives everything random.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for the result and its records; must be new."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with the metrics.")
+    ] = False,
+    *,
+    knobs: dict[str, Any],
+) -> None:
+    """Offer a workload to one configuration of the bundled engine and print what was measured.
+
+    Exit code 0: the SLO is met; 4: it is not; 130: interrupted, with what was measured till then.
+    """
+    from autotune.bench import bench as run_bench
+    from autotune.bench import save
+
+    options = traffic_options(
+        workload,
+        workload_format,
+        rate,
+        load,
+        scale_lengths,
+        duration,
+        start,
+        requests,
+        burstiness,
+    )
+    stopping = "Stopping; what was measured is shown. Press Ctrl-C again to leave at once."
+    console = message_console()
+    status = console.status("loading") if console.is_terminal else contextlib.nullcontext()
+    with stop_on_interrupt(stopping) as stop, status as live:
+
+        def say(text: str) -> None:
+            if live is not None:
+                live.update(text)
+
+        outcome = run_bench(
+            {"seed": seed, **knobs},
+            options,
+            slo=slo,
+            drain_limit=parse_duration(drain, "--drain"),
+            output=output,
+            say=say,
+            stop=stop,
+        )
+    for text in outcome.notes:
+        note(f"note: {text}")
+    if output is not None:
+        save(outcome, output, sys.argv)
+    if as_json:
+        print_json(outcome.metrics)
+    else:
+        _print(outcome.metrics, [(r.limit, r.met, r.violation) for r in outcome.slo])
+    if stop.is_set():
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if not outcome.slo_met:
+        raise typer.Exit(ExitCode.SLO_NOT_MET)
+
+
+def _print(metrics: Mapping[str, Any], limits: list[tuple[str, bool, float]]) -> None:
+    console = data_console()
+    table = Table(box=None, pad_edge=False)
+    statistics = ("mean", "p50", "p90", "p95", "p99")
+    for heading in ("ms", *statistics, "p95 interval"):
+        table.add_column(heading, justify="left" if heading == "ms" else "right")
+    for name in ("ttft", "tpot", "itl", "e2e"):
+        values = metrics[name]
+        bounds = (values.get("intervals") or {}).get("p95")
+        interval = "-" if not bounds else f"{bounds[0] * 1e3:.4g} to {bounds[1] * 1e3:.4g}"
+        shown = ("-" if values[s] is None else f"{values[s] * 1e3:.4g}" for s in statistics)
+        table.add_row(name, *shown, interval)
+    console.print(table)
+    for label, value in (
+        ("output tokens/s", metrics["output_tokens_per_s"]),
+        ("requests/s", metrics["requests_per_s"]),
+        ("goodput, requests/s", metrics["goodput_requests_per_s"]),
+        ("offered, requests/s", metrics["offered_rate"]),
+    ):
+        console.print(f"{label:22}{'-' if value is None else f'{value:.4g}'}")
+    console.print(f"{'within the SLO':22}{metrics['slo_attainment']:.1%}")
+    console.print(f"{'requests':22}{metrics['completed']} completed, {metrics['failed']} not")
+    if not metrics["load_delivered"]:
+        console.print(f"No verdict: {metrics['load_note']}", markup=False, soft_wrap=True)
+    for limit, met, violation in limits:
+        outcome = "met" if met else f"missed by {violation:.0%}"
+        console.print(f"{limit:22}{outcome}", markup=False)

@@ -1,0 +1,30 @@
+"""Ctrl-C: the first asks for a clean stop, the second ends at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from autotune.cli.console import note
+
+
+@contextmanager
+def stop_on_interrupt(message: str) -> Iterator[threading.Event]:
+    """An event that Ctrl-C (or SIGTERM) sets, with a message; a second Ctrl-C interrupts hard."""
+    stop = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        note(message)
+
+    earlier = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,24 @@
+"""`autotune report`: make the HTML report of a run folder again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.cli.console import data_console, print_json
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, as `autotune run` wrote it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write report.html of a run from its records; works on unfinished runs too."""
+    from reports.report import render_report
+
+    path = render_report(run)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        data_console().print(str(path), markup=False, soft_wrap=True)

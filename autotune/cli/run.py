@@ -1,0 +1,265 @@
+"""`autotune run`: search, prove, report and write the configs to deploy."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autotune.cli.console import message_console, note, print_json
+from autotune.cli.durations import parse_duration
+from autotune.cli.exits import ExitCode
+from autotune.cli.interrupt import stop_on_interrupt
+from autotune.cli.knob_options import with_knobs
+from autotune.cli.traffic_options import (
+    BurstinessOption,
+    DurationOption,
+    FormatOption,
+    LengthsOption,
+    LoadOption,
+    RateOption,
+    RequestsOption,
+    StartOption,
+    WorkloadOption,
+    traffic_options,
+)
+from autotune.errors import BadInput, Interrupted
+
+_SEARCH = "Search"
+
+
+@with_knobs(without=("seed",))
+def run(
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            "--slo",
+            help="The promise, for instance 'ttft<200ms,p99(tpot)<100ms'; p95 where no statistic "
+            "is named. Default: ttft<200ms,tpot<100ms.",
+        ),
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            help="What is optimised: goodput, throughput, capacity (highest rate that meets the "
+            "SLO), latency or cost (needs --price).",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "goodput",
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price", help="USD per hour of this machine, for cost.", rich_help_panel=_SEARCH
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Wall-clock time of the whole run, for instance 10m. Default: 4m, or none with "
+            "--trials.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials",
+            help="Most search trials, the default config included.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    finalists: Annotated[
+        int,
+        typer.Option(
+            "--finalists",
+            help="Configurations measured again against the default.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 2,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            "--rounds", help="Measurements of each in the proof.", rich_help_panel=_SEARCH
+        ),
+    ] = 4,
+    confidence: Annotated[
+        float,
+        typer.Option(
+            "--confidence", help="Confidence of the gain's interval.", rich_help_panel=_SEARCH
+        ),
+    ] = 0.95,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            help="Values to try for a knob, for instance max_num_seqs=8,32,128; a single value "
+            "fixes it. Repeatable.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(
+            "--space",
+            help="YAML file of knobs and values in place of the device's search space.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Drives everything random.", rich_help_panel=_SEARCH)
+    ] = 0,
+    workload: WorkloadOption = "chat",
+    workload_format: FormatOption = None,
+    rate: RateOption = None,
+    load: LoadOption = None,
+    scale_lengths: LengthsOption = None,
+    duration: DurationOption = None,
+    start: StartOption = "0s",
+    requests: RequestsOption = None,
+    burstiness: BurstinessOption = 1.0,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Run folder. Default: runs/<time>-<model>."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume", help="Go on with the run in this folder; other options are ignored."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with the result.")
+    ] = False,
+    *,
+    knobs: dict[str, Any],
+) -> None:
+    """Tune the bundled engine for a workload and an SLO, prove the winner, write report and config.
+
+    The config given by knob options (or the engine's defaults) is measured first; every gain is
+    over it. Exit code 0: the SLO is met; 4: no configuration meets it; 130: interrupted, to be
+    continued with --resume.
+    """
+    from autotune.search.objective import Objective
+    from autotune.search.options import DEFAULT_BUDGET_S, DEFAULT_SLO, TuneOptions
+
+    if resume is not None:
+        options, folder = None, resume
+    else:
+        budget_s = None if budget is None else parse_duration(budget, "--budget")
+        if budget_s is None and trials is None:
+            budget_s = DEFAULT_BUDGET_S
+        options = TuneOptions(
+            config={"seed": seed, **knobs},
+            traffic=traffic_options(
+                workload,
+                workload_format,
+                rate,
+                load,
+                scale_lengths,
+                duration,
+                start,
+                requests,
+                burstiness,
+            ),
+            slo=DEFAULT_SLO if slo is None else slo,
+            # Objective refuses an unknown name with the list of known ones.
+            objective=Objective(objective, price).name,  # type: ignore[arg-type]
+            price=price,
+            budget_s=budget_s,
+            trials=trials,
+            finalists=finalists,
+            rounds=rounds,
+            confidence=confidence,
+            narrowing=_narrowing(search or []),
+            space_file=None if space is None else str(space),
+            seed=seed,
+        )
+        options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
+        folder = output or _default_folder(knobs.get("model", ""))
+    _tune_and_report(options, folder, as_json)
+
+
+def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
+    from autotune.cli.run_summary import print_summary
+    from autotune.cli.search_progress import SearchProgress
+    from autotune.deploy.write import write_deploy
+    from autotune.records import RunFolder
+    from autotune.search.tune import tune
+    from engine.config import EngineConfig
+    from reports.report import render_report
+
+    folder = RunFolder(path)
+    if options is None:
+        unit = folder.read_run()["objective_unit"]
+    else:
+        unit = options.parsed_objective.unit(options.parsed_slo)
+    stopping = "Stopping; what was measured is kept. Press Ctrl-C again to leave at once."
+    interrupted: Interrupted | None = None
+    with (
+        stop_on_interrupt(stopping) as stop,
+        SearchProgress(message_console(), unit) as progress,
+    ):
+        try:
+            record = tune(options, path, command=sys.argv, stop=stop, listener=progress)
+        except Interrupted as error:
+            interrupted = error
+            record = folder.read_run()
+    result = record["result"]
+    render_report(path)
+    if result is not None:
+        write_deploy(folder, EngineConfig.from_mapping(result["winner_config"]), evidence=result)
+    if interrupted is not None:
+        note(f"Interrupted. Report so far: {folder.report_html}")
+        note(f"Go on with: autotune run --resume {path}")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if as_json:
+        trials = folder.read_trials()
+        print_json(
+            {
+                "slo_met": result["slo_met"],
+                "objective": record["objective"],
+                "baseline": result["baseline"],
+                "winner": result["winner"],
+                "gain": result["gain"],
+                "run_folder": str(path),
+                "trials": sum(t.kind == "search" for t in trials),
+                "seconds": sum(t.seconds for t in trials),
+                "proven": result["proven"],
+                "verdict": result["verdict"],
+                "changes": result["changes"],
+                "winner_config": result["winner_config"],
+            }
+        )
+    else:
+        print_summary(record, folder)
+    if not result["slo_met"]:
+        raise typer.Exit(ExitCode.SLO_NOT_MET)
+
+
+def _default_folder(model: str) -> Path:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name) or "embedded"
+    return Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+def _narrowing(texts: list[str]) -> dict[str, list[Any]]:
+    """`knob=value,value` texts as lists of values, typed as YAML types a plain scalar."""
+    import yaml
+
+    narrowing: dict[str, list[Any]] = {}
+    for text in texts:
+        name, separator, values = text.partition("=")
+        if not separator or not values.strip():
+            raise BadInput(
+                f"--search {text!r} must be KNOB=VALUE,VALUE,... for instance max_num_seqs=8,32,128"
+            )
+        try:
+            narrowing[name.strip()] = [yaml.safe_load(value) for value in values.split(",")]
+        except yaml.YAMLError:
+            raise BadInput(f"--search {text!r}: {values!r} is not a list of plain values") from None
+    return narrowing

@@ -1,0 +1,85 @@
+"""What a search must know of a model before it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.embedded import TARGET
+from engine.checkpoints.model_folder import open_model_folder
+from engine.config import EngineConfig
+from engine.models.registry import decoder_spec
+
+# Enough of each end of a shard to tell versions of a model apart without reading all of it.
+_FINGERPRINT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Facts of a model folder; `max_model_len` in tokens is the engine's limit under the config.
+
+    `fingerprint` is a SHA-256 over config.json and the size and both ends of every weights file.
+    """
+
+    path: str
+    name: str
+    architecture: str
+    parameters: int
+    vocab_size: int
+    max_model_len: int
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def with_default_model(config: EngineConfig) -> EngineConfig:
+    """The same config, with the embedded model if none was named."""
+    return config if config.model else config.replace(model=str(TARGET))
+
+
+def read_model_info(config: EngineConfig) -> ModelInfo:
+    """Read a model folder's facts.
+
+    Raises:
+        engine.errors.ModelError: no such folder, a broken one, or an unsupported architecture.
+    """
+    folder = open_model_folder(config.model)
+    spec = decoder_spec(folder)
+    names = folder.config.get("architectures") or [folder.config.get("model_type", "unknown")]
+    limit = spec.max_position
+    path = folder.path.resolve()
+    return ModelInfo(
+        path=str(path),
+        name=_name(path),
+        architecture=str(names[0]),
+        parameters=spec.num_parameters,
+        vocab_size=spec.vocab_size,
+        max_model_len=min(limit, config.max_model_len) if config.max_model_len else limit,
+        fingerprint=_fingerprint(path, folder.config),
+    )
+
+
+def _name(path: Path) -> str:
+    if path == TARGET.resolve():
+        return "embedded"
+    # A snapshot of the hub's cache is named by its commit; the model's name is two folders up.
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.name
+
+
+def _fingerprint(path: Path, config: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for shard in sorted(path.glob("*.safetensors")):
+        size = shard.stat().st_size
+        digest.update(f"{shard.name}:{size}".encode())
+        with shard.open("rb") as file:
+            digest.update(file.read(_FINGERPRINT_BYTES))
+            file.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The measured search: space, sampler, evaluation in a child process, proof."""

@@ -1,0 +1,84 @@
+"""What the search and its trial process say to each other: one JSON object a line.
+
+The search sends `MeasureCommand`s on the child's standard input. The child answers each with any
+number of `Progress` and then exactly one `Measured` or `Failed`; a child that dies answers nothing,
+which the search reads as a crash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FailureKind = Literal["out_of_memory", "rejected", "crash", "timeout"]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureCommand:
+    """Measure one engine config under one window of the workload.
+
+    `rate_factor` multiplies the window's arrival rate; None offers every request at once.
+    `time_limit` bounds the load in seconds; unfinished requests are misses. `write` puts the
+    request and step records on disk under `trial`. `quality` asks for the quality loss too.
+    """
+
+    trial: int
+    config: dict[str, Any]
+    window: int
+    rate_factor: float | None
+    drain_limit: float
+    seed: int
+    slo: str
+    write: bool = True
+    quality: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The load is running: requests sent and finished so far, of how many."""
+
+    phase: str
+    finished: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The metrics (keys of `bench --json`) of one measurement."""
+
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The measurement failed; `reason` is one sentence."""
+
+    kind: FailureKind
+    reason: str
+
+
+Reply = Progress | Measured | Failed
+_KINDS: dict[str, type[Reply] | type[MeasureCommand]] = {
+    kind.__name__: kind for kind in (MeasureCommand, Progress, Measured, Failed)
+}
+
+
+def encode(message: Reply | MeasureCommand) -> bytes:
+    """One line."""
+    body = {"message": type(message).__name__, **dataclasses.asdict(message)}
+    return json.dumps(body, allow_nan=False).encode() + b"\n"
+
+
+def decode(line: bytes) -> Reply | MeasureCommand:
+    """The message in a line.
+
+    Raises:
+        ValueError: the line holds no message.
+    """
+    body = json.loads(line)
+    try:
+        return _KINDS[body.pop("message")](**body)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a message: {line[:80]!r}") from error

@@ -1,0 +1,101 @@
+"""What a user asks of a search; kept in `run.json`, so that a run can be resumed from it alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotune.errors import BadInput
+from autotune.search.objective import Objective, ObjectiveName
+from autotune.slo import Slo, parse_slo
+from autotune.traffic import TrafficOptions
+
+DEFAULT_SLO = "ttft<200ms,tpot<100ms"
+DEFAULT_BUDGET_S = 240.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneOptions:
+    """Options of `tune`; times in seconds.
+
+    Args:
+        config: knobs that differ from the engine's defaults, the model among them. This config is
+            the default that every gain is over.
+        traffic: the workload and its scaling.
+        slo: the promise, in the grammar of `autotune.slo`.
+        objective: what is maximised or minimised within the SLO.
+        price: USD per hour of this machine, for the cost objective.
+        budget_s: wall-clock time of the whole run; None if `trials` bounds it alone.
+        trials: most search trials, the default included; None if `budget_s` bounds them alone.
+        finalists: configurations that are measured again against the default.
+        rounds: measurements of each in the proof.
+        confidence: of the gain's interval.
+        narrowing: values to try by knob, in place of the search space's.
+        space_file: a user's search space; None takes the one of the device.
+        seed: drives everything random.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    traffic: TrafficOptions = field(default_factory=TrafficOptions)
+    slo: str = DEFAULT_SLO
+    objective: ObjectiveName = "goodput"
+    price: float | None = None
+    budget_s: float | None = DEFAULT_BUDGET_S
+    trials: int | None = None
+    finalists: int = 2
+    rounds: int = 4
+    confidence: float = 0.95
+    narrowing: Mapping[str, list[Any]] = field(default_factory=dict)
+    space_file: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.budget_s is None and self.trials is None:
+            raise BadInput("a search needs an end: give --budget (for instance 10m) or --trials")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise BadInput(f"--budget must be above 0, got {self.budget_s:g} s")
+        if self.trials is not None and self.trials < 1:
+            raise BadInput(f"--trials must be at least 1 (the default config), got {self.trials}")
+        if self.finalists < 1:
+            raise BadInput(f"--finalists must be at least 1, got {self.finalists}")
+        if self.rounds < 2:
+            raise BadInput(f"--rounds must be at least 2 to give an interval, got {self.rounds}")
+        if not 0.5 < self.confidence < 1:
+            raise BadInput(f"--confidence must lie between 0.5 and 1, got {self.confidence}")
+
+    @property
+    def parsed_slo(self) -> Slo:
+        """The SLO.
+
+        Raises:
+            SloError: it cannot be understood.
+        """
+        return parse_slo(self.slo)
+
+    @property
+    def parsed_objective(self) -> Objective:
+        """The objective.
+
+        Raises:
+            BadInput: it is unknown, or lacks its price.
+        """
+        return Objective(self.objective, self.price)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, from which `from_json` makes the same options."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TuneOptions:
+        """Options as `to_json` wrote them.
+
+        Raises:
+            BadInput: they are not such options.
+        """
+        try:
+            traffic = TrafficOptions(**values["traffic"])
+            return cls(**{**values, "traffic": traffic})
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"run.json holds no usable options: {error}") from error

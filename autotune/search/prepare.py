@@ -1,0 +1,244 @@
+"""Before the first trial: the folder, the model, the space, the traffic, and `run.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import BadInput, EnvironmentMissing
+from autotune.hardware.detect import describe_hardware
+from autotune.hardware.versions import library_versions
+from autotune.model_info import ModelInfo, read_model_info, with_default_model
+from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord
+from autotune.search.options import TuneOptions
+from autotune.search.schedule import Schedule, plan_schedule
+from autotune.search.space import SearchSpace, load_space
+from autotune.search.windows import write_windows
+from autotune.traffic import DEFAULT_LOAD_FACTOR, Traffic, load_traffic
+from engine.config import EngineConfig
+
+# Records of a long run with many requests; far less is needed as a rule.
+MIN_FREE_BYTES = 200 * 1024 * 1024
+# Loads of one capacity trial.
+CAPACITY_PROBES = 5
+# Requests that the calibration offers at once.
+CALIBRATION_REQUESTS = 256
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What a search works with; `run` is the content of `run.json`."""
+
+    run: dict[str, Any]
+    options: TuneOptions
+    model: ModelInfo
+    base: EngineConfig
+    space: SearchSpace
+    schedule: Schedule
+    traffic: Traffic
+    notes: list[str] = field(default_factory=list)
+    num_windows: int = 1
+
+    def proof_window(self, round_: int) -> int:
+        """The window of a round of the proof: one of its own, as far as the traffic goes."""
+        return 1 + round_ % (self.num_windows - 1) if self.num_windows > 1 else 0
+
+
+@contextmanager
+def open_folder(path: Path, *, resume: bool) -> Iterator[RunFolder]:
+    """The run folder, held by this process alone while the search lasts.
+
+    Raises:
+        BadInput: a new run's folder exists and is not empty, a resumed run's does not exist, or
+            another process is working in it.
+        EnvironmentMissing: the disk is full, or the folder cannot be written.
+    """
+    folder = RunFolder(path)
+    if resume and not folder.run_json.exists():
+        raise BadInput(f"{path} holds no run to resume: run.json is missing")
+    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadInput(
+            f"output folder {path} exists and is not empty: choose another with -o, or go on with "
+            f"the run in it with --resume {path}"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path).free
+        handle = os.open(path / ".busy", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise EnvironmentMissing(f"output folder {path} cannot be used: {error}") from error
+    try:
+        if free < MIN_FREE_BYTES:
+            raise EnvironmentMissing(
+                f"{path} has {free / 2**20:.0f} MiB of disk space left; a run needs "
+                f"{MIN_FREE_BYTES / 2**20:.0f} MiB: free some, or choose another folder with -o"
+            )
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(f"another process is working in {path}: wait for it to end") from None
+        yield folder
+    finally:
+        os.close(handle)
+
+
+def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[str]) -> Prepared:
+    """Check everything that can be wrong before anything is measured, and write `run.json`.
+
+    With `options` None the run in `folder` is taken up as its `run.json` describes it.
+
+    Raises:
+        BadInput: bad options, workload or space; a model that changed since the run began.
+        engine.errors.EngineError: the model or the config cannot be used.
+    """
+    run = folder.read_run() if options is None else None
+    if run is not None:
+        options = TuneOptions.from_json(run["options"])
+    assert options is not None
+    options.parsed_slo  # noqa: B018 - raises now what would otherwise be found after a trial
+    options.parsed_objective  # noqa: B018
+    base = with_default_model(EngineConfig.from_mapping(options.config))
+    hardware = describe_hardware(base.device)
+    base = base.replace(device=hardware["device"])
+    model = read_model_info(base)
+    if run is not None and run["model"]["fingerprint"] != model.fingerprint:
+        raise BadInput(
+            f"the model in {base.model} changed since this run began: start a new run, or put the "
+            "model back"
+        )
+    space_file = Path(options.space_file) if options.space_file else None
+    space = load_space(hardware["device"], options.narrowing, space_file).nearest(base)
+    probes = CAPACITY_PROBES if options.objective == "capacity" else 1
+    traffic_options = options.traffic
+    schedule = plan_schedule(
+        options.budget_s,
+        run["schedule"]["window_s"] if run else traffic_options.duration_s,
+        probes,
+        options.rounds,
+        options.finalists,
+    )
+    traffic = load_traffic(traffic_options, model, base, options.seed)
+    prepared = Prepared(run or {}, options, model, base, space, schedule, traffic)
+    if run is None:
+        prepared.run = _new_run(prepared, hardware, command)
+        folder.write_json(folder.run_json, prepared.run)
+    else:
+        prepared.notes = list(run.get("notes", ()))
+        prepared.num_windows = run.get("num_windows", 1)
+    return prepared
+
+
+def offer_traffic(
+    folder: RunFolder,
+    prepared: Prepared,
+    *,
+    saturated: TrialRecord | None,
+    final: bool = False,
+) -> None:
+    """Put the windows of the traffic on disk; the `final` ones also into `run.json`.
+
+    `saturated` is the calibration, where the offered rate is a share of what it sustained.
+
+    Raises:
+        BadInput: the calibration failed, so the default config cannot serve this traffic at all.
+    """
+    options, schedule, traffic = prepared.options, prepared.schedule, prepared.traffic
+    if not final:
+        write_windows(folder, [traffic.burst(CALIBRATION_REQUESTS)])
+        return
+    rate = options.traffic.rate
+    notes: list[str] = []
+    if saturated is not None:
+        if saturated.metrics is None or not saturated.metrics["requests_per_s"]:
+            raise BadInput(
+                "the default configuration served no request of the calibration: "
+                f"{saturated.reason or 'none finished in time'}"
+            )
+        factor = options.traffic.load_factor or DEFAULT_LOAD_FACTOR
+        sustained = saturated.metrics["requests_per_s"]
+        rate = factor * sustained
+        notes.append(
+            f"offered rate {rate:.3g} requests/s: {factor:g} times the {sustained:.3g} that the "
+            "default configuration sustained with all requests offered at once"
+        )
+    offered = traffic.windows(rate, schedule.window_s, count=1 + options.rounds)
+    write_windows(folder, offered.windows)
+    prepared.num_windows = len(offered.windows)
+    prepared.notes = [*notes, *offered.notes]
+    prepared.run["workload"] = offered.description
+    prepared.run["num_windows"] = prepared.num_windows
+    prepared.run["notes"] = prepared.notes
+    folder.write_json(folder.run_json, prepared.run)
+
+
+def conclude(
+    folder: RunFolder, run: dict[str, Any], status: str, result: dict[str, Any] | None
+) -> None:
+    """Write the outcome into `run.json` and join the trials' records."""
+    run["status"] = status
+    run["finished_at"] = _now()
+    run["result"] = result
+    folder.write_json(folder.run_json, run)
+    if status == "done":
+        folder.merge_parts()
+        folder.write_json(folder.lock, _lock(run))
+
+
+def _new_run(
+    prepared: Prepared, hardware: dict[str, Any], command: Sequence[str]
+) -> dict[str, Any]:
+    options, objective = prepared.options, prepared.options.parsed_objective
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": list(command),
+        "started_at": _now(),
+        "finished_at": None,
+        "status": "running",
+        "model": prepared.model.to_json(),
+        "engine_config": prepared.base.to_dict(),
+        "options": options.to_json(),
+        "schedule": dataclasses.asdict(prepared.schedule),
+        "workload": None,
+        "slo": str(options.parsed_slo),
+        "objective": objective.name,
+        "objective_unit": objective.unit(options.parsed_slo),
+        "direction": objective.direction,
+        "budget_s": options.budget_s,
+        "max_trials": options.trials,
+        "search_space": {name: list(values) for name, values in prepared.space.values.items()},
+        "hardware": hardware,
+        "versions": library_versions(),
+        "seeds": {"seed": options.seed},
+        "result": None,
+    }
+
+
+def _lock(run: dict[str, Any]) -> dict[str, Any]:
+    """What the decision rests on; a later re-tuning compares itself with this."""
+    result = run["result"] or {}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "decided_at": run["finished_at"],
+        "model": {name: run["model"][name] for name in ("name", "architecture", "fingerprint")},
+        "workload": run["workload"]["fingerprint"],
+        "slo": run["slo"],
+        "objective": run["objective"],
+        "hardware": {name: run["hardware"][name] for name in ("device", "name", "cores")},
+        "versions": run["versions"],
+        "seed": run["seeds"]["seed"],
+        "winner_config": result.get("winner_config"),
+        "gain": result.get("gain"),
+        "slo_met": result.get("slo_met"),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,76 @@
+"""How a time budget is shared among calibration, search and proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.errors import BadInput
+
+# Time of a trial beyond its load: reconfiguring or reloading, warm-up, draining, computing.
+TRIAL_OVERHEAD_S = 2.0
+MIN_WINDOW_S = 3.0
+MAX_WINDOW_S = 60.0
+DEFAULT_WINDOW_S = 10.0
+# Trials that a budget should pay for when the window's length is ours to choose.
+WANTED_TRIALS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Shares of a run's time, in seconds.
+
+    `window_s` is the length of the load of one measurement, `trial_s` what one is expected to take
+    with its overhead; a capacity trial measures `probes` loads.
+    """
+
+    window_s: float
+    probes: int
+    rounds: int
+    finalists: int
+    budget_s: float | None
+
+    @property
+    def trial_s(self) -> float:
+        """Expected time of one trial."""
+        return self.probes * (self.window_s + TRIAL_OVERHEAD_S)
+
+    @property
+    def proof_s(self) -> float:
+        """Expected time of the proof: the default and the finalists, every round."""
+        return self.trial_s * self.rounds * (self.finalists + 1)
+
+    @property
+    def drain_limit(self) -> float:
+        """How long after the last arrival unfinished requests are waited for."""
+        return max(5.0, 0.5 * self.window_s)
+
+    def search_time_left(self, spent: float) -> float:
+        """Time that the search may still take, with the proof's share kept back."""
+        if self.budget_s is None:
+            return float("inf")
+        return self.budget_s - spent - self.proof_s
+
+
+def plan_schedule(
+    budget_s: float | None, window_s: float | None, probes: int, rounds: int, finalists: int
+) -> Schedule:
+    """Choose the window's length if it is not given, and check that the budget pays for a result.
+
+    Raises:
+        BadInput: the budget is too small for the default, one other trial and their proof; the
+            message says what would be enough.
+    """
+    if window_s is None:
+        window_s = DEFAULT_WINDOW_S
+        if budget_s is not None:
+            loads = probes * (WANTED_TRIALS + rounds * (finalists + 1))
+            window_s = min(MAX_WINDOW_S, max(MIN_WINDOW_S, budget_s / loads - TRIAL_OVERHEAD_S))
+    schedule = Schedule(window_s, probes, rounds, finalists, budget_s)
+    needed = 2 * schedule.trial_s + schedule.proof_s
+    if budget_s is not None and budget_s < needed:
+        raise BadInput(
+            f"--budget {budget_s:.0f}s is too small: two trials of {schedule.trial_s:.0f} s and a "
+            f"proof of {schedule.proof_s:.0f} s need {needed:.0f}s; raise it, or lower "
+            "--duration, --rounds or --finalists"
+        )
+    return schedule

@@ -1,0 +1,141 @@
+"""Which knobs a search may choose, and among which values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autotune.errors import BadInput
+from engine.config import KNOBS, EngineConfig
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """Values to try by knob; each list in increasing order where it holds numbers.
+
+    The sampler sees a number's position in its list, not the number, since powers of two are as far
+    from each other as neighbours should be; `config_of` and `point_of` translate.
+    """
+
+    values: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        size = 1
+        for values in self.values.values():
+            size *= len(values)
+        return size
+
+    def is_ordinal(self, knob: str) -> bool:
+        """Whether the order of a knob's values means something."""
+        return KNOBS[knob].type in (int, float)
+
+    def config_of(self, point: Mapping[str, Any], base: EngineConfig) -> EngineConfig:
+        """The engine config at a point of the space; other knobs as in `base`.
+
+        Raises:
+            ConfigError: the knobs of this point contradict each other.
+        """
+        return base.replace(**point)
+
+    def point_of(self, config: EngineConfig) -> dict[str, Any] | None:
+        """The point at which a config lies; None if one of its values is not in the space."""
+        point = {name: getattr(config, name) for name in self.values}
+        inside = all(value in self.values[name] for name, value in point.items())
+        return point if inside else None
+
+    def nearest(self, config: EngineConfig) -> SearchSpace:
+        """The space widened by the values of `config`, so that it is itself a point."""
+        widened = {}
+        for name, values in self.values.items():
+            value = getattr(config, name)
+            merged = values if value in values else (*values, value)
+            widened[name] = tuple(sorted(merged)) if self.is_ordinal(name) else tuple(merged)
+        return SearchSpace(widened)
+
+    def seeds(self, default: EngineConfig) -> list[tuple[str, dict[str, Any]]]:
+        """Points to measure before the sampler is asked, with the reason of each.
+
+        The default comes first. Each other one moves one knob to an end of its list (or to each
+        other choice), dearest reload first, so that a short budget sees the largest effects.
+        """
+        start = self.point_of(default)
+        assert start is not None, "the space is widened by the default first"
+        seeds = [("default", dict(start))]
+        names = sorted(
+            self.values, key=lambda n: (KNOBS[n].reload != "weights", n != "max_num_seqs")
+        )
+        for name in names:
+            values = self.values[name]
+            ends = (values[0], values[-1]) if self.is_ordinal(name) else values
+            seeds += [
+                (f"extreme: {name}={_plain(value)}", {**start, name: value})
+                for value in dict.fromkeys(ends)
+                if value != start[name]
+            ]
+        return seeds
+
+
+def load_space(
+    device: str, narrowing: Mapping[str, Sequence[Any]], path: Path | None = None
+) -> SearchSpace:
+    """The space of a device type, from `search_spaces/<device>.yaml` or from a user's file.
+
+    `narrowing` replaces the values of single knobs. A knob with a single value is not searched.
+
+    Raises:
+        BadInput: the file or the narrowing names an unknown knob, one that has no effect on this
+            device, or a value that the engine refuses.
+    """
+    source = path if path is not None else resources.files("search_spaces") / f"{device}.yaml"
+    try:
+        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"search space {source} cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"search space {source} must map knobs to lists of values")
+    values: dict[str, tuple[Any, ...]] = {}
+    for name, choices in {**raw, **narrowing}.items():
+        where = "the command line" if name in narrowing else str(source)
+        checked = _checked(name, choices, device, where)
+        if len(checked) > 1:
+            values[name] = checked
+    return SearchSpace(values)
+
+
+def _checked(name: Any, choices: Any, device: str, where: str) -> tuple[Any, ...]:
+    searchable = [k.name for k in KNOBS.values() if k.tunable and device in k.devices]
+    if name not in searchable:
+        near = difflib.get_close_matches(str(name), searchable, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; it may choose {', '.join(searchable)}"
+        raise BadInput(
+            f"{where}: {name!r} is not a knob that a search on {device} may choose{hint}"
+        )
+    if not isinstance(choices, (list, tuple)) or not choices:
+        raise BadInput(f"{where}: {name} must list at least one value, got {choices!r}")
+    accepted = []
+    for value in dict.fromkeys(choices):
+        try:
+            # Some bounds concern two knobs; a lone value is judged with room on the other side.
+            probe = EngineConfig.from_mapping(
+                {"max_num_seqs": 1, name: value}
+                if name == "max_num_batched_tokens"
+                else {"max_num_batched_tokens": 1 << 20, name: value}
+            )
+        except ConfigError as error:
+            raise BadInput(f"{where}: {error}") from error
+        accepted.append(getattr(probe, name))
+    ordinal = KNOBS[name].type in (int, float)
+    return tuple(sorted(accepted)) if ordinal else tuple(accepted)
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

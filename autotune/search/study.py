@@ -1,0 +1,198 @@
+"""The sampler: Optuna asked and told, over the trials that are on disk.
+
+`trials.jsonl` is the truth; the Optuna journal is rebuilt from it when a run is resumed, so that a
+journal torn by a crash cannot lose or invent a trial, and the same records give the same
+suggestions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from autotune.records import TrialRecord
+from autotune.search.objective import Objective
+from autotune.search.space import SearchSpace
+from engine.config import EngineConfig
+
+STUDY_NAME = "autotune"
+# Violation told to the sampler for a trial that crashed, ran out of memory or timed out: worse
+# than any measured violation is likely to be, so such points are ranked last.
+FAILURE_VIOLATION = 100.0
+# Stands for the objective of a trial that measured none when less is better. Infeasible trials are
+# ranked by their violation, so its size does not matter as long as it is finite.
+UNMEASURED_COST = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A point to measure, why, and the Optuna trial that waits for the answer."""
+
+    point: Mapping[str, Any]
+    source: str
+    trial: Trial
+
+
+class Study:
+    """Suggests points of a space and learns from measured trials.
+
+    Args:
+        journal: path of the Optuna journal; replaced.
+        space: where to look.
+        objective: gives the direction.
+        seed: drives the sampler.
+        records: search trials that ended before, in order.
+        base: the config whose other knobs every trial shares.
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        space: SearchSpace,
+        objective: Objective,
+        seed: int,
+        records: Iterable[TrialRecord],
+        base: EngineConfig,
+    ) -> None:
+        self._space = space
+        self._objective = objective
+        self._seed = seed
+        self._told = 0
+        self._distributions: dict[str, BaseDistribution] = {
+            name: IntDistribution(0, len(values) - 1)
+            if space.is_ordinal(name)
+            else CategoricalDistribution(values)
+            for name, values in space.values.items()
+        }
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        journal.unlink(missing_ok=True)
+        self._study = optuna.create_study(
+            study_name=STUDY_NAME,
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            direction=objective.direction,
+        )
+        for record in records:
+            point = space.point_of(EngineConfig.from_mapping({**base.to_dict(), **record.config}))
+            if point is not None:
+                self._study.add_trial(self._frozen(point, record))
+                self._told += 1
+
+    def enqueue(self, source: str, point: Mapping[str, Any]) -> None:
+        """Have a point measured before the sampler is asked; one known already is left out."""
+        self._study.enqueue_trial(
+            self._encode(point), user_attrs={"source": source}, skip_if_exists=True
+        )
+
+    def ask(self) -> Suggestion:
+        """The next point: enqueued ones first, then the sampler's."""
+        # Reseeded by what it knows: a resumed run asks as the uninterrupted one would have.
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=self._seed * 1_000_003 + self._told, n_startup_trials=8, multivariate=True
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            trial = self._study.ask(self._distributions)
+        self._told += 1
+        return Suggestion(
+            point=self._decode(trial.params),
+            source=str(trial.user_attrs.get("source", "sampler")),
+            trial=trial,
+        )
+
+    def tell(self, suggestion: Suggestion, record: TrialRecord) -> None:
+        """Report a measured trial; one that failed is told as complete and infeasible."""
+        suggestion.trial.set_user_attr("trial", record.number)
+        for name, violation in constraints_of(record).items():
+            suggestion.trial.set_constraint(name, violation)
+        self._study.tell(suggestion.trial, self._value(record))
+
+    def importances(self) -> dict[str, float]:
+        """Share of the objective's variation that each knob explains, over trials that measured it.
+
+        PED-ANOVA (Watanabe et al. 2023, through Optuna); empty with fewer than 5 such trials, or
+        where nothing varied.
+        """
+        measured = [
+            t
+            for t in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if t.constraints.get("outcome", 0.0) <= 0.0
+        ]
+        if len(measured) < 5 or len({t.value for t in measured}) < 2:
+            return {}
+        study = optuna.create_study(direction=self._objective.direction)
+        study.add_trials(measured)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return dict(optuna.importance.get_param_importances(study))
+        except (ValueError, RuntimeError):
+            return {}
+
+    def _value(self, record: TrialRecord) -> float:
+        if record.objective is not None:
+            return record.objective
+        return 0.0 if self._objective.maximise else UNMEASURED_COST
+
+    def _frozen(self, point: Mapping[str, Any], record: TrialRecord) -> FrozenTrial:
+        return create_trial(
+            value=self._value(record),
+            params=self._encode(point),
+            distributions=self._distributions,
+            user_attrs={"trial": record.number, "source": record.source},
+            constraints=constraints_of(record),
+        )
+
+    def _encode(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: self._space.values[name].index(value) if self._space.is_ordinal(name) else value
+            for name, value in point.items()
+        }
+
+    def _decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: self._space.values[name][value] if self._space.is_ordinal(name) else value
+            for name, value in params.items()
+        }
+
+
+def constraints_of(record: TrialRecord) -> dict[str, float]:
+    """Constraints of a trial, at most 0 where met: its outcome and each limit of the SLO."""
+    constraints = {"outcome": 0.0 if record.outcome == "ok" else FAILURE_VIOLATION}
+    constraints |= {result.limit: result.violation for result in record.slo}
+    return constraints
+
+
+def combined_improvements(
+    default: TrialRecord,
+    records: Sequence[TrialRecord],
+    space: SearchSpace,
+    objective: Objective,
+) -> dict[str, Any] | None:
+    """The point that joins every single change that beat the default, each knob at its best.
+
+    One-at-a-time measurements often add up; the sampler would need many trials to find that out.
+    None if fewer than two knobs helped.
+    """
+    best: dict[str, tuple[float, Any]] = {}
+    start = {name: default.config[name] for name in space.values}
+    reference = default.objective if default.objective is not None else 0.0
+    for record in records:
+        changed = [n for n in space.values if record.config[n] != start[n]]
+        if len(changed) != 1 or record.objective is None or record.outcome != "ok":
+            continue
+        sign = 1.0 if objective.maximise else -1.0
+        gain = sign * (record.objective - reference)
+        if gain > best.get(changed[0], (0.0, None))[0]:
+            best[changed[0]] = (gain, record.config[changed[0]])
+    if len(best) < 2:
+        return None
+    return {**start, **{name: value for name, (_, value) in best.items()}}

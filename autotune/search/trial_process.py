@@ -1,0 +1,162 @@
+"""The child in which trials run: holds the loaded engine, measures what it is told.
+
+A crash, or the kernel's out-of-memory killer, ends this process and not the search. Trials that
+differ only in `live` or `cache` knobs reuse the loaded weights.
+
+Run as `python -m autotune.search.trial_process RUN_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from autotune.load.open_loop import run_load
+from autotune.measure import at_rate, measure
+from autotune.records import RunFolder
+from autotune.search.messages import (
+    Failed,
+    MeasureCommand,
+    Measured,
+    Progress,
+    Reply,
+    decode,
+    encode,
+)
+from autotune.search.windows import read_windows
+from autotune.slo import parse_slo
+from autotune.workload.materialise import LoadRequest
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import ConfigError, EngineError, EnvironmentLacks
+from engine.loading import load_model
+
+_PR_SET_PDEATHSIG = 1
+# A few requests run before each measurement, so that first-use costs (compilation, page faults,
+# thread start) are not measured.
+WARMUP_REQUESTS = 4
+
+
+class TrialProcess:
+    """Measures commands on one engine that is kept loaded between them."""
+
+    def __init__(self, folder: RunFolder, replies: BinaryIO) -> None:
+        self._folder = folder
+        self._replies = replies
+        self._windows = read_windows(folder)
+        self._engine: Engine | None = None
+        self._config: EngineConfig | None = None
+
+    def serve(self, commands: BinaryIO) -> None:
+        """Answer commands until their stream ends."""
+        for line in commands:
+            command = decode(line)
+            if not isinstance(command, MeasureCommand):
+                raise ValueError(f"not a command: {command}")
+            self._reply(self._answer(command))
+
+    def _reply(self, reply: Reply) -> None:
+        self._replies.write(encode(reply))
+        self._replies.flush()
+
+    def _answer(self, command: MeasureCommand) -> Reply:
+        try:
+            config = EngineConfig.from_mapping(command.config)
+            engine = self._engine_for(config)
+            return self._measure(engine, config, command)
+        except ConfigError as error:
+            return Failed("rejected", str(error))
+        except EnvironmentLacks as error:
+            return Failed("out_of_memory", str(error))
+        except EngineError as error:
+            return Failed("rejected", str(error))
+        except MemoryError:
+            self._drop_engine()
+            return Failed("out_of_memory", "the process ran out of memory")
+        except RuntimeError as error:
+            # torch raises plain RuntimeErrors; the engine may be left half-way, so it is dropped.
+            self._drop_engine()
+            lines = str(error).splitlines() or [type(error).__name__]
+            memory = "out of memory" in lines[0].lower() or "can't allocate" in lines[0].lower()
+            return Failed("out_of_memory" if memory else "crash", lines[0][:500])
+
+    def _engine_for(self, config: EngineConfig) -> Engine:
+        if self._engine is not None and self._config is not None:
+            reload = self._config.reload_needed(config)
+            if reload != "weights":
+                changes = {
+                    name: value
+                    for name, value in config.to_dict().items()
+                    if value != getattr(self._config, name)
+                }
+                # Remembered only once it took effect: a refused change leaves the engine as it was.
+                if changes:
+                    self._engine.reconfigure(**changes)
+                self._config = config
+                return self._engine
+        self._drop_engine()
+        self._reply(Progress("loading"))
+        engine = load_model(config).engine(config)
+        self._engine, self._config = engine, config
+        return engine
+
+    def _drop_engine(self) -> None:
+        self._engine = self._config = None
+        gc.collect()
+
+    def _measure(self, engine: Engine, config: EngineConfig, command: MeasureCommand) -> Reply:
+        slo = parse_slo(command.slo)
+        requests = at_rate(self._windows[command.window], command.rate_factor)
+        self._warm_up(engine, requests)
+        engine.clear_prefix_cache()
+        measurement = measure(
+            engine,
+            requests,
+            slo=slo,
+            config=config,
+            drain_limit=command.drain_limit,
+            seed=command.seed,
+            on_progress=lambda done: self._reply(Progress("load", done.left, done.total)),
+        )
+        if command.write:
+            self._folder.write_part(command.trial, measurement.records, measurement.steps)
+        return Measured(measurement.metrics)
+
+    def _warm_up(self, engine: Engine, requests: Sequence[LoadRequest]) -> None:
+        self._reply(Progress("warm-up"))
+        run_load(engine, at_rate(requests[:WARMUP_REQUESTS], None), drain_limit=30.0)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when the search dies, whatever killed it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _be_first_to_be_killed() -> None:
+    """Have the kernel's out-of-memory killer choose this process before the search."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def main() -> None:
+    """Serve commands from standard input; replies go to what was standard output."""
+    _die_with_parent()
+    _be_first_to_be_killed()
+    # Ctrl-C reaches the whole terminal; the search decides what becomes of this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whatever a library prints must not fall between the replies.
+    with os.fdopen(os.dup(1), "wb") as replies:
+        os.dup2(2, 1)
+        TrialProcess(RunFolder(Path(sys.argv[1])), replies).serve(sys.stdin.buffer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Runs one trial of any kind and puts its record on disk."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from autotune.records import LimitResult, RunFolder, TrialKind, TrialRecord
+from autotune.search.capacity import find_capacity
+from autotune.search.evaluator import Evaluator
+from autotune.search.messages import Failed, MeasureCommand, Measured
+from autotune.search.objective import Objective
+from autotune.search.schedule import Schedule
+from autotune.slo import Slo
+from engine.config import EngineConfig
+
+
+class TrialRunner:
+    """Measures configs and appends a `TrialRecord` for each.
+
+    Args:
+        folder: where the records go.
+        evaluator: measures.
+        slo: what is promised.
+        objective: what is compared.
+        schedule: length and number of the loads of a trial.
+        seed: of the bootstrap.
+        next_number: number of the next trial.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        evaluator: Evaluator,
+        slo: Slo,
+        objective: Objective,
+        schedule: Schedule,
+        seed: int,
+        next_number: int,
+    ) -> None:
+        self._folder = folder
+        self._evaluator = evaluator
+        self._slo = slo
+        self._objective = objective
+        self._schedule = schedule
+        self._seed = seed
+        self.next_number = next_number
+        # Where the next capacity search begins: near the last answer the bracket is found fastest.
+        self._capacity_start = 1.0
+
+    def run(
+        self, kind: TrialKind, source: str, config: EngineConfig, window: int = 0, round_: int = 0
+    ) -> TrialRecord:
+        """Measure `config` under a window of the workload; failures are records too.
+
+        Raises:
+            autotune.errors.Interrupted: the search was stopped; nothing is recorded.
+        """
+        number = self.next_number
+        began, started_at = time.monotonic(), _now()
+        reply: Measured | Failed
+        if kind != "calibration" and self._objective.name == "capacity":
+            reply = self._capacity(number, config, window)
+        else:
+            factor = None if kind == "calibration" else 1.0
+            reply = self._measure(number, config, window, factor)
+        record = self._record(number, kind, source, config, reply, round_, started_at, began)
+        self._folder.append_trial(record)
+        self.next_number += 1
+        return record
+
+    def reject(self, source: str, config: Mapping[str, Any], reason: str) -> TrialRecord:
+        """Record a point that no engine can be configured as, without measuring."""
+        record = TrialRecord(
+            number=self.next_number,
+            kind="search",
+            source=source,
+            config=dict(config),
+            outcome="rejected",
+            seconds=0.0,
+            started_at=_now(),
+            reason=reason,
+            seed=self._seed,
+        )
+        self._folder.append_trial(record)
+        self.next_number += 1
+        return record
+
+    def _measure(
+        self, number: int, config: EngineConfig, window: int, factor: float | None
+    ) -> Measured | Failed:
+        command = MeasureCommand(
+            trial=number,
+            config=config.to_dict(),
+            window=window,
+            rate_factor=factor,
+            drain_limit=self._schedule.drain_limit,
+            seed=self._seed,
+            slo=str(self._slo),
+        )
+        load = self._schedule.window_s / (factor or 1.0)
+        return self._evaluator.measure(command, load + self._schedule.drain_limit)
+
+    def _capacity(self, number: int, config: EngineConfig, window: int) -> Measured | Failed:
+        found = find_capacity(
+            lambda factor: self._measure(number, config, window, factor),
+            self._slo,
+            self._capacity_start,
+            self._schedule.probes,
+        )
+        if isinstance(found, Failed):
+            return found
+        rate = found.metrics["offered_rate"] if found.factor else 0.0
+        if found.factor:
+            self._capacity_start = found.factor
+        return Measured({**found.metrics, "capacity_requests_per_s": rate})
+
+    def _record(
+        self,
+        number: int,
+        kind: TrialKind,
+        source: str,
+        config: EngineConfig,
+        reply: Measured | Failed,
+        round_: int,
+        started_at: str,
+        began: float,
+    ) -> TrialRecord:
+        metrics = reply.metrics if isinstance(reply, Measured) else None
+        limits: list[LimitResult] = [] if metrics is None else self._slo.evaluate(metrics)
+        objective = None
+        if metrics is not None and kind != "calibration":
+            objective = self._objective.value(metrics, self._slo)
+        return TrialRecord(
+            number=number,
+            kind=kind,
+            source=source,
+            config=config.to_dict(),
+            outcome=reply.kind if isinstance(reply, Failed) else "ok",
+            seconds=time.monotonic() - began,
+            started_at=started_at,
+            reason=reply.reason if isinstance(reply, Failed) else None,
+            rate=None if metrics is None else metrics["offered_rate"],
+            seed=self._seed,
+            round=round_,
+            metrics=metrics,
+            slo=limits,
+            slo_met=metrics is not None and all(r.met for r in limits),
+            objective=objective,
+        )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

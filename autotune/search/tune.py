@@ -1,0 +1,258 @@
+"""The whole search: calibrate, search, prove, decide; resumable at any point."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import Interrupted
+from autotune.records import RunFolder, TrialRecord
+from autotune.search.evaluator import Evaluator
+from autotune.search.events import Listener, Silent
+from autotune.search.options import TuneOptions
+from autotune.search.prepare import Prepared, conclude, offer_traffic, open_folder, prepare
+from autotune.search.proof import choose_finalists, judge, ranked
+from autotune.search.study import Study, combined_improvements
+from autotune.search.trials import TrialRunner
+from autotune.search.verdict import changed_knobs, result_json
+from engine.config import KNOBS, EngineConfig
+from engine.errors import ConfigError
+
+# How many points are asked for at once, to be measured in the order that reloads least often.
+WAVE = 4
+# The space counts as exhausted after so many suggestions in a row that were measured before.
+MAX_REPEATS = 50
+
+
+def tune(
+    options: TuneOptions | None,
+    path: Path,
+    *,
+    command: Sequence[str] = (),
+    stop: threading.Event | None = None,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Tune the engine for a workload and an SLO; returns the content of `run.json`.
+
+    Args:
+        options: what to do; None resumes the run in `path`.
+        path: the run folder; it must not exist, or be empty, unless a run is resumed.
+        command: the command line, for the record.
+        stop: set it to stop cleanly; what was measured is kept.
+        listener: told of progress.
+
+    Raises:
+        BadInput: options that make no sense, or a folder that cannot be used.
+        EnvironmentMissing: no disk space, or the trial process does not start.
+        Interrupted: `stop` was set; `run.json` says so and the run can be resumed.
+        engine.errors.EngineError: the model cannot be used.
+    """
+    listener = listener or Silent()
+    stop = stop or threading.Event()
+    with open_folder(path, resume=options is None) as folder:
+        prepared = prepare(folder, options, command)
+        if prepared.run["status"] == "done":
+            listener.note(f"{path} is finished; nothing is measured again")
+            return prepared.run
+        with Evaluator(folder, stop, listener.progress) as evaluator:
+            search = _Search(prepared, folder, evaluator, listener)
+            try:
+                search.go()
+            except Interrupted:
+                conclude(folder, prepared.run, "interrupted", search.result())
+                raise
+        conclude(folder, prepared.run, "done", search.result())
+        return prepared.run
+
+
+class _Search:
+    """One run under way."""
+
+    def __init__(
+        self, prepared: Prepared, folder: RunFolder, evaluator: Evaluator, listener: Listener
+    ) -> None:
+        self._prepared = prepared
+        self._options = prepared.options
+        self._folder = folder
+        self._listener = listener
+        self._slo = prepared.options.parsed_slo
+        self._objective = prepared.options.parsed_objective
+        earlier = folder.read_trials()
+        self._calibration = [t for t in earlier if t.kind == "calibration"]
+        self._searched = [t for t in earlier if t.kind == "search"]
+        self._proof = [t for t in earlier if t.kind == "proof"]
+        self._study: Study | None = None
+        self._trials = TrialRunner(
+            folder,
+            evaluator,
+            self._slo,
+            self._objective,
+            prepared.schedule,
+            prepared.options.seed,
+            next_number=1 + max((t.number for t in earlier), default=-1),
+        )
+
+    def go(self) -> None:
+        """Measure all that is not on disk yet."""
+        self._offer_traffic()
+        self._search()
+        self._prove()
+        self._listener.phase("done", None, None)
+
+    def result(self) -> dict[str, Any] | None:
+        """The result as far as the records go; None if not even the default was measured."""
+        if not self._searched:
+            return None
+        configs = [self._searched[0].config, *(t.config for t in self._finalists())]
+        # Without a proof the search's own trials are shown, and nothing counts as proven.
+        trials = self._proof or [t for t in self._searched if t.config in configs]
+        contenders = judge(
+            self._folder,
+            configs,
+            trials,
+            slo=self._slo,
+            objective=self._objective,
+            confidence=self._options.confidence,
+            seed=self._options.seed,
+        )
+        if contenders[0].metrics is None and all(c.metrics is None for c in contenders):
+            return None
+        return result_json(
+            contenders,
+            self._objective,
+            self._objective.unit(self._slo),
+            self._study.importances() if self._study else {},
+            self._prepared.notes,
+        )
+
+    def _spent(self) -> float:
+        return sum(t.seconds for t in (*self._calibration, *self._searched, *self._proof))
+
+    def _seconds_left(self) -> float | None:
+        budget = self._options.budget_s
+        return None if budget is None else max(0.0, budget - self._spent())
+
+    def _offer_traffic(self) -> None:
+        """Find the rate if it is to be measured, and put the windows on disk."""
+        if self._prepared.run.get("workload"):
+            return
+        saturated = None
+        if self._options.traffic.rate_is_measured:
+            if not self._calibration:
+                self._listener.phase("calibration", self._seconds_left(), 1)
+                offer_traffic(self._folder, self._prepared, saturated=None)
+                number = self._trials.next_number
+                self._listener.trial_started(number, "all requests at once", {})
+                record = self._trials.run("calibration", "calibration", self._prepared.base)
+                self._calibration.append(record)
+                self._listener.trial_ended(record, None)
+            saturated = self._calibration[-1]
+        offer_traffic(self._folder, self._prepared, saturated=saturated, final=True)
+        for note in self._prepared.notes:
+            self._listener.note(note)
+
+    def _search(self) -> None:
+        if self._proof:
+            return
+        space, base = self._prepared.space, self._prepared.base
+        study = self._study = Study(
+            self._folder.journal, space, self._objective, self._options.seed, self._searched, base
+        )
+        schedule = self._prepared.schedule
+        expected = self._options.trials
+        if self._options.budget_s is not None:
+            affordable = int(schedule.search_time_left(self._spent()) / schedule.trial_s)
+            affordable += len(self._searched)
+            expected = min(affordable, expected) if expected is not None else affordable
+        assert expected is not None
+        self._listener.phase("search", self._seconds_left(), expected)
+        seeds = space.seeds(base)
+        # One-at-a-time seeds show what each knob does alone; the sampler needs the other half.
+        for source, point in seeds[: max(1, 1 + expected // 2)]:
+            study.enqueue(source, point)
+        num_seeds = min(len(seeds), max(1, 1 + expected // 2))
+        combined = len(self._searched) > num_seeds
+        repeats = 0
+        while self._may_go_on() and repeats < MAX_REPEATS and len(self._searched) < space.size:
+            if not combined and len(self._searched) >= num_seeds:
+                combined = True
+                joined = combined_improvements(
+                    self._searched[0], self._searched, space, self._objective
+                )
+                if joined is not None:
+                    study.enqueue("combination of the seeds that helped", joined)
+            # The default alone first: every claim is a gain over it, whatever happens later.
+            wave = [study.ask() for _ in range(WAVE if self._searched else 1)]
+            wave.sort(key=lambda s: self._reload_rank(s.point))
+            for suggestion in wave:
+                known = self._known(suggestion.point)
+                if known is not None:
+                    repeats += 1
+                    study.tell(suggestion, known)
+                elif self._may_go_on():
+                    repeats = 0
+                    study.tell(suggestion, self._measure(suggestion.source, suggestion.point))
+
+    def _may_go_on(self) -> bool:
+        if not self._searched:
+            return True
+        if self._options.trials is not None and len(self._searched) >= self._options.trials:
+            return False
+        schedule = self._prepared.schedule
+        return schedule.search_time_left(self._spent()) >= schedule.trial_s
+
+    def _reload_rank(self, point: Mapping[str, Any]) -> tuple[bool, str]:
+        """Points with the weights that are loaded now come first, equal weights side by side."""
+        weights = {n: v for n, v in point.items() if KNOBS[n].reload == "weights"}
+        current = self._searched[-1].config if self._searched else {}
+        return any(current.get(n) != v for n, v in weights.items()), str(sorted(weights.items()))
+
+    def _known(self, point: Mapping[str, Any]) -> TrialRecord | None:
+        for record in self._searched:
+            if all(record.config[name] == value for name, value in point.items()):
+                return record
+        return None
+
+    def _measure(self, source: str, point: Mapping[str, Any]) -> TrialRecord:
+        default = self._prepared.base.to_dict()
+        changes = {n: c[1] for n, c in changed_knobs(default, {**default, **point}).items()}
+        self._listener.trial_started(self._trials.next_number, source, changes)
+        try:
+            config = self._prepared.space.config_of(point, self._prepared.base)
+        except ConfigError as error:
+            record = self._trials.reject(source, {**default, **point}, str(error))
+        else:
+            record = self._trials.run("search", source, config)
+        self._searched.append(record)
+        self._listener.trial_ended(record, self._best())
+        return record
+
+    def _best(self) -> TrialRecord | None:
+        return next(iter(ranked(self._searched, self._objective)), None)
+
+    def _finalists(self) -> list[TrialRecord]:
+        return choose_finalists(self._searched, self._objective, self._options.finalists)
+
+    def _prove(self) -> None:
+        contenders = [self._searched[0], *self._finalists()]
+        rounds = self._options.rounds
+        self._listener.phase("proof", self._seconds_left(), rounds * len(contenders))
+        done = {(t.round, str(t.config)) for t in self._proof}
+        for round_ in range(rounds):
+            # Rotated, so that a machine that slows down or warms up favours none of them.
+            turn = round_ % len(contenders)
+            for contender in contenders[turn:] + contenders[:turn]:
+                if (round_, str(contender.config)) in done:
+                    continue
+                config = EngineConfig.from_mapping(contender.config)
+                changes = changed_knobs(self._prepared.base.to_dict(), contender.config)
+                source = f"proof of trial {contender.number}"
+                self._listener.trial_started(
+                    self._trials.next_number, source, {n: c[1] for n, c in changes.items()}
+                )
+                window = self._prepared.proof_window(round_)
+                record = self._trials.run("proof", source, config, window, round_)
+                self._proof.append(record)
+                self._listener.trial_ended(record, self._best())

@@ -1,0 +1,282 @@
+"""From a workload file or preset to the requests of each measurement window."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import BadInput
+from autotune.model_info import ModelInfo
+from autotune.workload.describe import describe
+from autotune.workload.materialise import LoadRequest, materialise, tokenise
+from autotune.workload.presets import PRESETS, make_preset
+from autotune.workload.read import read_workload
+from autotune.workload.rows import Workload
+from autotune.workload.transform import (
+    clip_lengths,
+    repeat_workload,
+    scale_lengths,
+    scale_rate,
+    slice_workload,
+)
+from engine.config import EngineConfig
+from engine.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+
+# Where the offered rate is found by measurement, its share of what the default config sustains:
+# above 1, so that the default falls short and a better configuration can show it.
+DEFAULT_LOAD_FACTOR = 1.15
+# Context, in tokens, that the presets' lengths were drawn up for.
+PRESET_CONTEXT = 8192
+# Requests of a window whose load is offered all at once, if their number is not given.
+BURST_REQUESTS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficOptions:
+    """Which workload, and how it is scaled; times in seconds, rates in requests per second.
+
+    Args:
+        source: path of a workload file, or the name of a preset.
+        format: name of the file's format; None recognises it.
+        rate: mean rate of the load; None keeps a file's own; `inf` offers all requests at once.
+            Left None with a preset, the rate is found by measurement (`load_factor`).
+        load_factor: offered rate as a share of what the default config sustains when saturated;
+            used where `rate` is to be found by measurement. None with a file keeps its own rate.
+        length_factor: multiplies prompt and output lengths. None keeps a file's; a preset's are
+            scaled to the model's context if that is shorter than `PRESET_CONTEXT`.
+        duration_s: length of a window; None lets the caller choose.
+        start_s: skip so much of the workload, in its own time, before scaling.
+        requests: most requests in a window.
+        burstiness: shape of a preset's Gamma arrivals; 1 is Poisson, less is burstier.
+    """
+
+    source: str = "chat"
+    format: str | None = None
+    rate: float | None = None
+    load_factor: float | None = None
+    length_factor: float | None = None
+    duration_s: float | None = None
+    start_s: float = 0.0
+    requests: int | None = None
+    burstiness: float = 1.0
+
+    def __post_init__(self) -> None:
+        for flag, value, low in (
+            ("--rate", self.rate, 0.0),
+            ("--load", self.load_factor, 0.0),
+            ("--scale-lengths", self.length_factor, 0.0),
+            ("--duration", self.duration_s, 0.0),
+            ("--burstiness", self.burstiness, 0.0),
+        ):
+            if value is not None and not value > low:
+                raise BadInput(f"{flag} must be above {low:g}, got {value:g}")
+        if self.start_s < 0:
+            raise BadInput(f"--start must be at least 0, got {self.start_s:g}")
+        if self.requests is not None and self.requests < 1:
+            raise BadInput(f"--requests must be at least 1, got {self.requests}")
+        if self.rate is not None and self.load_factor is not None:
+            raise BadInput("--rate and --load contradict each other: give one of them")
+
+    @property
+    def is_preset(self) -> bool:
+        """Whether the source is a preset and not a file."""
+        return self.source in PRESETS and not Path(self.source).exists()
+
+    @property
+    def rate_is_measured(self) -> bool:
+        """Whether the offered rate follows from a calibration on the default config."""
+        return self.rate is None and (self.load_factor is not None or self.is_preset)
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Requests by window, what `run.json` says of the traffic, and notes for the report."""
+
+    windows: list[list[LoadRequest]]
+    description: dict[str, Any]
+    notes: list[str]
+
+
+class Traffic:
+    """A workload fitted to a model, from which windows of requests are cut.
+
+    Args:
+        options: what was asked for.
+        model: whose limits the lengths must keep and whose vocabulary the prompts use.
+        workload: rows of the file, lengths scaled; None for a preset, drawn when windows are made.
+        length_factor: multiplies a preset's lengths.
+        special_ids: token ids that synthesised prompts avoid.
+        seed: of everything drawn.
+    """
+
+    def __init__(
+        self,
+        options: TrafficOptions,
+        model: ModelInfo,
+        workload: Workload | None,
+        length_factor: float,
+        special_ids: frozenset[int],
+        seed: int,
+    ) -> None:
+        self._options = options
+        self._model = model
+        self._workload = workload
+        self._length_factor = length_factor
+        self._special_ids = special_ids
+        self._seed = seed
+
+    def burst(self, most: int) -> list[LoadRequest]:
+        """At most so many of the workload's first requests, all arriving at once."""
+        if self._workload is None:
+            workload = self._preset(most, rate=1.0, seed=self._seed)
+        else:
+            workload = slice_workload(self._workload, max_requests=most)
+        requests = self._materialise(workload, self._seed)
+        return [dataclasses.replace(request, arrival_s=0.0) for request in requests]
+
+    def windows(self, rate: float | None, window_s: float, count: int) -> Offered:
+        """Windows of `window_s` seconds at a mean of `rate` requests per second.
+
+        A preset gives `count` windows drawn with different seeds; a file as many successive
+        stretches as it holds, at least one (played again if it is shorter than one window). With
+        an infinite rate each window's requests come at once. `rate` None keeps a file's own.
+
+        Raises:
+            BadInput: the file's rows have no arrival times and no rate is given, or its own times
+                leave a window empty.
+        """
+        if self._workload is None:
+            assert rate is not None
+            workloads = self._preset_windows(rate, window_s, count)
+        else:
+            workloads = self._file_windows(self._workload, rate, window_s, count)
+        workloads = [self._capped(workload) for workload in workloads]
+        first = workloads[0]
+        scaling = {
+            "rate": "own" if rate is None else rate if math.isfinite(rate) else "inf",
+            "lengths": self._length_factor,
+            "slice": f"from {self._options.start_s:g} s, windows of {window_s:g} s",
+        }
+        notes = list(first.notes)
+        if len(workloads) < count:
+            notes.append(
+                "the workload is too short for windows of their own in the proof: the winner was "
+                "proved on traffic that the search had seen"
+                if len(workloads) == 1
+                else f"the proof has {len(workloads) - 1} windows of traffic for its rounds"
+            )
+        requests = [
+            self._materialise(workload, self._seed + index)
+            for index, workload in enumerate(workloads)
+        ]
+        description = describe(first, scaling)
+        # The fitted rows of window 0 are described; the notes of all the fitting belong to it.
+        return Offered(requests, description, notes)
+
+    def _preset(self, num_requests: int, rate: float, seed: int) -> Workload:
+        drawn = make_preset(
+            self._options.source,
+            num_requests,
+            rate,
+            burstiness=self._options.burstiness,
+            seed=seed,
+        )
+        return clip_lengths(scale_lengths(drawn, self._length_factor), self._model.max_model_len)
+
+    def _preset_windows(self, rate: float, window_s: float, count: int) -> list[Workload]:
+        at_once = math.isinf(rate)
+        most = self._options.requests or BURST_REQUESTS
+        number = most if at_once else max(2, round(rate * window_s))
+        return [
+            _all_at_once(self._preset(number, 1.0, self._seed + index))
+            if at_once
+            else self._preset(number, rate, self._seed + index)
+            for index in range(count)
+        ]
+
+    def _file_windows(
+        self, workload: Workload, rate: float | None, window_s: float, count: int
+    ) -> list[Workload]:
+        if rate is not None and math.isinf(rate):
+            most = self._options.requests or BURST_REQUESTS
+            pieces = [workload.rows[i * most : (i + 1) * most] for i in range(count)]
+            # A shorter last piece would be another load.
+            kept = [piece for piece in pieces if len(piece) == most] or [workload.rows[:most]]
+            return [_all_at_once(workload.with_rows(piece)) for piece in kept]
+        if rate is None and not workload.timed:
+            raise BadInput(
+                f"{workload.source} has no arrival times: give --rate (requests per second, or "
+                "inf), or --load to have the rate found by measurement"
+            )
+        if rate is not None:
+            workload = scale_rate(
+                workload, rate, seed=self._seed, burstiness=self._options.burstiness
+            )
+        if workload.duration_s < window_s:
+            workload = repeat_workload(workload, window_s)
+        whole = max(1, min(count, int(workload.duration_s // window_s)))
+        windows = []
+        for index in range(whole):
+            try:
+                windows.append(
+                    slice_workload(workload, start_s=index * window_s, duration_s=window_s)
+                )
+            except BadInput:
+                # A quiet stretch of the trace; without it in front nothing could be measured.
+                if index == 0:
+                    raise
+        return windows
+
+    def _capped(self, workload: Workload) -> Workload:
+        most = self._options.requests
+        return workload if most is None else slice_workload(workload, max_requests=most)
+
+    def _materialise(self, workload: Workload, seed: int) -> list[LoadRequest]:
+        return materialise(workload, self._model.vocab_size, seed, special_ids=self._special_ids)
+
+
+def load_traffic(
+    options: TrafficOptions, model: ModelInfo, config: EngineConfig, seed: int
+) -> Traffic:
+    """Read the workload and fit it to the model: skip, tokenise, scale and clip its lengths.
+
+    Raises:
+        BadInput: no such file or preset, a bad row, or texts without a tokenizer to count them.
+    """
+    folder = config.tokenizer or config.model
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    special = _special_ids(tokenizer, model.vocab_size)
+    if options.is_preset:
+        factor = options.length_factor
+        if factor is None:
+            factor = min(1.0, model.max_model_len / PRESET_CONTEXT)
+        return Traffic(options, model, None, factor, special, seed)
+    if not Path(options.source).exists():
+        raise BadInput(
+            f"workload {options.source!r} is neither a file nor a preset; presets are "
+            f"{', '.join(PRESETS)}"
+        )
+    workload = read_workload(options.source, options.format)
+    if options.start_s:
+        workload = slice_workload(workload, start_s=options.start_s)
+    if tokenizer is not None:
+        workload = tokenise(workload, tokenizer)
+    factor = 1.0 if options.length_factor is None else options.length_factor
+    workload = clip_lengths(scale_lengths(workload, factor), model.max_model_len)
+    return Traffic(options, model, workload, factor, special, seed)
+
+
+def _all_at_once(workload: Workload) -> Workload:
+    return workload.with_rows(
+        (dataclasses.replace(row, arrival_s=0.0) for row in workload.rows),
+        "all requests of a window were offered at once",
+    )
+
+
+def _special_ids(tokenizer: Tokenizer | None, vocab_size: int) -> frozenset[int]:
+    if tokenizer is None:
+        return frozenset()
+    return frozenset(i for i in range(vocab_size) if tokenizer.is_special(i))

@@ -1,0 +1,142 @@
+"""The search's side of the trial process, against children that misbehave in every way."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from autotune.errors import EnvironmentMissing, Interrupted
+from autotune.records import RunFolder
+from autotune.search import evaluator as module
+from autotune.search.evaluator import Evaluator
+from autotune.search.messages import Failed, MeasureCommand, Measured, Progress
+
+CHILD = """
+import json, os, signal, sys, time
+for line in sys.stdin.buffer:
+    command = json.loads(line)
+    what = command["config"]["what"]
+    def reply(**body):
+        os.write(1, json.dumps(body).encode() + b"\\n")
+    reply(message="Progress", phase="load", finished=1, total=2)
+    if what == "answer":
+        reply(message="Measured", metrics={"pid": os.getpid()})
+    elif what == "segfault":
+        print("boom: segmentation", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "exit":
+        print("boom: exit", file=sys.stderr, flush=True)
+        sys.exit(7)
+    elif what == "hang":
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> tuple[str, ...]:
+    script = tmp_path / "child.py"
+    script.write_text(textwrap.dedent(CHILD))
+    return (sys.executable, str(script))
+
+
+def command(what: str) -> MeasureCommand:
+    return MeasureCommand(
+        trial=0,
+        config={"what": what},
+        window=0,
+        rate_factor=1.0,
+        drain_limit=1.0,
+        seed=0,
+        slo="ttft<1s",
+    )
+
+
+def ask(evaluator: Evaluator, what: str) -> Measured | Failed:
+    return evaluator.measure(command(what), time_limit=5.0)
+
+
+def test_child_is_kept_between_measurements_and_reports_progress(
+    tmp_path: Path, child: tuple[str, ...]
+) -> None:
+    seen: list[Progress] = []
+    with Evaluator(RunFolder(tmp_path), threading.Event(), seen.append, child) as evaluator:
+        first, second = ask(evaluator, "answer"), ask(evaluator, "answer")
+    assert isinstance(first, Measured)
+    assert first == second
+    assert seen == [Progress("load", 1, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "reason"),
+    [
+        ("segfault", "crash", "SIGSEGV: boom: segmentation"),
+        ("killed", "out_of_memory", "killed"),
+        ("exit", "crash", "exit code 7: boom: exit"),
+    ],
+)
+def test_death_is_an_answer_and_the_next_trial_gets_a_new_child(
+    tmp_path: Path, child: tuple[str, ...], what: str, kind: str, reason: str
+) -> None:
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        before = ask(evaluator, "answer")
+        failed = ask(evaluator, what)
+        after = ask(evaluator, "answer")
+    assert isinstance(failed, Failed)
+    assert failed.kind == kind
+    assert reason in failed.reason
+    assert isinstance(before, Measured)
+    assert isinstance(after, Measured)
+    assert before.metrics["pid"] != after.metrics["pid"]
+
+
+def test_many_crashes_after_an_answer_do_not_end_the_run(
+    tmp_path: Path, child: tuple[str, ...]
+) -> None:
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        ask(evaluator, "answer")
+        for _ in range(5):
+            assert isinstance(ask(evaluator, "exit"), Failed)
+
+
+def test_child_that_never_answers_is_the_environments_fault(
+    tmp_path: Path, child: tuple[str, ...]
+) -> None:
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        ask(evaluator, "exit")
+        ask(evaluator, "exit")
+        with pytest.raises(EnvironmentMissing, match="boom: exit"):
+            ask(evaluator, "exit")
+
+
+def test_hang_ends_in_a_timeout(
+    tmp_path: Path, child: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OVERHEAD_LIMIT_S", 0.5)
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        failed = evaluator.measure(command("hang"), time_limit=0.5)
+    assert isinstance(failed, Failed)
+    assert failed.kind == "timeout"
+
+
+def test_stop_interrupts_a_measurement_and_ends_the_child(
+    tmp_path: Path, child: tuple[str, ...]
+) -> None:
+    stop = threading.Event()
+    with Evaluator(RunFolder(tmp_path), stop, None, child) as evaluator:
+        measured = ask(evaluator, "answer")
+        assert isinstance(measured, Measured)
+        threading.Timer(0.3, stop.set).start()
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            evaluator.measure(command("hang"), time_limit=60.0)
+        assert time.monotonic() - began < 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(measured.metrics["pid"], 0)
