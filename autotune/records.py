@@ -221,8 +221,9 @@ class RunFolder:
             tables += [pq.read_table(p) for p in paths if int(p.name.split(".")[0]) not in done]
             if tables:
                 _replace_table(target, pa.concat_tables(tables))
-            for path in paths:
-                path.unlink()
+        # With the parts goes what a crash may have left half-written beside them.
+        for path in self.parts.iterdir():
+            path.unlink()
         self.parts.rmdir()
 
     def read_requests(self, trial: int) -> list[RequestRecord]:
@@ -309,5 +310,9 @@ def _write_parquet(
 
 def _replace_table(path: Path, table: pa.Table) -> None:
     temporary = path.with_name(f".{path.name}.part")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from autotune.workload.rows import Workload
+
+
+@dataclass(slots=True)
+class _Block:
+    """A block that some prompt had, after the blocks that lead to it; and how much of it."""
+
+    tokens: int = 0
+    following: dict[tuple[int, int], _Block] = field(default_factory=dict)
 
 
 def describe(workload: Workload, scaling: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -41,19 +50,22 @@ def describe(workload: Workload, scaling: Mapping[str, Any] | None = None) -> di
 def prefix_share(workload: Workload) -> float:
     """Share of all prompt tokens that an earlier prompt began with: the most a cache could save.
 
-    Counted by whole blocks of `prefix_ids`, in the order of arrival, with a cache that forgets
-    nothing; recorded texts and token ids are not compared.
+    Counted along `prefix_ids` in the order of arrival, with a cache that forgets nothing; recorded
+    texts and token ids are not compared.
     """
-    seen: dict[Any, Any] = {}
+    root = _Block()
     shared = total = 0
     for row in workload.rows:
         total += row.input_tokens
-        node, known = seen, 0
+        block, left = root, row.input_tokens
         for prefix_id in row.prefix_ids or ():
-            key = (prefix_id, row.prefix_block_tokens)
-            known += key in node
-            node = node.setdefault(key, {})
-        shared += min(known * (row.prefix_block_tokens or 0), row.input_tokens)
+            size = row.prefix_block_tokens or 0
+            tokens = min(size, left)
+            block = block.following.setdefault((prefix_id, size), _Block())
+            # The last block of an earlier prompt may have been a partial one.
+            shared += min(block.tokens, tokens)
+            block.tokens = max(block.tokens, tokens)
+            left -= tokens
     return shared / total if total else 0.0
 
 

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import BadInput
@@ -169,6 +169,7 @@ def _limit_text(draw: st.DrawFn) -> str:
     return "".join(draw(_space) + token for token in tokens) + draw(_space)
 
 
+@settings(deadline=None)
 @given(st.lists(_limit_text(), min_size=1, max_size=6))
 def test_round_trip(texts: list[str]) -> None:
     limits = {}
@@ -185,6 +186,7 @@ def test_round_trip(texts: list[str]) -> None:
 _alphabet = "ttpofe2itl_errorgdput<>=()0123456789.%,smu -+e/\n\x00é漢p95"
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.text(alphabet=_alphabet, max_size=40)))
 @example("ttft<" + "9" * 5000 + "ms")
 @example("p" + "9" * 5000 + "(ttft)<1s")
@@ -202,6 +204,7 @@ def test_junk_raises_nothing_but_slo_error(text: str) -> None:
     assert 0 <= position <= len(text)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0.01, 99.99))
 def test_statistic_agrees_with_numpy(values: list[float], percent: float) -> None:
     got = statistic_of(values, f"p{percent!r}" if "e" not in repr(percent) else "p1")
