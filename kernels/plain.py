@@ -23,8 +23,8 @@ def rotary_embedding(
     cos, sin = angles[..., :half], angles[..., half:]
     for x in (q, k):
         first, second = x[..., :half].float(), x[..., half:].float()
-        x[..., :half] = first * cos - second * sin
-        x[..., half:] = second * cos + first * sin
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        x.copy_(turned)
     return q, k
 
 
@@ -132,7 +132,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 per row: x [M, K] -> (int8 [M, K], float32 scales [M, 1])."""
     wide = x.float()
     largest = wide.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
+    inverse = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
     return torch.round(wide * inverse).to(torch.int8), largest / 127.0
 
 

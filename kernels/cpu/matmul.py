@@ -66,7 +66,9 @@ def pack_int4(
     """Panels of an int4 weight; None where AMX is not to be had or groups split a step."""
     if q.device.type != "cpu" or group_size % INT4_STEP or not has_amx():
         return None
-    half_rows = to_panels(q.to(torch.uint8)).view(-1, 2, 4, 4, 2, TILE)  # tile, vector, byte, nibble
+    half_rows = to_panels(q.to(torch.uint8)).view(
+        -1, 2, 4, 4, 2, TILE
+    )  # tile, vector, byte, nibble
     data = (half_rows[..., 0, :] | (half_rows[..., 1, :] << 4)).transpose(-1, -2).contiguous()
     return Int4Weight(
         data,
@@ -86,6 +88,8 @@ def _call(x: Tensor, weight: LinearWeight, out_dtype: torch.dtype) -> Tensor:
     n, k = weight.shape
     rows = x.shape[0]
     out = torch.empty((rows, n), dtype=out_dtype)
+    if rows == 0:
+        return out  # tiles have at least one row
     kind, scales, zeros, group = _DENSE, None, None, 0
     if isinstance(weight, Int8Weight):
         kind, scales = _INT8, weight.scales.data_ptr()

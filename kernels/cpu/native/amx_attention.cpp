@@ -237,15 +237,22 @@ static void attend(const Step& s, const Item& w, Workspace ws, float* states) {
     for (int64_t begin = w.begin; begin < w.end; begin += CHUNK) {
         int64_t end = begin + CHUNK < w.end ? begin + CHUNK : w.end;
         int64_t steps = (end - begin + STEP - 1) / STEP;
-        const bf16* keys[CHUNK / 16];
+        const bf16 *keys[CHUNK / 16], *values[CHUNK];
+        for (int64_t at = begin; at < end; at++)
+            values[at - begin] = at > begin && at % s.block_size ? values[at - begin - 1] + dh
+                                                                 : row(s.value_cache, at);
         for (int64_t i = 0; i < steps; i++) {
-            const bf16* values[STEP];
-            for (int64_t j = 0; j < STEP; j++) {
-                int64_t at = begin + i * STEP + j;
-                if (at >= end) break;
-                values[j] = j && at % s.block_size ? values[j - 1] + dh : row(s.value_cache, at);
+            // Pages are too short for the hardware to run ahead, so ask for the keys of these
+            // positions, needed soon, and for the values of the next ones, needed first.
+            for (int64_t j = i * STEP; j < (i + 1) * STEP && j < end - begin; j++) {
+                const char* key = (const char*)(s.key_cache + (values[j] - s.value_cache));
+                for (int64_t line = 0; line < dh * 2; line += 64) _mm_prefetch(key + line, _MM_HINT_T1);
+                if (j + STEP >= end - begin) continue;
+                const char* value = (const char*)values[j + STEP];
+                for (int64_t line = 0; line < dh * 2; line += 64) _mm_prefetch(value + line, _MM_HINT_T0);
             }
-            interleave_values(values, end - begin - i * STEP, dh, ws.values + i * dh * 64);
+            interleave_values(values + i * STEP, end - begin - i * STEP, dh,
+                              ws.values + i * dh * 64);
             for (int64_t t = 0; t < 2; t++) {
                 int64_t first = begin + i * STEP + t * 16;
                 if (first >= context) {
