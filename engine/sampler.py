@@ -20,6 +20,7 @@ from engine.uniform import request_seed, uniform
 # Candidates that top-p looks at first: sorting a whole vocabulary costs milliseconds a sequence,
 # and what top_p < 1 keeps is nearly always among the likeliest few.
 _CANDIDATES = 512
+_CHUNK = 256
 
 
 @dataclass(slots=True)
@@ -48,13 +49,13 @@ class Sampler:
         chance = [i for i, p in enumerate(params) if p.temperature > 0.0]
         changed = _rows_with_processors(requests)
         if not want_logprobs and not chance and not changed:
-            return SampledTokens(logits.argmax(dim=-1).tolist())
+            return SampledTokens(likeliest(logits).tolist())
         raw = logits
         if changed:
             logits = logits.float().clone() if want_logprobs else logits.float()
             _apply_penalties(logits, changed, requests)
             self._mask_ends(logits, requests)
-        chosen = logits.argmax(dim=-1)
+        chosen = likeliest(logits)
         if chance:
             rows = logits if len(chance) == len(params) else logits[chance]
             picked = self._draw(rows.float(), [requests[i] for i in chance])
@@ -113,6 +114,25 @@ class Sampler:
                     columns.append(token)
         if rows:
             logits[rows, columns] = float("-inf")
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The first index of each row's maximum; logits [S, vocabulary] -> int64 [S].
+
+    On a CPU `argmax` takes 0.4 ms for a row of 49,152 bf16 and `amax`, which is vectorised, a
+    twentieth: so the maximum of each chunk first, and `argmax` only over chunks and in one.
+    """
+    rows, columns = logits.shape
+    if logits.device.type != "cpu" or columns < 4 * _CHUNK:
+        return logits.argmax(dim=-1)
+    whole = columns // _CHUNK
+    highest = logits[:, : whole * _CHUNK].view(rows, whole, _CHUNK).amax(dim=-1)
+    if columns % _CHUNK:
+        rest = logits[:, whole * _CHUNK :].amax(dim=-1, keepdim=True)
+        highest = torch.cat([highest, rest], dim=1)
+    begin = highest.argmax(dim=-1, keepdim=True) * _CHUNK
+    within = (begin + torch.arange(_CHUNK)).clamp_(max=columns - 1)
+    return (begin + logits.gather(1, within).argmax(dim=-1, keepdim=True)).squeeze(1)
 
 
 def _rows_with_processors(requests: Sequence[Request]) -> list[int]:

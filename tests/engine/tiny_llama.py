@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from engine import LLM
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -46,6 +48,22 @@ class TinyLlama:
             eos_token_id=None,
         )
         return out[0, len(prompt) :].tolist()
+
+    def llm(self, **knobs: Any) -> LLM:
+        """The engine on this model, single-threaded unless asked otherwise."""
+        return LLM(
+            str(self.folder), **{"device": "cpu", "max_model_len": 96, "num_threads": 1, **knobs}
+        )
+
+    def certain(self, prompt: list[int], output: list[int], gap: float = 1e-3) -> int:
+        """How many tokens of `output` no rounding can change.
+
+        A token whose lead over the second in transformers' own logits is below `gap` is a tie that
+        float32 rounding may decide either way, and what follows it with it.
+        """
+        top = self.logits(prompt + output)[len(prompt) - 1 : -1].topk(2).values
+        close = (top[:, 0] - top[:, 1] < gap).nonzero()
+        return int(close[0]) if len(close) else len(output)
 
     def logits(self, tokens: list[int]) -> torch.Tensor:
         """float32 [len(tokens), vocabulary]."""
