@@ -73,10 +73,11 @@ def duration(seconds: float | None) -> str:
         return MISSING
     if seconds < 120:
         return f"{significant(seconds)} s"
-    if seconds < 7200:
-        return f"{int(seconds // 60)} min {round(seconds % 60):d} s"
-    if seconds < 1e9:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    whole = round(seconds)
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 1_000_000_000:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{significant(seconds)} s"
 
 

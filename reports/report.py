@@ -27,6 +27,15 @@ from reports.formatting import mapping, moment, sequence, significant
 from reports.trials import trial_table
 from reports.verdict import judge
 
+# Characters without a shape that a name from outside may hold: controls, and those that turn the
+# direction of the text after them, by which a name could reverse the digits of a verdict.
+_INVISIBLE = dict.fromkeys(
+    [
+        *(*range(9), 11, 12, *range(14, 32), *range(127, 160)),
+        *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),
+    ]
+)
+
 
 def render_report(folder: Path) -> Path:
     """Write `report.html` into a run folder, finished or not, and return its path.
@@ -51,19 +60,21 @@ def report_page(evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(significant=significant, moment=moment)
+    environment.filters.update(significant=significant)
     style, script = _asset("style.css"), _asset("script.js")
     run = evidence.run
     counter_columns, counter_rows = pages.engine_counters(evidence)
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         style=Markup(style),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
         style_hash=_hash(style),
         script_hash=_hash(script),
-        run=run,
         run_json=_finite(run),
         model=str(mapping(run.get("model")).get("name") or "unnamed model"),
-        hardware=mapping(run.get("hardware")),
+        hardware=str(mapping(run.get("hardware")).get("name") or ""),
+        started=moment(run.get("started_at")),
+        objective=str(run.get("objective") or "objective"),
+        has_slo=bool(run.get("slo")),
         verdict=judge(evidence),
         sides=evidence.sides,
         latency=latency_distributions(evidence),
@@ -88,6 +99,7 @@ def report_page(evidence: Evidence) -> str:
         snippets=pages.reproduction(evidence),
         glossary=pages.GLOSSARY,
     )
+    return page.translate(_INVISIBLE)
 
 
 def _asset(name: str) -> str:

@@ -139,6 +139,8 @@ def _curve(values: Sequence[float], top: float) -> list[tuple[float, float]]:
 
 def _finished(requests: Sequence[RequestRecord]) -> str:
     done = sum(r.completed for r in requests)
+    if not requests:
+        return "no request records"
     if done == len(requests):
-        return f"{done} requests"
+        return "1 request" if done == 1 else f"{done} requests"
     return f"{done} of {len(requests)} requests finished"

@@ -37,8 +37,8 @@ def workload_histograms(evidence: Evidence) -> Figure | None:
         id="workload-shape",
         title="Shape of the workload",
         caption=(
-            f"All {len(side.requests)} requests of the measured rounds of the {side.label}, "
-            "finished or not."
+            f"Requests of the measured rounds of the {side.label}, finished or not: "
+            f"{len(side.requests)} in all."
         ),
         drawings=drawings,
         columns=["Quantity", "Range", "Requests"],
@@ -67,7 +67,7 @@ def _histogram(
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:
             a, b, n = float(left), float(right), int(count)
-            tip = f"{significant(a)}–{significant(b)} {unit}: {n} requests"
+            tip = f"{significant(a)}–{significant(b)} {unit}: {n} of {len(values)} requests"
             plot.bar((a, 0.0), (b, float(n)), "s-winner", tip)
             bins.append((a, b, n))
     return plot.render(), bins

@@ -24,7 +24,9 @@ class Scale:
         """The pixel of a value."""
         value = min(max(value, self.low), self.high)
         if self.log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
+            # Differences of logarithms: the ratio of two far ends overflows.
+            first, last = math.log(self.low), math.log(self.high)
+            share = (math.log(value) - first) / (last - first)
         else:
             share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)

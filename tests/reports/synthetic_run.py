@@ -58,7 +58,7 @@ def requests_of(
         prompt = int(min(random_.lognormvariate(5.2, 0.8), 4000)) + 1
         output = int(min(random_.lognormvariate(3.4, 0.6), 400)) + 1
         begin = max(now, free)
-        free = begin + (prompt * 0.0001 + output * 0.0018) / speed
+        free = begin + (prompt * 0.0001 + output * 0.0015) / speed
         gap = 0.021 / speed
         times, at = [], begin + 0.02 + prompt * 0.00025 / speed
         for _ in range(output):
@@ -154,10 +154,10 @@ def bench_of(requests: list[RequestRecord], config: dict[str, Any]) -> dict[str,
 
 
 def limits_of(bench: dict[str, Any]) -> list[LimitResult]:
-    """The two limits of `SLO` on their p95."""
+    """The two limits of `SLO` on their p95, to which unfinished requests are infinitely late."""
     out = []
     for name, metric, bound in SLO:
-        measured = bench[metric]["p95"]
+        measured = bench[metric]["p95"] if bench["error_rate"] < 0.05 else None
         violation = 1000.0 if measured is None else measured / bound - 1
         out.append(LimitResult(name, measured, bound, violation <= 0, violation))
     return out
