@@ -9,6 +9,7 @@ said to be so.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -216,7 +217,8 @@ class _Load:
         """The records, with times relative to the load's beginning."""
         sends = [send - self.start for send in self.sender.sends]
         intended = [request.arrival_s for request in self.requests]
-        delivered, note = judge_delivery(intended, sends, slo)
+        step_s = statistics.median(step.seconds for step in self.steps) if self.steps else 0.0
+        delivered, note = judge_delivery(intended, sends, slo, step_s)
         unsent = len(self.requests) - len(sends)
         if unsent:
             why = "the load was interrupted" if self.interrupted else "the time limit was reached"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from autotune.workload.fields import Fields
+from autotune.workload.fields import Fields, encodable
 from autotune.workload.rows import WorkloadRow
 from autotune.workload.source import Source
 
@@ -88,9 +88,9 @@ def text_row(
         0.0,
         _estimate(prompt),
         output_tokens,
-        prompt=prompt,
+        prompt=encodable(prompt),
         session_id=session_id,
-        completion=completion,
+        completion=None if completion is None else encodable(completion),
     )
 
 

@@ -58,7 +58,7 @@ def _json_format(source: Source) -> str:
     if {"timestamp", "input_length", "output_length"} <= first.values.keys():
         return _trace_format(source)
     if "prompt" not in first and "prompt_token_ids" not in first:
-        names = ", ".join(list(first.values)[:8])[:80] or "no fields"
+        names = ", ".join(map(repr, list(first.values)[:8]))[:80] or "no fields"
         source.fail(
             first.line,
             f"an object with {names} belongs to no known workload; JSON rows have timestamp, "

@@ -62,7 +62,7 @@ class Fields:
         value = self.values.get(name)
         if not isinstance(value, str) or not value:
             self.fail(name, f"is {self._shown(name)}; it must be a text")
-        return value
+        return encodable(value)
 
     def label(self, name: str) -> str | None:
         """A text or a whole number that names something, as text; None if it is not there."""
@@ -71,7 +71,7 @@ class Fields:
             return None
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             self.fail(name, f"is {self._shown(name)}; it must be a text or a whole number")
-        return str(value)
+        return encodable(str(value))
 
     def ids(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers or texts that name blocks; texts become stable numbers."""
@@ -122,12 +122,16 @@ class Fields:
     def _shown(self, name: str) -> str:
         if name not in self.values:
             return "missing"
-        text = repr(self.values[name]) if not isinstance(self.values[name], int) else ""
-        if not text:
-            value = self.values[name]
-            # A JSON number may have more digits than Python likes to print.
-            text = str(value) if isinstance(value, bool) or abs(value) < 1 << 200 else "huge"
+        value = self.values[name]
+        # A JSON number may have more digits than Python is willing to print.
+        huge = isinstance(value, int) and abs(value) >= 1 << 200
+        text = "huge" if huge else repr(value)
         return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def encodable(text: str) -> str:
+    """The text with halves of surrogate pairs, which JSON allows and UTF-8 does not, as `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def cut(rows: Iterable[Any], limit: int | None) -> Iterable[Any]:

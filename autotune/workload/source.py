@@ -40,13 +40,16 @@ class Source:
         Raises:
             BadInput: missing, unreadable, a folder, empty, compressed or UTF-16.
         """
-        if self.path.is_dir():
-            raise BadInput(f"{self.path} is a folder; a workload is a CSV, JSON or JSONL file")
         try:
             with self.path.open("rb") as file:
                 head = file.read(4)
-        except OSError as error:
-            raise BadInput(f"the workload {self.path} cannot be read: {error.strerror}") from error
+        except IsADirectoryError:
+            raise BadInput(
+                f"{self.path} is a folder; a workload is a CSV, JSON or JSONL file"
+            ) from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            reason = getattr(error, "strerror", None) or error
+            raise BadInput(f"the workload {str(self.path)!r} cannot be read: {reason}") from error
         if not head:
             raise BadInput(f"{self.path} is empty; it must hold at least one request")
         for magic, name in _COMPRESSED.items():

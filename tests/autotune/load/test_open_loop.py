@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.load import LoadProgress, LoadResult, run_load
-from autotune.load.sender import judge_delivery
-from autotune.slo import parse_slo
 from autotune.workload.materialise import LoadRequest
 from engine.batch import Batch, BatchResult
 from engine.config import EngineConfig
@@ -139,11 +137,11 @@ def test_what_can_never_fit_is_refused_with_its_reason() -> None:
 def test_unfinished_requests_time_out_after_the_drain() -> None:
     requests = make_requests([0.0, 0.05], outputs=400)
     engine = make_engine(SleepingExecutor(0.01))
-    result = run_load(engine, requests, drain_limit=0.15)
+    result = run_load(engine, requests, drain_limit=0.4)
     check_invariants(result, requests)
     assert {record.outcome for record in result.records} == {"timed_out"}
-    assert result.records[0].reason == "not finished 0.15 s after the last arrival"
-    assert 0.2 <= result.duration < 3.0
+    assert result.records[0].reason == "not finished 0.4 s after the last arrival"
+    assert 0.45 <= result.duration < 3.0
     assert all(record.output_tokens > 0 for record in result.records)
     assert not engine.has_unfinished
     assert engine.pool.num_used == 0
@@ -163,9 +161,9 @@ def test_stop_keeps_what_was_measured() -> None:
     stop = threading.Event()
     requests = make_requests([0.0, 0.01, 0.02, 60.0], outputs=5)
     requests.append(LoadRequest("long", 0.0, (1, 2), 400))
-    timer = threading.Timer(0.2, stop.set)
+    timer = threading.Timer(1.0, stop.set)
     timer.start()
-    engine = make_engine()
+    engine = make_engine(SleepingExecutor(0.005))
     began = time.perf_counter()
     result = run_load(engine, requests, stop=stop)
     timer.join()
@@ -204,6 +202,25 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
         "r0": "finished",
         "later": "failed",
     }
+
+
+def test_ctrl_c_within_a_step_leaves_the_engine_empty() -> None:
+    class Interrupted(SleepingExecutor):
+        def execute(self, batch: Batch) -> BatchResult:
+            if self.executed == 4:
+                self.executed += 1
+                raise KeyboardInterrupt
+            return super().execute(batch)
+
+    engine = make_engine(Interrupted())
+    requests = make_requests([0.0, 0.0, 0.0, 30.0], inputs=40, outputs=50)
+    result = run_load(engine, requests)
+    check_invariants(result, requests)
+    assert result.interrupted
+    assert [record.outcome for record in result.records] == ["failed"] * len(result.records)
+    assert 1 <= len(result.records) <= 3
+    assert not engine.has_unfinished
+    assert engine.pool.num_used == 0
 
 
 def _threads() -> set[str]:
@@ -353,38 +370,3 @@ def test_every_request_leaves_once_whatever_the_load(
             assert record.outcome != "finished"
         elif drain > 1:
             assert record.outcome in ("finished", "refused")
-
-
-@pytest.mark.parametrize(
-    ("rate", "lag", "slo", "delivered"),
-    [
-        (100.0, 0.0, None, True),
-        (100.0, 0.020, None, True),
-        (100.0, 0.030, None, False),
-        (100.0, 0.030, "ttft<500ms", True),
-        (100.0, 0.030, "ttft<200ms,p50(ttft)<100ms", False),
-        (1.0, 0.045, None, True),
-        (1.0, 0.055, None, False),
-        (100.0, -1.0, None, True),
-    ],
-)
-def test_judging_the_delivery(rate: float, lag: float, slo: str | None, delivered: bool) -> None:
-    intended = [i / rate for i in range(200)]
-    sends = [time_ + lag for time_ in intended]
-    got, note = judge_delivery(intended, sends, parse_slo(slo) if slo else None)
-    assert got is delivered
-    assert (note is None) is delivered
-    if note is not None:
-        assert f"{lag * 1e3:.0f} ms late" in note
-
-
-def test_a_single_late_send_of_many_is_forgiven() -> None:
-    intended = [i / 100 for i in range(1000)]
-    sends = list(intended)
-    for index in range(5):
-        sends[index] += 3.0
-    assert judge_delivery(intended, sends, None) == (True, None)
-    for index in range(20):
-        sends[index] += 3.0
-    assert not judge_delivery(intended, sends, None)[0]
-    assert judge_delivery([], [], None) == (True, None)

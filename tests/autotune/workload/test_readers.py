@@ -92,16 +92,6 @@ EXAMPLES = {
 }
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
-    def write_file(content: str | bytes) -> Path:
-        path = tmp_path / "workload"
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write_file
-
-
 Write = Callable[[str | bytes], Path]
 
 
@@ -168,22 +158,6 @@ def test_sharegpt_takes_the_first_question_and_answer(write: Write) -> None:
     assert not found.timed
     assert "2 conversations without" in found.notes[0]
     assert "1 texts are estimates" in found.notes[1]
-
-
-def test_sharegpt_streams_across_chunks(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation = [
-        {"from": "human", "value": 'quotes " and ] and , in a text, é 漢'},
-        {"from": "gpt", "value": "{ [ é"},
-    ]
-    elements = [{"id": str(i), "conversations": conversation} for i in range(50)]
-    path = write(json.dumps(elements, ensure_ascii=False))
-    whole = read_workload(path).rows
-    for size in (1, 7, 1000):
-        monkeypatch.setattr("autotune.workload.source._CHUNK_BYTES", size)
-        assert read_workload(path).rows == whole
-    assert len(whole) == 50
-    lines = "\n".join(json.dumps(element) for element in elements)
-    assert read_workload(write(lines)).rows == whole
 
 
 def test_custom(write: Write) -> None:
@@ -271,7 +245,7 @@ _DATE = "2023-11-16 18:15:52.0000000"
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "holds no requests"),
         ("a,b,c\n1,2,3\n", "line 1: 'a,b,c' begins no known workload"),
         ("just text", "begins no known workload"),
-        ('{"foo": 1}\n', "line 1: an object with foo belongs to no known workload"),
+        ('{"foo": 1}\n', "line 1: an object with 'foo' belongs to no known workload"),
         ("{}\n", "line 1: an object with no fields"),
         ("[]", "holds no requests"),
         ("[1]", "line 1: has '1' where the JSON array must have { or ]"),
@@ -358,6 +332,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, write: Write) -> None:
         read_workload(tmp_path)
     with pytest.raises(BadInput, match="cannot be read: No such file"):
         read_workload(tmp_path / "missing.csv")
+    for name in ("a\0b", "x" * 5000):
+        with pytest.raises(BadInput, match="cannot be read"):
+            read_workload(tmp_path / name)
     with pytest.raises(BadInput, match="'parquet' is not a workload format; known are azure"):
         read_workload(write(AZURE), "parquet")
 
