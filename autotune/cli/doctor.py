@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from autotune.cli.console import data_console, print_json, progress_steps
 from autotune.cli.exits import ExitCode
 
 if TYPE_CHECKING:
+    from autotune.hardware.ceilings import Ceilings
     from autotune.hardware.checkup import Check
     from autotune.hardware.examination import Findings
 
@@ -22,9 +24,10 @@ def doctor(
         bool, typer.Option("--json", help="Print everything found as one JSON object.")
     ] = False,
 ) -> None:
-    """Show hardware, libraries and measured limits, and how to get what is missing.
+    """Show hardware, libraries and measured limits.
 
-    Exits with 0 if the bundled engine can run here, with 3 otherwise. Takes about 10 seconds.
+    What is missing is shown with how to get it. Takes about 10 seconds. Exits with 0 if the
+    bundled engine can run here, with 3 otherwise.
     """
     from autotune.hardware.examination import examine
 
@@ -51,11 +54,36 @@ def _show(findings: Findings, console: Console) -> None:
             names = ", ".join(f"{c.name} {c.found}" for c in in_order)
             table.add_row("libraries", "[green]ok[/]", escape(names))
     console.print(table)
+    if findings.ceilings is not None:
+        _show_ceilings(findings.ceilings, console)
     if findings.engine_can_run:
         console.print("\nThe bundled engine can run here.")
     else:
         fatal = ", ".join(check.name for check in findings.checks if check.fatal)
         console.print(f"\nThe bundled engine cannot run here for want of {fatal}.", markup=False)
+
+
+def _show_ceilings(ceilings: Ceilings, console: Console) -> None:
+    console.print(f"\n[bold]Measured on the {ceilings.device.upper()}[/] (half the samples within)")
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    rows = [("memory bandwidth", ceilings.bandwidth, 1e9, "GB/s")]
+    rows += [
+        (f"{dtype} matmul", rate, 1e12, "TOP/s" if dtype == "int8" else "TFLOP/s")
+        for dtype, rate in ceilings.matmul.items()
+    ]
+    for name, rate, scale, unit in rows:
+        table.add_row(
+            name,
+            f"{_number(rate.median / scale)} {unit}",
+            f"{_number(rate.low / scale)} to {_number(rate.high / scale)}",
+        )
+    console.print(table)
+
+
+def _number(value: float) -> str:
+    """Three significant digits, none lost to rounding a small rate to zero."""
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f}"
 
 
 def _add(table: Table, check: Check) -> None:

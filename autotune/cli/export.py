@@ -41,7 +41,7 @@ def export(
         bool, typer.Option("--json", help="Print the path as one JSON object.")
     ] = False,
 ) -> None:
-    """Write the configuration that a run chose as a file that an engine reads.
+    """Write a run's winner as an engine's configuration file.
 
     Prints the file's path.
     """

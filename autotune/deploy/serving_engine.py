@@ -92,7 +92,7 @@ class ServingEngine(_Strict):
 def serving_engines() -> list[str]:
     """Names of the engines that there is a table for."""
     folder = resources.files("search_spaces") / "engines"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if _is_table(f.name))
+    return sorted({f.name.removesuffix(".yaml") for f in folder.iterdir() if _is_table(f.name)})
 
 
 def load_serving_engine(name: str) -> ServingEngine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import sys
@@ -11,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
-from autotune.hardware.gpu import GpuReadings
+from autotune.hardware.gpu import Gpu, GpuReadings
 
 Status = Literal["ok", "degraded", "missing"]
 
@@ -27,7 +28,8 @@ _ENGINE_IMPORTS = ("torch", "tokenizers", "safetensors")
 class Check:
     """One row: what was looked at, how it stands, what was found, and what would mend it.
 
-    `required` says that the bundled engine cannot run without it.
+    `required` says that the bundled engine cannot run without it. `library` marks the rows of
+    libraries, of which there are many: those in order may be shown together.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Check:
     found: str
     remedy: str | None = None
     required: bool = False
+    library: bool = False
 
     @property
     def fatal(self) -> bool:
@@ -67,23 +70,25 @@ def check_library(requirement: str) -> Check:
     """One requirement such as `torch>=2.11`."""
     name, limits = _parse_requirement(requirement)
     required = name in _ENGINE_IMPORTS
+    install = f"pip install '{name}{limits}'"
+
+    def row(status: Status, found: str, remedy: str | None = None) -> Check:
+        return Check(name, status, found, remedy, required=required, library=True)
+
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Check(
-            name, "missing", "not installed", f"pip install '{name}{limits}'", required=required
-        )
+        return row("missing", "not installed", install)
     if not _within(found, limits):
-        return Check(name, "degraded", f"{found}, wanted {limits}", f"pip install '{name}{limits}'")
-    if name in _ENGINE_IMPORTS:
+        return row("degraded", f"{found}, wanted {limits}", install)
+    if required:
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken build raises OSError, ImportError, RuntimeError, ...
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            remedy = f"pip install --force-reinstall '{name}{limits}'"
-            found = f"{found} cannot be imported: {reason}"
-            return Check(name, "missing", found, remedy, required=True)
-    return Check(name, "ok", found, required=required)
+            reason = _first_line(str(error) or type(error).__name__)
+            remedy = install.replace("install", "install --force-reinstall")
+            return row("missing", f"{found} cannot be imported: {reason}", remedy)
+    return row("ok", found)
 
 
 def check_processor(hardware: dict[str, Any]) -> Check:
@@ -111,6 +116,19 @@ def check_memory(hardware: dict[str, Any]) -> Check:
         remedy = f"free memory or raise the limit to at least {LEAST_MEMORY_BYTES // GIB} GiB"
         return Check("memory", "degraded", found, remedy)
     return Check("memory", "ok", found)
+
+
+def check_load(hardware: dict[str, Any]) -> Check:
+    """Whether other programs use the processor, which spoils every measurement."""
+    try:
+        busy = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return Check("load", "ok", "unknown on this system")
+    cores = hardware["cpu"]["cores_logical"]
+    found = f"{busy:.1f} programs were running on {cores} cores in the last minute"
+    if busy > cores / 2:
+        return Check("load", "degraded", found, "stop them before measuring: they share the cores")
+    return Check("load", "ok", found)
 
 
 def check_disk(folder: Path) -> Check:
@@ -156,9 +174,7 @@ def check_gpus(readings: GpuReadings, cuda_available: bool | None) -> list[Check
         for index, reason in readings.unreadable.items()
     ]
     for gpu in readings.gpus:
-        memory = gpu.memory_total_bytes
-        size = f", {memory / GIB:.0f} GiB" if memory else ""
-        found = f"{gpu.name or 'unnamed'}{size}, driver {readings.driver or 'unknown'}"
+        found = f"{_describe(gpu)}, driver {readings.driver or 'unknown'}"
         if gpu.slowed_by:
             reasons = ", ".join(gpu.slowed_by)
             remedy = "check its cooling and power limit before measuring"
@@ -180,7 +196,7 @@ def check_gpus(readings: GpuReadings, cuda_available: bool | None) -> list[Check
         found = readings.problem or "NVML knows none"
         if cuda_available:
             found = f"torch has a GPU, but its readings are missing: {found}"
-        remedy = readings.remedy or "the engine runs on the CPU; --device cuda needs a GPU"
+        remedy = "the engine runs on the CPU; for a GPU: " + (readings.remedy or "add one")
         checks.append(Check("GPU", "degraded" if cuda_available else "missing", found, remedy))
     return checks
 
@@ -199,6 +215,28 @@ def check_embedded_model(folder: Path) -> Check:
         )
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return Check("embedded model", "ok", f"{size / 1e6:.1f} MB in {folder}")
+
+
+def _describe(gpu: Gpu) -> str:
+    """The readings that there are, for a person."""
+    parts = [gpu.name or "unnamed"]
+    if gpu.memory_total_bytes is not None:
+        parts.append(f"{gpu.memory_total_bytes / GIB:.0f} GiB")
+    if gpu.clock_sm_hz is not None:
+        parts.append(f"{gpu.clock_sm_hz / 1e6:.0f} MHz" + _of(gpu.clock_sm_max_hz, 1e6))
+    if gpu.power_watts is not None:
+        parts.append(f"{gpu.power_watts:.0f} W" + _of(gpu.power_limit_watts))
+    if gpu.temperature_celsius is not None:
+        parts.append(f"{gpu.temperature_celsius} °C")
+    if gpu.ecc is not None:
+        parts.append("ECC on" if gpu.ecc else "ECC off")
+    if gpu.pcie_generation is not None:
+        parts.append(f"PCIe {gpu.pcie_generation} x{gpu.pcie_width or '?'}")
+    return ", ".join(parts)
+
+
+def _of(limit: float | None, scale: float = 1.0) -> str:
+    return "" if limit is None else f" of {limit / scale:.0f}"
 
 
 def _parse_requirement(requirement: str) -> tuple[str, str]:

@@ -10,19 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from autotune.hardware import checkup
+from autotune.hardware.ceilings import Ceilings, measure_ceilings
 from autotune.hardware.checkup import Check
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.gpu import read_gpus
 from autotune.hardware.versions import library_versions
 
+SECONDS_EACH = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Everything that was found; `checks` are the rows for a person."""
+    """Everything that was found; `checks` are the rows for a person.
+
+    `ceilings` is None where torch, which measures them, cannot be used.
+    """
 
     hardware: dict[str, Any]
     versions: dict[str, str | None]
     checks: list[Check]
+    ceilings: Ceilings | None
 
     @property
     def engine_can_run(self) -> bool:
@@ -35,6 +42,7 @@ class Findings:
             "engine_can_run": self.engine_can_run,
             "hardware": self.hardware,
             "versions": self.versions,
+            "limits": None if self.ceilings is None else self.ceilings.to_json(),
             "checks": [dataclasses.asdict(check) for check in self.checks],
         }
 
@@ -52,6 +60,7 @@ def examine(step: Callable[[str], None]) -> Findings:
     checks = [checkup.check_python(), *checkup.check_libraries()]
     checks += [
         checkup.check_processor(hardware),
+        checkup.check_load(hardware),
         checkup.check_memory(hardware),
         checkup.check_disk(Path.cwd()),
         *checkup.check_gpus(readings, _cuda_available()),
@@ -59,7 +68,10 @@ def examine(step: Callable[[str], None]) -> Findings:
     ]
     step("Loading the native kernels")
     checks.append(checkup.check_native_kernels())
-    return Findings(hardware, library_versions(), checks)
+    ceilings = None
+    if not any(check.fatal for check in checks):
+        ceilings = measure_ceilings(hardware["device"], SECONDS_EACH, step)
+    return Findings(hardware, library_versions(), checks, ceilings)
 
 
 def _cuda_available() -> bool | None:

@@ -3,7 +3,7 @@ from typing import Annotated, Any
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -136,6 +136,7 @@ def test_a_command_without_a_place_for_the_knobs_is_a_mistake() -> None:
         with_knobs()(lambda: None)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 50))
 def test_plain_numbers_of_bytes_are_exact(number: int) -> None:
     assert parse_bytes(str(number)) == number

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.deploy.engine_yaml import read_knobs, render_engine_yaml
@@ -53,6 +53,7 @@ def evidence(draw: st.DrawFn) -> Evidence:
     )
 
 
+@settings(deadline=None)
 @given(configs(), evidence())
 def test_engine_yaml_reads_back_as_the_same_configuration(
     tmp_path_factory: pytest.TempPathFactory, config: EngineConfig, found: Evidence
@@ -64,6 +65,7 @@ def test_engine_yaml_reads_back_as_the_same_configuration(
 
 
 @pytest.mark.parametrize("name", serving_engines())
+@settings(max_examples=50, deadline=None)
 @given(config=configs(), found=evidence())
 def test_every_knob_that_is_set_goes_somewhere_once(
     name: str, config: EngineConfig, found: Evidence
@@ -78,6 +80,7 @@ def test_every_knob_that_is_set_goes_somewhere_once(
         assert f"# - {left.knob}: " in text
 
 
+@settings(max_examples=50, deadline=None)
 @given(config=configs(), limit=st.integers(1, 1 << 20), device=st.sampled_from(["cpu", "cuda"]))
 def test_what_vllm_refuses_is_never_written(config: EngineConfig, limit: int, device: str) -> None:
     """The validators of vLLM's scheduler and attention, restated here from its source."""

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
@@ -105,6 +106,17 @@ def test_processor_and_memory_are_judged() -> None:
     assert "container limit 2.0 GiB" in scarce.found
 
 
+def test_load_of_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 9.0, 9.0), raising=False)
+    assert checkup.check_load(machine()).status == "ok"
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.1, 0.0, 0.0), raising=False)
+    check = checkup.check_load(machine())
+    assert check.status == "degraded"
+    assert "3.1 programs were running on 4 cores" in check.found
+    monkeypatch.delattr(os, "getloadavg")
+    assert checkup.check_load(machine()).status == "ok"
+
+
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "LEAST_DISK_BYTES", 1)
     assert checkup.check_disk(tmp_path).status == "ok"
@@ -135,7 +147,8 @@ def test_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpus() -> None:
     none = GpuReadings(problem="NVML: none", remedy="install it")
     (check,) = checkup.check_gpus(none, cuda_available=False)
-    assert (check.status, check.remedy) == ("missing", "install it")
+    assert check.status == "missing"
+    assert (check.remedy or "").endswith("install it")
     assert not check.fatal
     (check,) = checkup.check_gpus(none, cuda_available=True)
     assert check.status == "degraded"
@@ -143,7 +156,18 @@ def test_gpus() -> None:
     present = GpuReadings(gpus=(gpu(memory_total_bytes=80 << 30),), driver="570")
     (check,) = checkup.check_gpus(present, cuda_available=True)
     assert check.status == "ok"
-    assert "Example GPU, 80 GiB, driver 570" in check.found
+    assert check.found == "Example GPU, 80 GiB, driver 570"
+    known = gpu(
+        clock_sm_hz=1_500_000_000,
+        clock_sm_max_hz=1_980_000_000,
+        power_watts=75.4,
+        temperature_celsius=33,
+        ecc=False,
+        pcie_generation=5,
+        pcie_width=16,
+    )
+    (check,) = checkup.check_gpus(GpuReadings(gpus=(known,)), cuda_available=True)
+    assert "1500 MHz of 1980, 75 W, 33 °C, ECC off, PCIe 5 x16, driver unknown" in check.found
     board, torch = checkup.check_gpus(present, cuda_available=False)
     assert (board.status, torch.status) == ("ok", "missing")
     assert "CUDA build" in (torch.remedy or "")
