@@ -65,7 +65,7 @@ def bench(
     *,
     knobs: dict[str, Any],
 ) -> None:
-    """Offer a workload to one configuration of the bundled engine and print what was measured.
+    """Offer a workload to one configuration and measure it.
 
     Exit code 0: the SLO is met; 4: it is not; 130: interrupted, with what was measured till then.
     """

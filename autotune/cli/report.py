@@ -14,7 +14,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="Run folder, as `autotune run` wrote it.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write report.html of a run from its records; works on unfinished runs too."""
+    """Write report.html of a run, finished or not, from its records."""
     from reports.report import render_report
 
     path = render_report(run)

@@ -139,11 +139,11 @@ def run(
     *,
     knobs: dict[str, Any],
 ) -> None:
-    """Tune the bundled engine for a workload and an SLO, prove the winner, write report and config.
+    """Tune the engine for a workload and an SLO; prove the winner.
 
-    The config given by knob options (or the engine's defaults) is measured first; every gain is
-    over it. Exit code 0: the SLO is met; 4: no configuration meets it; 130: interrupted, to be
-    continued with --resume.
+    Writes report and configuration files. The config given by knob options (or the engine's
+    defaults) is measured first; every gain is over it. Exit code 0: the SLO is met; 4: no
+    configuration meets it; 130: interrupted, to be continued with --resume.
     """
     from autotune.search.objective import Objective
     from autotune.search.options import DEFAULT_BUDGET_S, DEFAULT_SLO, TuneOptions
