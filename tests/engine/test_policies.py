@@ -133,3 +133,23 @@ def test_dynamic_batching_starts_at_once_when_the_batch_is_full() -> None:
     scheduler.add(make_request("b"))
     assert scheduler.next_wakeup(0.0) == 0.0
     assert [name for name, _, _ in step(scheduler, 0.0)] == ["a", "b"]
+
+
+def test_changing_the_policy_changes_who_gives_way() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("lax", priority=2))
+    scheduler.add(make_request("urgent", priority=1))
+    step(scheduler)
+    scheduler.config = scheduler.config.replace(scheduling_policy="priority")
+    scheduler.check_integrity()
+    scheduler.config = scheduler.config.replace(max_num_seqs=1)
+    assert [name for name, _, _ in step(scheduler)] == ["urgent"]
+
+
+def test_lowering_the_watermark_lets_a_blocked_request_in() -> None:
+    scheduler = make_scheduler(num_blocks=10, watermark=0.3)
+    scheduler.add(make_request("runs", 34, 20))
+    scheduler.add(make_request("waits", 24, 20))
+    assert step(scheduler) == [("runs", 0, 34)]
+    scheduler.config = scheduler.config.replace(watermark=0.0)
+    assert step(scheduler) == [("runs", 34, 1), ("waits", 0, 24)]
