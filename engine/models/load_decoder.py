@@ -37,9 +37,13 @@ class _Reader:
 
     def fuse(self, names: list[str], rows: list[int], columns: int) -> Tensor:
         """Stack weights [rows[i], columns] without a second copy of any."""
+        # Looked up first: sizes that the files do not have must not be allocated.
+        mapped = [
+            self.files.read(name, (count, columns)) for name, count in zip(names, rows, strict=True)
+        ]
         fused = torch.empty(sum(rows), columns, dtype=self.dtype, device=self.device)
-        for part, name, count in zip(torch.split(fused, rows), names, rows, strict=True):
-            part.copy_(self.files.read(name, (count, columns)))
+        for part, source in zip(torch.split(fused, rows), mapped, strict=True):
+            part.copy_(source)
         return fused
 
     def fuse_bias(self, names: list[str], rows: list[int]) -> Tensor:
