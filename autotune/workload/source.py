@@ -162,6 +162,8 @@ class Source:
                 wanted = " or ".join(allowed) or "nothing more"
                 self.fail(line, f"has {character!r} where the JSON array must have {wanted}")
             if character == "{":
+                if position > _CHUNK_BYTES // 2:
+                    buffer, position = buffer[position:], 0
                 value, end, buffer = self._element(decoder, buffer, position, chunks, line)
                 yield Fields(str(self.path), line, value)
                 line += buffer.count("\n", position, end)

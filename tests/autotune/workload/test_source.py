@@ -1,10 +1,12 @@
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autotune.workload.read import read_workload
+from autotune.workload.source import Source
 
 Write = Callable[[str | bytes], Path]
 
@@ -23,6 +25,23 @@ def test_sharegpt_streams_across_chunks(write: Write, monkeypatch: pytest.Monkey
     assert len(whole) == 50
     lines = "\n".join(json.dumps(element) for element in elements)
     assert read_workload(write(lines)).rows == whole
+
+
+def test_a_long_array_is_never_in_memory_as_a_whole(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(json.dumps([{"conversations": [], "filler": "x" * 200}] * 5000))
+    monkeypatch.setattr("autotune.workload.source._CHUNK_BYTES", 4096)
+    elements = Source(path).json_elements()
+    next(elements)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in elements)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 4999
+    assert peak < 100_000 < path.stat().st_size // 10
 
 
 def test_halves_of_surrogate_pairs_become_encodable(write: Write) -> None:
