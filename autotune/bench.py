@@ -17,7 +17,8 @@ from autotune.measure import Measurement, at_rate, measure
 from autotune.model_info import read_model_info, with_default_model
 from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder
 from autotune.slo import parse_slo
-from autotune.traffic import DEFAULT_LOAD_FACTOR, TrafficOptions, load_traffic
+from autotune.traffic import load_traffic
+from autotune.traffic_options import DEFAULT_LOAD_FACTOR, TrafficOptions
 from engine.config import EngineConfig
 from engine.loading import load_model
 

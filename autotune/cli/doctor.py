@@ -64,7 +64,9 @@ def _show(findings: Findings, console: Console) -> None:
 
 
 def _show_ceilings(ceilings: Ceilings, console: Console) -> None:
-    console.print(f"\n[bold]Measured on the {ceilings.device.upper()}[/] (half the samples within)")
+    console.print(
+        f"\n[bold]Measured on the {ceilings.device.upper()}[/] (median, and the range of the rounds)"
+    )
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     rows = [("memory bandwidth", ceilings.bandwidth, 1e9, "GB/s")]
     rows += [

@@ -213,7 +213,7 @@ def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
     result = record["result"]
     render_report(path)
     if result is not None:
-        write_deploy(folder, EngineConfig.from_mapping(result["winner_config"]), evidence=result)
+        write_deploy(folder, EngineConfig.from_mapping(result["winner_config"]), evidence=record)
     if interrupted is not None:
         note(f"Interrupted. Report so far: {folder.report_html}")
         note(f"Go on with: autotune run --resume {path}")

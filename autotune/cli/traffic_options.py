@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from autotune.cli.durations import parse_duration, parse_rate
-from autotune.traffic import TrafficOptions
+from autotune.traffic_options import TrafficOptions
 
 _PANEL = "Traffic"
 

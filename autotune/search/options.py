@@ -10,7 +10,7 @@ from typing import Any
 from autotune.errors import BadInput
 from autotune.search.objective import Objective, ObjectiveName
 from autotune.slo import Slo, parse_slo
-from autotune.traffic import TrafficOptions
+from autotune.traffic_options import TrafficOptions
 
 DEFAULT_SLO = "ttft<200ms,tpot<100ms"
 DEFAULT_BUDGET_S = 240.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import fcntl
@@ -22,7 +23,8 @@ from autotune.search.options import TuneOptions
 from autotune.search.schedule import Schedule, plan_schedule
 from autotune.search.space import SearchSpace, load_space
 from autotune.search.windows import write_windows
-from autotune.traffic import DEFAULT_LOAD_FACTOR, Traffic, load_traffic
+from autotune.traffic import Traffic, load_traffic
+from autotune.traffic_options import DEFAULT_LOAD_FACTOR
 from engine.config import EngineConfig
 
 # Records of a long run with many requests; far less is needed as a rule.
@@ -88,6 +90,11 @@ def open_folder(path: Path, *, resume: bool) -> Iterator[RunFolder]:
         yield folder
     finally:
         os.close(handle)
+        if not folder.run_json.exists():
+            # Nothing began: leave no folder behind that the next try would stumble over.
+            with contextlib.suppress(OSError):
+                (path / ".busy").unlink()
+                path.rmdir()
 
 
 def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[str]) -> Prepared:
