@@ -64,9 +64,7 @@ def _show(findings: Findings, console: Console) -> None:
 
 
 def _show_ceilings(ceilings: Ceilings, console: Console) -> None:
-    console.print(
-        f"\n[bold]Measured on the {ceilings.device.upper()}[/] (median, and the range of the rounds)"
-    )
+    console.print(f"\n[bold]Measured on the {ceilings.device.upper()}[/]: the best round")
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     rows = [("memory bandwidth", ceilings.bandwidth, 1e9, "GB/s")]
     rows += [
@@ -76,8 +74,8 @@ def _show_ceilings(ceilings: Ceilings, console: Console) -> None:
     for name, rate, scale, unit in rows:
         table.add_row(
             name,
-            f"{_number(rate.median / scale)} {unit}",
-            f"{_number(rate.low / scale)} to {_number(rate.high / scale)}",
+            f"{_number(rate.high / scale)} {unit}",
+            f"median {_number(rate.median / scale)}, lowest {_number(rate.low / scale)}",
         )
     console.print(table)
 

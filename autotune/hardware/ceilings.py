@@ -3,59 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from kernels.limits import Rate
+from typing import Any
 
 # The types that the engine computes in.
 MATMUL_DTYPES = ("float32", "bfloat16", "float16", "int8")
+ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate over several rounds: their median, least and greatest.
+
+    Rounds that differ much say that something else uses the machine.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rounds: list[float]) -> Rate:
+        """Summarise the rounds, of which there is at least one."""
+        return cls(statistics.median(rounds), min(rounds), max(rounds))
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Memory bandwidth in bytes/s, and matmul rates in FLOP/s by dtype.
+    """Memory bandwidth in bytes/s, and matmul rates in operations/s by dtype.
 
-    A dtype in which the device cannot multiply is left out.
+    A multiply-add is two operations. A dtype in which the device cannot multiply is left out.
     """
 
     device: str
     bandwidth: Rate
     matmul: dict[str, Rate]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "device": self.device,
             "memory_bandwidth_bytes_per_s": dataclasses.asdict(self.bandwidth),
-            "matmul_flop_per_s": {k: dataclasses.asdict(v) for k, v in self.matmul.items()},
+            "matmul_operations_per_s": {k: dataclasses.asdict(v) for k, v in self.matmul.items()},
         }
 
 
 def measure_ceilings(device: str, seconds: float, step: Callable[[str], None]) -> Ceilings:
-    """Measure the device's memory bandwidth, and its matmul rate in each dtype.
+    """Measure the device's memory bandwidth and its matmul rate in each dtype, in rounds.
 
     Arguments:
         device: `cpu` or `cuda`.
-        seconds: for each of the measurements.
-        step: told what is measured, before it is.
-
-    Raises:
-        ImportError: torch is missing.
+        seconds: about how long each rate is measured, all rounds together.
+        step: told which round begins.
     """
     import torch
 
-    from kernels.limits import measure_bandwidth, measure_matmul
+    from kernels.limits import matmul_rate, memory_bandwidth
 
-    step(f"Measuring memory bandwidth ({seconds:g} s)")
-    bandwidth = measure_bandwidth(seconds, torch.device(device))
-    matmul = {}
-    for name in MATMUL_DTYPES:
-        step(f"Measuring {name} matmul ({seconds:g} s)")
-        try:
-            matmul[name] = measure_matmul(getattr(torch, name), seconds, torch.device(device))
-        except RuntimeError:  # torch's word for a type that the device does not know
-            continue
-    return Ceilings(device, bandwidth, matmul)
+    where = torch.device(device)
+    bandwidth: list[float] = []
+    matmul: dict[str, list[float]] = {}
+    # In rounds, so that a disturbance spreads over all rates and shows as a difference in each.
+    for number in range(1, ROUNDS + 1):
+        step(f"Measuring bandwidth and matmul, round {number} of {ROUNDS}")
+        bandwidth.append(memory_bandwidth(where, seconds / ROUNDS))
+        for name in MATMUL_DTYPES:
+            rate = matmul_rate(getattr(torch, name), where, seconds / ROUNDS)
+            if rate is not None:
+                matmul.setdefault(name, []).append(rate)
+    return Ceilings(
+        device, Rate.of(bandwidth), {name: Rate.of(rates) for name, rates in matmul.items()}
+    )

@@ -16,7 +16,7 @@ from autotune.hardware.detect import describe_hardware
 from autotune.hardware.gpu import read_gpus
 from autotune.hardware.versions import library_versions
 
-SECONDS_EACH = 0.8
+SECONDS_EACH = 0.6
 
 
 @dataclass(frozen=True, slots=True)
