@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,8 @@ def read_evidence(folder: Path) -> Evidence:
     result = mapping(run.get("result"))
     if result:
         baseline, winner = _proven_sides(files, result, trials)
+    elif run.get("kind") == "bench":
+        baseline, winner = _bench_side(files, run), None
     else:
         baseline, winner = _sides_so_far(files, trials, run.get("direction") == "minimize")
     return Evidence(folder, run, result, trials, baseline, winner)
@@ -205,6 +208,28 @@ def _sides_so_far(
     else:
         near, label = best, "best so far"
     return baseline, side(near, label) if near and near is not first else None
+
+
+def _bench_side(files: RunFolder, run: Mapping[str, Any]) -> Side | None:
+    """The one side of a folder that `autotune bench` wrote, whose records are those of trial 0."""
+    try:
+        bench = mapping(json.loads((files.path / "bench.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    requests, steps = files.read_requests(0), files.read_steps(0)
+    config = mapping(run.get("engine_config"))
+    return Side(
+        "measured",
+        "s-winner",
+        config,
+        bench,
+        "bench",
+        (),
+        (),
+        requests,
+        steps,
+        0 if steps else None,
+    )
 
 
 def _side(

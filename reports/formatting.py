@@ -54,7 +54,7 @@ def fixed(value: float | None, decimals: int = 2) -> str:
     """A number with a fixed count of decimals, for ratios that stand side by side."""
     if value is None:
         return MISSING
-    return significant(value) if abs(value) >= 1e6 else f"{value:.{decimals}f}"
+    return significant(value) if abs(value) >= 1000 else f"{value:.{decimals}f}"
 
 
 def milliseconds(seconds: float | None) -> str:

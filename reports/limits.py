@@ -93,7 +93,7 @@ def _cell(side: Side, limit: str) -> Cell | None:
                 measured=limit_value(limit, measured),
                 value=measured,
                 met=bool(item.met),
-                margin=_margin(item),
+                margin=_margin(item, side),
             )
     return None
 
@@ -104,10 +104,11 @@ def _slo_source(side: Side) -> str:
     return "result.slo" if side.source == "result.winner" else "result.baseline_slo"
 
 
-def _margin(item: LimitResult) -> str:
+def _margin(item: LimitResult, side: Side) -> str:
     violation = number(item.violation)
     if item.measured is None:
-        return "nothing measured"
+        # Unfinished requests are infinitely late, so a percentile may have no finite value.
+        return "too many unfinished" if number(side.bench.get("completed")) else "none finished"
     if violation is None:
         return ""
     if item.met:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from reports.evidence import Evidence
@@ -108,6 +109,13 @@ def workload_notes(evidence: Evidence) -> list[str]:
     return [str(note) for note in sequence(scaling.get("notes"))]
 
 
+def run_notes(evidence: Evidence) -> list[str]:
+    """What the run has to say of itself, but for what stands with the workload."""
+    notes = sequence(evidence.result.get("notes")) or sequence(evidence.run.get("notes"))
+    told = workload_notes(evidence)
+    return [text for note in notes if (text := str(note)) not in told]
+
+
 def workload_lengths(evidence: Evidence) -> list[list[str]]:
     """Token lengths of the workload: a row for prompts and one for outputs."""
     workload = mapping(evidence.run.get("workload"))
@@ -143,7 +151,12 @@ def environment_facts(evidence: Evidence) -> list[tuple[str, list[tuple[str, str
         ("Hardware", _facts(mapping(run.get("hardware")))),
         ("Versions", _facts(mapping(run.get("versions")))),
         ("Run", timing + _facts(mapping(run.get("seeds")))),
-        ("Default engine configuration", engine),
+        (
+            "Engine configuration"
+            if run.get("kind") == "bench"
+            else "Default engine configuration",
+            engine,
+        ),
     ]
     return [
         (title, [(k, v) for k, v in facts if v not in (MISSING, "")])
@@ -205,6 +218,8 @@ def reproduction(evidence: Evidence) -> list[Snippet]:
     snippets = []
     command = [str(part) for part in sequence(evidence.run.get("command"))]
     if command:
+        # Where the program lay on this machine does not matter on another.
+        command[0] = PurePath(command[0]).name
         snippets.append(
             Snippet(
                 "Run the search again",
@@ -254,7 +269,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_fact(k, v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list):
         return ", ".join(_text(v) for v in value)
     if isinstance(value, float):

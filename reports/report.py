@@ -23,7 +23,7 @@ from reports.charts.importance import knob_importances
 from reports.charts.slices import knob_slices
 from reports.charts.timeline import engine_timeline
 from reports.evidence import Evidence, read_evidence
-from reports.formatting import mapping, moment, sequence, significant
+from reports.formatting import mapping, moment, significant
 from reports.trials import trial_table
 from reports.verdict import judge
 
@@ -84,7 +84,7 @@ def report_page(evidence: Evidence) -> str:
         counter_columns=counter_columns,
         counter_rows=counter_rows,
         quality=pages.quality_rows(evidence),
-        notes=[str(note) for note in sequence(evidence.result.get("notes"))],
+        notes=pages.run_notes(evidence),
         history=search_history(evidence),
         importances=knob_importances(evidence),
         slices=knob_slices(evidence),

@@ -110,6 +110,8 @@ def read_gain(value: object, unit: str) -> Gain | None:
     value_, low, high, confidence = (
         number(raw.get(key)) for key in ("value", "low", "high", "confidence")
     )
+    if confidence == 0:  # a placeholder: the gain was not measured
+        value_ = low = high = None
     return Gain(value_, low, high, confidence, raw.get("unit") == "difference", unit)
 
 
@@ -124,7 +126,27 @@ def changes_of(value: object) -> list[Change]:
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict of a run in whatever state it is."""
+    if evidence.run.get("kind") == "bench":
+        return _measured(evidence)
     return _final(evidence) if evidence.result else _provisional(evidence)
+
+
+def _measured(evidence: Evidence) -> Verdict:
+    doubts = _undelivered(evidence)
+    return Verdict(
+        tone="caution" if doubts else "neutral",
+        badge="Not proven" if doubts else "Measured",
+        headline="One configuration, measured under load",
+        lead="This is a single measurement; there is no other to compare it with.",
+        reasons=doubts,
+        choice="What was measured",
+        unchanged="The configuration under “Environment”.",
+        changes=[],
+        gain=None,
+        objective=_objective_values(evidence),
+        limits=[],
+        trials=[],
+    )
 
 
 def _final(evidence: Evidence) -> Verdict:
@@ -132,13 +154,18 @@ def _final(evidence: Evidence) -> Verdict:
     gain = read_gain(result.get("gain"), str(evidence.run.get("objective_unit", "")))
     changes = changes_of(result.get("changes"))
     slo_met = result.get("slo_met") is True
+    baseline = evidence.baseline
     undelivered = _undelivered(evidence)
     doubts = list(undelivered)
     if changes and gain is not None and not gain.better:
         doubts.append(_doubt(gain))
     proven = result.get("proven") is True and not doubts
     objective = str(evidence.run.get("objective", "objective"))
-    if not slo_met:
+    kept = slo_met and any(not item.met for item in baseline.slo) if baseline else False
+    if undelivered:
+        tone, badge = "caution", "Not proven"
+        headline = "Not proven: the load was not delivered as asked"
+    elif not slo_met:
         tone, badge = "bad", "SLO not met"
         headline = "No configuration meets the SLO"
     elif not changes:
@@ -149,15 +176,14 @@ def _final(evidence: Evidence) -> Verdict:
         headline = "Deploy this configuration"
         if gain is not None and gain.value is not None:
             headline += f": {_headline_gain(gain, objective, evidence.minimize)}"
+    elif kept:
+        tone, badge = "caution", "Gain not proven"
+        headline = "Deploy this configuration: it met the SLO, the default did not"
     else:
         tone, badge = "caution", "Not proven"
         headline = "Not proven: the gain over the default may be chance"
-        if undelivered:
-            headline = "Not proven: the load was not delivered as asked"
     if changes and not proven and slo_met and not doubts:
         doubts.append("The run does not count the gain as proven; its notes say more.")
-    if tone == "neutral" and undelivered:
-        tone, badge = "caution", "Not proven"
     return Verdict(
         tone=tone,  # type: ignore[arg-type]
         badge=badge,
@@ -184,7 +210,7 @@ def _headline_gain(gain: Gain, objective: str, minimize: bool) -> str:
 
 def _doubt(gain: Gain) -> str:
     if gain.low is None or gain.high is None:
-        return "Not proven: the gain has no interval."
+        return "Not proven: the gain was not measured often enough to have an interval."
     if gain.high < gain.neutral:
         return f"Not proven: the {gain.level} interval of the gain, {gain.interval}, shows a loss."
     return (

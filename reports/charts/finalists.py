@@ -25,10 +25,10 @@ def finalist_gains(evidence: Evidence) -> Figure | None:
         return None
     rows = len(finalists)
     spread = [1.0] + [v for _, value, ends, _ in finalists for v in (value, *(ends or ()))]
-    low, high, _ = domain(spread, log=False)
+    low, high, log = domain(spread)
     labels = [(rows - 1 - i, f"finalist {i + 1}") for i in range(rows)]
     plot = Plot(
-        Axis("gain over the default (ratio, 95% interval)", low, high),
+        Axis("gain over the default (ratio, with its interval)", low, high, log),
         Axis("", -0.6, rows - 0.4, ticks=labels),
         width=720,
         height=82 + 34 * rows,

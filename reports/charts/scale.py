@@ -55,7 +55,8 @@ def domain(
     if zero and low >= 0:
         return 0.0, (high * 1.06 if high > 0 else 1.0), False
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin, False
+    # What is never negative has no axis below zero.
+    return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin, False
 
 
 def _linear_ticks(scale: Scale, count: int) -> list[float]:

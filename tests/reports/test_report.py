@@ -15,7 +15,16 @@ from autotune.errors import BadInput
 from autotune.records import RunFolder, TrialRecord
 from reports import render_report
 from tests.reports.page import Element, Page
-from tests.reports.synthetic_run import DEFAULT, WINNER, add_trial, run_json, write_run
+from tests.reports.synthetic_run import (
+    DEFAULT,
+    WINNER,
+    add_trial,
+    bench_of,
+    requests_of,
+    run_json,
+    steps_of,
+    write_run,
+)
 
 SECTIONS = [
     "verdict",
@@ -302,7 +311,7 @@ def test_a_run_whose_requests_all_failed_is_reported(run_path: Path) -> None:
     assert trial.metrics["ttft"]["p95"] is None
     page = Page.read(render_report(run_path))
     assert "✗ missed" in page.verdict.words
-    assert "nothing measured" in page.verdict.words
+    assert "none finished" in page.verdict.words
 
 
 def test_a_torn_trial_line_and_missing_records_do_not_matter(run_path: Path) -> None:
@@ -320,6 +329,20 @@ def test_a_run_json_with_nothing_but_its_version_is_reported(run_path: Path) -> 
     run_path.mkdir()
     RunFolder(run_path).run_json.write_text('{"schema_version": 1}')
     assert Page.read(render_report(run_path)).headline == "No trial has finished yet"
+
+
+def test_a_bench_folder_is_reported_as_one_measurement(run_path: Path) -> None:
+    records = requests_of(1.0, 20, seed=1)
+    run_path.mkdir()
+    folder = RunFolder(run_path)
+    folder.write_part(0, records, steps_of(records, 1))
+    folder.merge_parts()
+    folder.write_json(run_path / "bench.json", bench_of(records, DEFAULT))
+    folder.write_json(folder.run_json, run_json(kind="bench", status="done"))
+    page = Page.read(render_report(run_path))
+    assert page.headline == "One configuration, measured under load"
+    assert "measured, 20 requests" in page.figure("latency").words
+    assert page.figure("timeline")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
