@@ -211,9 +211,9 @@ def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
             interrupted = error
             record = folder.read_run()
     result = record["result"]
-    render_report(path)
     if result is not None:
         write_deploy(folder, EngineConfig.from_mapping(result["winner_config"]), evidence=record)
+    render_report(path)  # last: it shows the files of deploy/
     if interrupted is not None:
         note(f"Interrupted. Report so far: {folder.report_html}")
         note(f"Go on with: autotune run --resume {path}")
