@@ -27,3 +27,12 @@ def test_rounds_are_summarised_and_unknown_dtypes_left_out(monkeypatch: pytest.M
     }
     assert sum(budgets) == pytest.approx(0.9)
     assert len(steps) == ceilings.ROUNDS
+
+
+def test_a_slow_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory_bandwidth", lambda device, budget: 1.0)
+    monkeypatch.setattr(limits, "matmul_rate", lambda dtype, device, budget: 1.0)
+    monkeypatch.setattr(ceilings, "LONGEST_SECONDS", -1.0)
+    steps: list[str] = []
+    assert measure_ceilings("cpu", 0.9, steps.append).bandwidth == Rate(1.0, 1.0, 1.0)
+    assert len(steps) == 1
