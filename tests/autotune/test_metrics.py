@@ -135,6 +135,14 @@ def test_the_slo_is_held_against_every_request_not_only_finished_ones() -> None:
     assert [result.met for result in slo.evaluate(got)] == [False, True, False, False]
 
 
+def test_an_unfinished_request_counts_with_all_the_gaps_it_was_asked_for() -> None:
+    slo = parse_slo("p40(itl)<1s,p60(itl)<1s")
+    finished = [request(float(i), (i + 0.1, i + 0.2)) for i in range(10)]
+    lost = request(20.0, (), outcome="timed_out", asked=11)
+    got = compute([*finished, lost], slo)["slo_statistics"]
+    assert got == {"p40(itl)": pytest.approx(0.1), "p60(itl)": None}
+
+
 def test_statistics_that_the_slo_names_are_computed() -> None:
     slo = parse_slo("p99.9(ttft)<1s,p75(itl)<1s")
     got = compute([request(float(i), (i + 0.1 * i, i + 1.0 + i)) for i in range(9)], slo)

@@ -296,22 +296,26 @@ def test_dynamic_batching_sleeps_until_its_delay_is_over() -> None:
 
 def test_lengths_are_forced_and_sampling_kept() -> None:
     seen: list[SamplingParams] = []
+    arrivals: list[float] = []
     engine = make_engine()
     add = engine.add
 
     def watched(*args: object, **kwargs: object) -> Request:
         request = add(*args, **kwargs)  # type: ignore[arg-type]
         seen.append(request.sampling)
+        arrivals.append(request.arrival)
         return request
 
     engine.add = watched  # type: ignore[method-assign]
     sampling = SamplingParams(temperature=0.7, top_k=5, max_tokens=3, min_tokens=2, stop=("x",))
-    requests = [LoadRequest("a", 0.0, (1,), 7), LoadRequest("b", 0.0, (2,), 1)]
+    requests = [LoadRequest("a", 0.0, (1,), 7), LoadRequest("b", 0.03, (2,), 1)]
     result = run_load(engine, requests, sampling=sampling)
     check_invariants(result, requests)
     assert [s.max_tokens for s in seen] == [7, 1]
     assert all(s.ignore_eos and s.temperature == 0.7 and s.top_k == 5 for s in seen)
     assert [record.output_tokens for record in result.records] == [7, 1]
+    # The engine's queue counts from the intended send too.
+    assert arrivals[1] - arrivals[0] == pytest.approx(0.03, abs=1e-9)
 
 
 def test_cached_tokens_and_preemptions_are_recorded() -> None:

@@ -157,6 +157,14 @@ def test_describe() -> None:
     assert empty["prefix_share"] == 0.0
 
 
+def test_a_partial_block_does_not_hide_the_whole_one_before_it() -> None:
+    whole, partial = (
+        WorkloadRow(0.0, tokens, 1, prefix_ids=(1,), prefix_block_tokens=16) for tokens in (16, 4)
+    )
+    assert prefix_share(make(whole, partial, whole)) == (4 + 16) / 36
+    assert prefix_share(make(partial, whole, whole)) == (4 + 16) / 36
+
+
 def test_the_fingerprint_is_of_what_is_sent() -> None:
     row = WorkloadRow(0.0, 20, 5)
     same = Workload((row,), "elsewhere", "azure", ("a note",))

@@ -167,7 +167,7 @@ def test_repeat_does_not_make_prefix_hits_of_its_own() -> None:
     trace = Workload(
         tuple(
             WorkloadRow(t, 20, 1, prefix_ids=ids, prefix_block_tokens=10, session_id="s")
-            for t, ids in ((0.0, (0, -1)), (2.0, (0, 2)))
+            for t, ids in ((0.0, (2, -1)), (2.0, (-1, 2)))
         ),
         "test",
         "mooncake",
