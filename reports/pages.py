@@ -15,6 +15,7 @@ from reports.formatting import (
     knob_value,
     mapping,
     milliseconds,
+    moment,
     number,
     percent,
     sequence,
@@ -139,8 +140,8 @@ def environment_facts(evidence: Evidence) -> list[tuple[str, list[tuple[str, str
         (knob, knob_value(knob, value)) for knob, value in mapping(run.get("engine_config")).items()
     ]
     timing = [
-        ("started", _text(run.get("started_at"))),
-        ("finished", _text(run.get("finished_at"))),
+        ("started", moment(run.get("started_at"))),
+        ("finished", moment(run.get("finished_at"))),
         ("budget", duration(number(run.get("budget_s")))),
         ("most trials", _text(run.get("max_trials"))),
         ("trials ended", str(len(evidence.trials))),

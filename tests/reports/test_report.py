@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import reports
 from autotune.errors import BadInput
 from autotune.records import RunFolder, TrialRecord
 from reports import render_report
@@ -183,6 +185,18 @@ def test_charts_have_a_name_a_caption_and_their_data(page: Page) -> None:
         assert len(table.all("tr")) > 1
         for drawing in figure.all("svg", class_="plot"):
             assert [t for t in drawing.all("text") if t.attributes.get("class") == "tick"]
+
+
+def test_the_room_imports_only_the_records_of_the_product() -> None:
+    imported = set()
+    for file in Path(reports.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module or "")
+    ours = {name for name in imported if name.split(".")[0] in {"autotune", "engine", "kernels"}}
+    assert ours == {"autotune.records"}
 
 
 def test_ids_are_unique(page: Page) -> None:
