@@ -234,9 +234,11 @@ class Engine:
         them.
 
         Raises:
-            ConfigError: a bad value, a contradiction, or a knob that needs the model loaded again;
-                nothing has changed.
-            EnvironmentLacks: no memory for the new cache; the old config is in force.
+            ConfigError: a bad value, a contradiction, or a knob that needs the model loaded again.
+            EnvironmentLacks: no memory for the new cache.
+
+        Whatever is raised, the old config stays in force and every request goes on; after a failed
+        rebuild the running ones are computed again.
         """
         old = self.config
         new = old.replace(**knobs)
