@@ -1,126 +1,130 @@
-"""Measured ceilings of a device: how fast it reads memory, and how fast it multiplies matrices.
+"""Measured ceilings of a device: memory bandwidth, matmul rate per dtype, cost of one call.
 
-No kernel can be faster than these; how near one comes says what is left to gain. They are measured
-with PyTorch's own operations and hold for what the machine gives this process at that moment.
+What `doctor` prints and what a roofline divides by. Each figure is the best of several runs: a
+ceiling is what the hardware can do, and everything that disturbs a run makes it slower.
 """
 
-from __future__ import annotations
-
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
-# Larger than the caches of today's processors, which would otherwise be measured instead.
-_READ_BYTES = 512 << 20
-# Smaller ones measure how soon the threads meet, on a machine that others use too.
-_LEAST_MATMUL_SIZE = 1024
-_MAX_MATMUL_SIZE = {"cpu": 4096, "cuda": 8192}
-_SHORTEST_SAMPLE = 5e-3
+from kernels import ops
+
+LARGEST_MATMUL = 4096
+CPU_BUFFER_BYTES = 256 << 20
+CUDA_BUFFER_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """A rate per second: the median of several samples, and their quartiles `low` and `high`."""
+class Limits:
+    """What one device was seen to do.
 
-    median: float
-    low: float
-    high: float
-    samples: int
-
-
-def measure_bandwidth(seconds: float = 1.0, device: torch.device | str = "cpu") -> Rate:
-    """Bytes per second read from memory, by a matrix-vector product, as decoding does.
-
-    Arguments:
-        seconds: about how long to measure, after one warm-up.
-        device: the device whose memory is read.
+    memory_bandwidth: bytes per second, reading on a CPU, reading plus writing on a GPU.
+    matmul_rate: operations per second (a multiply-add is two) by dtype name; a dtype that the
+    device cannot multiply is absent.
+    call_cost: seconds of host time for one small PyTorch operation (a kernel launch on a GPU).
     """
-    device = torch.device(device)
-    columns = 16384
-    matrix = torch.zeros((_READ_BYTES // 4 // columns, columns), device=device)
-    vector = torch.zeros(columns, device=device)
 
-    def read() -> torch.Tensor:
-        return torch.mv(matrix, vector)
-
-    return _sample(read, matrix.nbytes, _least_time(read, device), seconds, device)
+    device: str
+    threads: int
+    memory_bandwidth: float
+    matmul_rate: dict[str, float]
+    call_cost: float
 
 
-def measure_matmul(
-    dtype: torch.dtype, seconds: float = 1.0, device: torch.device | str = "cpu"
-) -> Rate:
-    """Multiply-and-add operations per second, counted as two each, of square matrices.
-
-    The matrices are made as large as the time allows, up to where the rate no longer grows.
-
-    Arguments:
-        dtype: of both matrices; int8 accumulates in int32.
-        seconds: about how long to measure, besides finding the size.
-        device: the device that multiplies.
-
-    Raises:
-        RuntimeError: the device does not multiply this dtype.
-    """
-    device = torch.device(device)
-    size = _LEAST_MATMUL_SIZE
-    while True:
-        multiply = _multiplication(size, dtype, device)
-        took = _least_time(multiply, device)
-        # Doubling the size takes eight times as long; some samples must fit the time.
-        if size >= _MAX_MATMUL_SIZE.get(device.type, 4096) or took * 8 > seconds / 4:
-            return _sample(multiply, 2 * size**3, took, seconds, device)
-        size *= 2
-
-
-def _multiplication(
-    size: int, dtype: torch.dtype, device: torch.device
-) -> Callable[[], torch.Tensor]:
-    if dtype == torch.int8:
-        whole = torch.ones((size, size), dtype=dtype, device=device)
-        return lambda: torch._int_mm(whole, whole)
-    # Random values: hardware saves power, and so gains speed, where all bits are equal.
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return lambda: torch.mm(left, right)
-
-
-def _sample(
-    work: Callable[[], torch.Tensor],
-    amount: float,
-    took: float,
-    seconds: float,
-    device: torch.device,
-) -> Rate:
-    """The rate of calls that do `amount` units of work each; at least three samples.
-
-    `took` is about what a call takes: on a GPU it may be less than telling the time takes, and
-    then several calls make a sample.
-    """
-    repeats = max(1, round(_SHORTEST_SAMPLE / max(took, 1e-6)))
-    rates: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(rates) < 3 or time.perf_counter() < end:
-        rates.append(amount * repeats / _time(work, repeats, device))
-    low, median, high = statistics.quantiles(rates, n=4, method="inclusive")
-    return Rate(median, low, high, len(rates))
-
-
-def _least_time(work: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """What a call takes when nothing disturbs it; the first calls warm up."""
-    return min(_time(work, 1, device) for _ in range(3))
-
-
-def _time(work: Callable[[], torch.Tensor], repeats: int, device: torch.device) -> float:
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def best_seconds(run: Callable[[], object], device: torch.device, budget: float) -> float:
+    """The fastest of at least three runs, and of as many as fit ``budget`` seconds."""
+    run()  # warm up: first touches, compilation, library start
+    _synchronize(device)
+    best, runs, begin = float("inf"), 0, time.perf_counter()
+    while runs < 3 or time.perf_counter() - begin < budget:
+        start = time.perf_counter()
+        run()
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+        runs += 1
+    return best
+
+
+def memory_bandwidth(device: torch.device, budget: float = 0.5) -> float:
+    """Bytes per second of streaming through a buffer that no cache should hold."""
+    if device.type == "cpu":
+        source = torch.ones(CPU_BUFFER_BYTES // 4)
+        return CPU_BUFFER_BYTES / best_seconds(source.sum, device, budget)
+    free = torch.cuda.mem_get_info(device)[0]
+    size = min(CUDA_BUFFER_BYTES, free // 4)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / best_seconds(lambda: target.copy_(source), device, budget)
+
+
+def _matmul(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], object]:
+    if dtype == torch.int8:
+        q = torch.ones(size, size, dtype=torch.int8, device=device)
+        weight = ops.pack_int8(q, torch.ones(size, device=device))
+        rows = torch.ones(size, size, dtype=torch.bfloat16, device=device)
+        return lambda: ops.linear(rows, weight)
+    x = torch.ones(size, size, dtype=dtype, device=device)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        dense = ops.pack_dense(x)
+        return lambda: ops.linear(x, dense)
+    return lambda: F.linear(x, x)
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, budget: float = 0.5) -> float | None:
+    """Operations per second of a square linear layer in ``dtype``; None if there is no such kernel.
+
+    The size doubles until a run is long enough to hide its start, so that a slow dtype does not
+    take minutes. int8 is the whole W8A8 layer, quantization of the activations included.
+    """
+    size, rate = 1024, 0.0
+    long_enough = 0.1 if device.type == "cpu" else 0.005
+    while size <= (LARGEST_MATMUL if device.type == "cpu" else 2 * LARGEST_MATMUL):
+        try:
+            seconds = best_seconds(_matmul(dtype, size, device), device, budget / 4)
+        except RuntimeError:
+            return None
+        rate = max(rate, 2 * size**3 / seconds)
+        if seconds > long_enough:
+            break
+        size *= 2
+    return rate
+
+
+def call_cost(device: torch.device, calls: int = 200) -> float:
+    """Host seconds for one small operation."""
+    x = torch.zeros(16, device=device)
+
+    def many() -> None:
+        for _ in range(calls):
+            x.add_(1)
+
+    return best_seconds(many, device, 0.05) / calls
+
+
+def measure_limits(device: torch.device | str = "cpu", budget: float = 2.0) -> Limits:
+    """Measure everything in about ``budget`` seconds."""
+    device = torch.device(device)
+    names = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "int8": torch.int8,
+    }
+    share = budget / (len(names) + 1)
+    rates = {name: matmul_rate(dtype, device, share) for name, dtype in names.items()}
+    return Limits(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+        memory_bandwidth=memory_bandwidth(device, share),
+        matmul_rate={name: rate for name, rate in rates.items() if rate is not None},
+        call_cost=call_cost(device),
+    )

@@ -2,7 +2,7 @@
 
 The library is keyed by sources, compiler, flags and CPU features, so that a cache shared by
 different machines never serves instructions that this CPU lacks, and it appears by an atomic
-rename, so that processes starting together cannot see half a file.
+rename, so that no process can see half a file.
 """
 
 import hashlib
@@ -11,8 +11,17 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # not a POSIX system; the atomic rename alone must do
+    fcntl = None
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-w"]
@@ -102,12 +111,22 @@ def build() -> Path:
         return library
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
-            _compile(compiler, runtime, Path(scratch) / "kernels.so")
-            (Path(scratch) / "kernels.so").replace(library)
+        with _only_builder(folder), tempfile.TemporaryDirectory(dir=folder) as scratch:
+            if not library.exists():  # another process may have built it while we waited
+                _compile(compiler, runtime, Path(scratch) / "kernels.so")
+                (Path(scratch) / "kernels.so").replace(library)
     except OSError as error:
         raise NativeBuildError(f"the cache folder {folder} is not usable: {error}") from error
     return library
+
+
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Let one process build at a time; the kernel drops the lock if the process dies."""
+    with (folder / "build.lock").open("w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compile(compiler: str, runtime: str, target: Path) -> None:
