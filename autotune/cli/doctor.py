@@ -75,7 +75,9 @@ def _show_ceilings(ceilings: Ceilings, console: Console) -> None:
         table.add_row(
             name,
             f"{_number(rate.high / scale)} {unit}",
-            f"median {_number(rate.median / scale)}, lowest {_number(rate.low / scale)}",
+            f"median {_number(rate.median / scale)}, lowest {_number(rate.low / scale)}"
+            if rate.low < rate.high
+            else "one round",
         )
     console.print(table)
 
