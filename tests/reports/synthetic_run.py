@@ -6,6 +6,7 @@ report can be checked against them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from pathlib import Path
@@ -203,12 +204,7 @@ def run_json(**changes: Any) -> dict[str, Any]:
         "budget_s": 240.0,
         "max_trials": None,
         "search_space": SPACE,
-        "hardware": {
-            "device": "cpu",
-            "name": "Xeon Platinum 8481C",
-            "cores": 2,
-            "memory_bytes": 16 * 2**30,
-        },
+        "hardware": {"device": "cpu", "name": "Xeon Platinum 8481C", "memory_bytes": 2**34},
         "versions": {"autotune": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
         "seeds": {"seed": 0},
         "result": None,
@@ -377,19 +373,9 @@ def _prove(
             "enable_prefix_caching": 0.02,
             "scheduling_policy": 0.01,
         },
-        "slo": [_plain(item) for item in slo],
-        "baseline_slo": [_plain(item) for item in baseline_slo],
+        "slo": [dataclasses.asdict(item) for item in slo],
+        "baseline_slo": [dataclasses.asdict(item) for item in baseline_slo],
         "notes": [],
-    }
-
-
-def _plain(item: LimitResult) -> dict[str, Any]:
-    return {
-        "limit": item.limit,
-        "measured": item.measured,
-        "bound": item.bound,
-        "met": item.met,
-        "violation": item.violation,
     }
 
 
