@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from autotune.hardware.versions import library_versions
 from autotune.load.open_loop import run_load
 from autotune.measure import Measurement, at_rate, measure
 from autotune.model_info import read_model_info, with_default_model
+from autotune.quality import QualityMeter
 from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder
 from autotune.slo import parse_slo
 from autotune.traffic import load_traffic
@@ -83,7 +85,8 @@ def bench(
     model = read_model_info(base)
     source = load_traffic(traffic, model, base, base.seed)
     say("loading the model")
-    engine = load_model(base).engine(base)
+    loaded = load_model(base)
+    engine = loaded.engine(base)
     notes: list[str] = []
     rate = traffic.rate
     warm = source.burst(WARMUP_REQUESTS)
@@ -126,6 +129,13 @@ def bench(
         on_progress=lambda done: say(f"measuring: {done.left}/{done.total} requests"),
         stop=stop,
     )
+    if parsed.needs_quality or base.quantization != "none":
+        say("scoring the held-out text")
+        with tempfile.TemporaryDirectory() as scratch:
+            quality = QualityMeter(Path(scratch)).measure(loaded, base)
+        if quality is not None:
+            measurement.metrics["quality"] = quality
+            measurement.metrics.update({name: quality[name] for name in ("quality_loss", "kl")})
     return BenchOutcome(
         config=base,
         model=model.to_json(),

@@ -11,6 +11,7 @@ from typing import Any
 from autotune.errors import BadInput
 from autotune.model_info import ModelInfo
 from autotune.traffic_options import PRESET_CONTEXT, TrafficOptions
+from autotune.workload.arrivals import spread_grid
 from autotune.workload.describe import describe
 from autotune.workload.materialise import LoadRequest, materialise, tokenise
 from autotune.workload.presets import PRESETS, make_preset
@@ -203,6 +204,8 @@ def load_traffic(
         workload = slice_workload(workload, start_s=options.start_s)
     if tokenizer is not None:
         workload = tokenise(workload, tokenizer)
+    if not options.keep_grid:
+        workload = spread_grid(workload, seed)
     factor = 1.0 if options.length_factor is None else options.length_factor
     workload = clip_lengths(scale_lengths(workload, factor), model.max_model_len)
     return Traffic(options, model, workload, factor, special, seed)

@@ -31,6 +31,8 @@ class TrafficOptions:
         duration_s: length of a window; None lets the caller choose.
         start_s: skip so much of the workload, in its own time, before scaling.
         requests: most requests in a window.
+        keep_grid: replay arrivals that a trace recorded on a coarse grid (Mooncake's of 3 s) as the
+            bursts that they would be; otherwise they are spread over the grid's step.
         burstiness: shape of a preset's Gamma arrivals; 1 is Poisson, less is burstier.
     """
 
@@ -43,6 +45,7 @@ class TrafficOptions:
     start_s: float = 0.0
     requests: int | None = None
     burstiness: float = 1.0
+    keep_grid: bool = False
 
     def __post_init__(self) -> None:
         for flag, value, low in (

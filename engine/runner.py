@@ -172,7 +172,7 @@ class ModelRunner:
 
     def _set_threads(self, config: EngineConfig) -> None:
         if self.decoder.device.type == "cpu":
-            threads = config.num_threads or os.cpu_count() or 1
+            threads = config.num_threads or len(os.sched_getaffinity(0))
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
 

@@ -19,6 +19,7 @@ from autotune.cli.knob_options import with_knobs
 from autotune.cli.traffic_options import (
     BurstinessOption,
     FormatOption,
+    KeepGridOption,
     LengthsOption,
     LoadOption,
     RateOption,
@@ -46,6 +47,7 @@ def bench(
     start: StartOption = "0s",
     requests: RequestsOption = None,
     burstiness: BurstinessOption = 1.0,
+    keep_grid: KeepGridOption = False,
     drain: Annotated[
         str,
         typer.Option(
@@ -82,6 +84,7 @@ def bench(
         start,
         requests,
         burstiness,
+        keep_grid,
     )
     stopping = "Stopping; what was measured is shown. Press Ctrl-C again to leave at once."
     console = message_console()

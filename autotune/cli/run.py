@@ -19,6 +19,7 @@ from autotune.cli.traffic_options import (
     BurstinessOption,
     DurationOption,
     FormatOption,
+    KeepGridOption,
     LengthsOption,
     LoadOption,
     RateOption,
@@ -123,6 +124,7 @@ def run(
     start: StartOption = "0s",
     requests: RequestsOption = None,
     burstiness: BurstinessOption = 1.0,
+    keep_grid: KeepGridOption = False,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Run folder. Default: runs/<time>-<model>."),
@@ -166,6 +168,7 @@ def run(
                 start,
                 requests,
                 burstiness,
+                keep_grid,
             ),
             slo=DEFAULT_SLO if slo is None else slo,
             # Objective refuses an unknown name with the list of known ones.

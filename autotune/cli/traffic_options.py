@@ -84,6 +84,15 @@ BurstinessOption = Annotated[
     ),
 ]
 
+KeepGridOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-grid",
+        help="Replay a trace's coarsely recorded arrivals as bursts instead of spreading them.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
 
 def traffic_options(
     workload: str,
@@ -95,6 +104,7 @@ def traffic_options(
     start: str,
     requests: int | None,
     burstiness: float,
+    keep_grid: bool,
 ) -> TrafficOptions:
     """The traffic that these options describe.
 
@@ -111,4 +121,5 @@ def traffic_options(
         start_s=0.0 if start in ("0", "0s") else parse_duration(start, "--start"),
         requests=requests,
         burstiness=burstiness,
+        keep_grid=keep_grid,
     )

@@ -20,8 +20,8 @@ class MeasureCommand:
     """Measure one engine config under one window of the workload.
 
     `rate_factor` multiplies the window's arrival rate; None offers every request at once.
-    `time_limit` bounds the load in seconds; unfinished requests are misses. `write` puts the
-    request and step records on disk under `trial`. `quality` asks for the quality loss too.
+    `drain_limit` is how many seconds after the last arrival unfinished requests become misses.
+    The request and step records go to disk under `trial`.
     """
 
     trial: int
@@ -31,8 +31,6 @@ class MeasureCommand:
     drain_limit: float
     seed: int
     slo: str
-    write: bool = True
-    quality: bool = False
 
 
 @dataclass(frozen=True, slots=True)

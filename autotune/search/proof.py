@@ -160,6 +160,9 @@ def _pooled(
         steps=steps,
         seed=seed,
     )
+    # Quality belongs to the weights and not to a round's load.
+    first = trials[0].metrics or {}
+    metrics |= {n: first[n] for n in ("quality", "quality_loss", "kl") if n in first}
     rates = [t.metrics.get("capacity_requests_per_s") for t in trials if t.metrics]
     if all(rate is not None for rate in rates):
         metrics["capacity_requests_per_s"] = sum(r for r in rates if r is not None) / len(rates)

@@ -16,10 +16,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from autotune.load.open_loop import run_load
 from autotune.measure import at_rate, measure
+from autotune.quality import QualityMeter
 from autotune.records import RunFolder
 from autotune.search.messages import (
     Failed,
@@ -36,7 +37,7 @@ from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import ConfigError, EngineError, EnvironmentLacks
-from engine.loading import load_model
+from engine.loading import LoadedModel, load_model
 
 _PR_SET_PDEATHSIG = 1
 # A few requests run before each measurement, so that first-use costs (compilation, page faults,
@@ -51,6 +52,8 @@ class TrialProcess:
         self._folder = folder
         self._replies = replies
         self._windows = read_windows(folder)
+        self._quality = QualityMeter(folder.path)
+        self._model: LoadedModel | None = None
         self._engine: Engine | None = None
         self._config: EngineConfig | None = None
 
@@ -103,12 +106,12 @@ class TrialProcess:
                 return self._engine
         self._drop_engine()
         self._reply(Progress("loading"))
-        engine = load_model(config).engine(config)
-        self._engine, self._config = engine, config
-        return engine
+        self._model = load_model(config)
+        self._engine, self._config = self._model.engine(config), config
+        return self._engine
 
     def _drop_engine(self) -> None:
-        self._engine = self._config = None
+        self._model = self._engine = self._config = None
         gc.collect()
 
     def _measure(self, engine: Engine, config: EngineConfig, command: MeasureCommand) -> Reply:
@@ -125,9 +128,17 @@ class TrialProcess:
             seed=command.seed,
             on_progress=lambda done: self._reply(Progress("load", done.left, done.total)),
         )
-        if command.write:
-            self._folder.write_part(command.trial, measurement.records, measurement.steps)
+        self._add_quality(measurement.metrics, config)
+        self._folder.write_part(command.trial, measurement.records, measurement.steps)
         return Measured(measurement.metrics)
+
+    def _add_quality(self, metrics: dict[str, Any], config: EngineConfig) -> None:
+        """Put `quality_loss`, `kl` and what belongs to them into the metrics."""
+        assert self._model is not None
+        quality = self._quality.measure(self._model, config)
+        if quality is not None:
+            metrics["quality"] = quality
+            metrics |= {name: quality[name] for name in ("quality_loss", "kl")}
 
     def _warm_up(self, engine: Engine, requests: Sequence[LoadRequest]) -> None:
         self._reply(Progress("warm-up"))
