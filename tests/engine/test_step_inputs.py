@@ -1,0 +1,79 @@
+"""Inputs of a step against the kernels' own plain builder, over a life of random batches."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from engine.batch import Batch, ScheduledSequence
+from engine.request import Request, SamplingParams
+from engine.step_inputs import StepInputs
+from kernels.metadata import build_attention_metadata
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("block_size", [8, 16])
+def test_random_batches(seed: int, block_size: int) -> None:
+    """Requests come, grow, rest, are preempted, leave, and others take their ids."""
+    rng = random.Random(seed)
+    inputs = StepInputs(block_size, 120, torch.device("cpu"))
+    alive: list[Request] = []
+    for _ in range(120):
+        while len(alive) < rng.choice([2, 30, 5]):
+            prompt = [rng.randrange(1000) for _ in range(rng.randint(1, 60))]
+            alive.append(Request(f"{rng.randrange(90)}/{step}", prompt, SamplingParams(), 0.0))
+        chosen = rng.sample(alive, rng.randint(1, len(alive)))
+        scheduled = []
+        for request in chosen:
+            if rng.random() < 0.1:
+                request.num_preemptions += 1
+                request.block_table, request.num_computed_tokens = [], 0
+            start = request.num_computed_tokens
+            count = rng.choice([1, rng.randint(1, request.num_pending_tokens)])
+            while len(request.block_table) * block_size < start + count:
+                request.block_table.append(rng.randrange(10_000))
+            samples = start + count == len(request.token_ids)
+            scheduled.append(ScheduledSequence(request, start, count, samples))
+        scheduled.sort(key=lambda s: s.num_tokens > 1)
+        batch = Batch(scheduled, sum(s.num_tokens == 1 for s in scheduled))
+        ids, positions, last, metadata = inputs.prepare(batch)
+        expected = build_attention_metadata(
+            [s.request.block_table for s in scheduled],
+            [s.num_tokens for s in scheduled],
+            [s.end for s in scheduled],
+            block_size,
+        )
+        width = metadata.block_tables.shape[1]
+        for i, s in enumerate(scheduled):
+            used = -(-s.end // block_size)
+            assert torch.equal(metadata.block_tables[i, :used], expected.block_tables[i, :used])
+            assert width >= used
+        for field in ("context_lens", "query_start", "slots"):
+            ours, theirs = getattr(metadata, field), getattr(expected, field)
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs)
+        assert metadata.block_tables.dtype == torch.int32
+        assert metadata.query_lens == expected.query_lens
+        assert metadata.context_lens_list == expected.context_lens_list
+        assert metadata.num_decodes == expected.num_decodes
+        assert ids.tolist() == [t for s in scheduled for t in s.request.token_ids[s.start : s.end]]
+        assert positions.tolist() == [p for s in scheduled for p in range(s.start, s.end)]
+        ends = expected.query_start[1:] - 1
+        assert last.tolist() == [int(ends[i]) for i, s in enumerate(scheduled) if s.samples]
+        for s in scheduled:
+            s.request.num_computed_tokens = s.end
+            if s.samples:
+                s.request.token_ids.append(rng.randrange(1000))
+        alive = [r for r in alive if len(r.token_ids) < 110 and rng.random() > 0.05]
+    assert len(inputs._rows) <= len(inputs._table)
+
+
+def test_the_table_stays_small() -> None:
+    inputs = StepInputs(8, 64, torch.device("cpu"))
+    for number in range(500):
+        request = Request(str(number), [1, 2], SamplingParams(), 0.0, block_table=[number])
+        *_, metadata = inputs.prepare(Batch([ScheduledSequence(request, 0, 2, True)], 0))
+        assert metadata.block_tables.tolist() == [[number]]
+    assert len(inputs._table) == 16
