@@ -28,6 +28,7 @@ from autotune.cli.traffic_options import (
     WorkloadOption,
     traffic_options,
 )
+from autotune.records import LimitResult
 
 
 @with_knobs(without=("seed",))
@@ -111,14 +112,14 @@ def bench(
     if as_json:
         print_json(outcome.metrics)
     else:
-        _print(outcome.metrics, [(r.limit, r.met, r.violation) for r in outcome.slo])
+        _print(outcome.metrics, outcome.slo)
     if stop.is_set():
         raise typer.Exit(ExitCode.INTERRUPTED)
     if not outcome.slo_met:
         raise typer.Exit(ExitCode.SLO_NOT_MET)
 
 
-def _print(metrics: Mapping[str, Any], limits: list[tuple[str, bool, float]]) -> None:
+def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
     console = data_console()
     table = Table(box=None, pad_edge=False)
     statistics = ("mean", "p50", "p90", "p95", "p99")
@@ -142,6 +143,6 @@ def _print(metrics: Mapping[str, Any], limits: list[tuple[str, bool, float]]) ->
     console.print(f"{'requests':22}{metrics['completed']} completed, {metrics['failed']} not")
     if not metrics["load_delivered"]:
         console.print(f"No verdict: {metrics['load_note']}", markup=False, soft_wrap=True)
-    for limit, met, violation in limits:
-        outcome = "met" if met else f"missed by {violation:.0%}"
-        console.print(f"{limit:22}{outcome}", markup=False)
+    for limit in limits:
+        missed = "missed" if limit.measured is None else f"missed by {limit.violation:.0%}"
+        console.print(f"{limit.limit:22}{'met' if limit.met else missed}", markup=False)

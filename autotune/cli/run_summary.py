@@ -44,13 +44,7 @@ def _print_comparison(console: Console, run: Mapping[str, Any]) -> None:
     for limits in zip(result["baseline_slo"], result["slo"], strict=False):
         table.add_row(
             Text(limits[0]["limit"]),
-            *(
-                Text(
-                    "met" if limit["met"] else f"missed by {limit['violation']:.0%}",
-                    style="green" if limit["met"] else "red",
-                )
-                for limit in limits
-            ),
+            *map(_outcome, limits),
         )
     for name in ("ttft", "tpot", "e2e"):
         for statistic in ("p50", "p95", "p99"):
@@ -64,6 +58,13 @@ def _print_comparison(console: Console, run: Mapping[str, Any]) -> None:
     attained = ("-" if m is None else f"{m['slo_attainment']:.1%}" for m in columns)
     table.add_row("requests within the SLO", *attained)
     console.print(table)
+
+
+def _outcome(limit: Mapping[str, Any]) -> Text:
+    if limit["met"]:
+        return Text("met", style="green")
+    missed = "missed" if limit["measured"] is None else f"missed by {limit['violation']:.0%}"
+    return Text(missed, style="red")
 
 
 def _ms(metrics: Mapping[str, Any] | None, name: str, statistic: str) -> str:

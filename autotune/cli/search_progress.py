@@ -87,7 +87,7 @@ class SearchProgress:
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Print a line that stays, and update the best so far."""
         self._count += 1
-        self._console.print(self._line(record))
+        self._console.print(self._line(record), soft_wrap=True)
         if best is not None and best.objective is not None:
             self._best = Text(
                 f"  best so far: {best.objective:.4g} {self._unit}, trial {best.number}"

@@ -122,9 +122,9 @@ def _interval(gain: Gain, objective: Objective, unit: str) -> str:
             f"({percent} {gain.low:+.3g} to {gain.high:+.3g})"
         )
     return (
-        f"{gain.value:.2f} times the default's {objective.name} "
-        f"({percent} {gain.low:.2f} to {gain.high:.2f})"
+        f"{gain.value:.3g} times the default's {objective.name} "
+        f"({percent} {gain.low:.3g} to {gain.high:.3g})"
         if objective.maximise
-        else f"{objective.name} {gain.value:.2f} times better than the default's "
-        f"({percent} {gain.low:.2f} to {gain.high:.2f})"
+        else f"{objective.name} {gain.value:.3g} times better than the default's "
+        f"({percent} {gain.low:.3g} to {gain.high:.3g})"
     )
