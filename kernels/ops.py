@@ -5,6 +5,7 @@ dimension. Floating dtypes are float32, bfloat16 and float16. Caches are contigu
 [num_blocks, Hkv, block_size, Dh].
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from kernels import plain
 from kernels.cpu import attention as cpu_attention
 from kernels.cpu import elementwise as cpu_elementwise
 from kernels.cpu import matmul as cpu_matmul
+from kernels.cpu import packed as cpu_packed
 from kernels.metadata import AttentionMetadata, build_attention_metadata
 from kernels.weights import (
     DenseWeight,
@@ -129,7 +131,7 @@ def pack_int8(q: Tensor, scales: Tensor, bias: Tensor | None = None) -> Int8Weig
     Raises ValueError for other shapes or dtypes.
     """
     check_int8(q, scales)
-    packed = cpu_matmul.pack_int8(q, scales, bias)
+    packed = cpu_matmul.pack_int8(q, scales, bias) or cpu_packed.pack_int8(q, scales, bias)
     if packed is not None:
         return packed
     return Int8Weight(q.contiguous(), scales.float().flatten(), bias, (q.shape[0], q.shape[1]))
@@ -144,9 +146,10 @@ def pack_int4(
     Raises ValueError for other shapes or values.
     """
     check_int4(q, scales, zeros, group_size)
-    packed = cpu_matmul.pack_int4(q, scales, zeros, group_size, bias)
-    if packed is not None:
-        return packed
+    for pack in (cpu_matmul.pack_int4, cpu_packed.pack_int4):
+        packed = pack(q, scales, zeros, group_size, bias)
+        if packed is not None:
+            return packed
     shape = (q.shape[0], q.shape[1])
     return Int4Weight(pack_nibbles(q), scales.float(), zeros.float(), bias, shape, group_size)
 
@@ -157,14 +160,21 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
     Int8: every row of x is quantized by its own maximum, so no row depends on another. Int4:
     weights are widened, activations keep their precision.
     """
-    if weight.layout == "amx":
-        out = cpu_matmul.linear(x.reshape(-1, x.shape[-1]), weight)
+    if weight.layout != "plain":
+        rows = x.reshape(-1, x.shape[-1])
+        if weight.layout == "amx":
+            out = cpu_matmul.linear(rows, weight)
+        elif isinstance(weight, Int4Weight):
+            out = cpu_packed.int4_linear(rows, weight)
+        else:
+            assert isinstance(weight, Int8Weight)
+            out = cpu_packed.int8_linear(rows, weight)
         return out.view(*x.shape[:-1], weight.shape[0])
     if isinstance(weight, DenseWeight):
         return F.linear(x, weight.data, weight.bias)
     if isinstance(weight, Int8Weight):
-        rows, row_scales = plain.quantize_rows(x.reshape(-1, x.shape[-1]))
-        products = plain.int8_matmul(rows, weight.data)
+        quantized, row_scales = plain.quantize_rows(x.reshape(-1, x.shape[-1]))
+        products = plain.int8_matmul(quantized, weight.data)
         out = (products.float() * row_scales * weight.scales).to(x.dtype)
         if weight.bias is not None:
             out = out + weight.bias
@@ -179,7 +189,11 @@ def dequantize(weight: LinearWeight) -> Tensor:
     if isinstance(weight, DenseWeight):
         return weight.data
     if isinstance(weight, Int8Weight):
+        if weight.layout == "onednn":
+            return cpu_packed.dequantize_int8(weight)
         return weight.data.float() * weight.scales[:, None]
+    if weight.layout != "plain":
+        return cpu_packed.widen(weight, torch.float32)
     n, k = weight.shape
     groups = unpack_nibbles(weight.data).view(n, -1, weight.group_size).float()
     return ((groups - weight.zeros[..., None]) * weight.scales[..., None]).view(n, k)

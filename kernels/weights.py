@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Layout = Literal["plain", "amx"]
+# "plain" is described with each class; the others are private to ``kernels.cpu``.
+Layout = Literal["plain", "amx", "onednn", "native", "aten"]
 
 
 def _bytes(*tensors: Tensor | None) -> int:

@@ -22,6 +22,8 @@ _SIGNATURES: dict[str, list[type]] = {
     "write_kv": [_P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
     "decode_attention": [_I, _P, _P, _P, _P, _L, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I],
     "amx_attention": [_P, _P, _P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I],
+    "int4_widen": [_I, _P, _P, _P, _L, _L, _L, _P, _I],
+    "int4_linear": [_P, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I],
     "amx_linear": [_I, _I, _P, _L, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I, _I],
 }
 
@@ -100,6 +102,18 @@ def without_native() -> Iterator[None]:
         yield
     finally:
         _state.library = kept
+
+
+@contextmanager
+def without_amx() -> Iterator[None]:
+    """The native kernels as a CPU without AMX would run them, inside the block."""
+    library()
+    kept = _state.amx
+    _state.amx = False
+    try:
+        yield
+    finally:
+        _state.amx = kept
 
 
 def takes(x: Tensor) -> bool:

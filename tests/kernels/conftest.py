@@ -8,9 +8,9 @@ import torch
 from kernels import cpu
 
 
-@pytest.fixture(params=["native", "plain"])
+@pytest.fixture(params=["amx", "native", "plain"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test once with the native kernels and once without."""
+    """Run the test with AMX tiles, as on a CPU that has none, and without native kernels."""
     if request.param == "plain":
         with cpu.without_native():
             yield "plain"
@@ -18,7 +18,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     status = cpu.native_status()
     if not status.available:
         pytest.skip(f"no native kernels here: {status.reason}")
-    yield "native"
+    if request.param == "native":
+        with cpu.without_amx():
+            yield "native"
+        return
+    if not status.amx:
+        pytest.skip("no AMX here")
+    yield "amx"
 
 
 @pytest.fixture

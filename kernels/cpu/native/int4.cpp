@@ -1,0 +1,76 @@
+// int4 weights on CPUs without AMX: few rows are multiplied while the weight is read, many rows
+// multiply a widened copy by PyTorch. data [n, k / 2], even k in the low nibble; scales, zeros
+// float32 [n, k / group]; group a multiple of 16.
+#include "common.h"
+#include <vector>
+
+typedef uint8_t vb __attribute__((vector_size(16)));
+
+// 32 weights starting at an even position, as two vectors of (q - zero) * scale.
+static inline void widen(const uint8_t* packed, float zero, float scale, vf& first, vf& second) {
+    vb bytes, low, high;
+    memcpy(&bytes, packed, sizeof bytes);
+    low = bytes & 15;
+    high = bytes >> 4;
+    const vb front = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const vb back = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    first = (__builtin_convertvector(__builtin_shuffle(low, high, front), vf) - zero) * scale;
+    second = (__builtin_convertvector(__builtin_shuffle(low, high, back), vf) - zero) * scale;
+}
+
+template <class T>
+static void widen_all(const uint8_t* data, const float* scales, const float* zeros, int64_t n,
+                      int64_t k, int64_t group, void* out, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t at = 0; at < k; at += 32) {
+            vf a, b;
+            int64_t g = r * (k / group) + at / group;
+            widen(data + (r * k + at) / 2, zeros[g], scales[g], a, b);
+            store((T*)out + r * k + at, a);
+            store((T*)out + r * k + at + LANES, b);
+        }
+}
+
+EXPORT void int4_widen(int dtype, const uint8_t* data, const float* scales, const float* zeros,
+                       int64_t n, int64_t k, int64_t group, void* out, int threads) {
+    auto run = dtype == F32 ? widen_all<float> : dtype == BF16 ? widen_all<bf16> : widen_all<f16>;
+    run(data, scales, zeros, n, k, group, out, threads);
+}
+
+// M rows of float32 x against one row of the weight.
+template <int M>
+static void row_products(const float* x, const uint8_t* data, const float* scales,
+                         const float* zeros, int64_t k, int64_t group, float* to) {
+    vf sums[M] = {};
+    for (int64_t at = 0; at < k; at += 32) {
+        vf a, b;
+        widen(data + at / 2, zeros[at / group], scales[at / group], a, b);
+        for (int m = 0; m < M; m++)
+            sums[m] += a * load(x + m * k + at) + b * load(x + m * k + at + LANES);
+    }
+    for (int m = 0; m < M; m++) to[m] = reduce_add(sums[m]);
+}
+
+// x float32 [m, k] contiguous -> out float32 [m, n]; bias float32 [n] or null.
+EXPORT void int4_linear(const float* x, int64_t m, const uint8_t* data, const float* scales,
+                        const float* zeros, int64_t n, int64_t k, int64_t group, const float* bias,
+                        float* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < n; r++) {
+        const uint8_t* row = data + r * k / 2;
+        const float *s = scales + r * (k / group), *z = zeros + r * (k / group);
+        for (int64_t i = 0; i < m; i += 4) {
+            float products[4];
+            const float* from = x + i * k;
+            switch (m - i) {
+                case 1: row_products<1>(from, row, s, z, k, group, products); break;
+                case 2: row_products<2>(from, row, s, z, k, group, products); break;
+                case 3: row_products<3>(from, row, s, z, k, group, products); break;
+                default: row_products<4>(from, row, s, z, k, group, products);
+            }
+            for (int64_t j = 0; j < 4 && i + j < m; j++)
+                out[(i + j) * n + r] = products[j] + (bias ? bias[r] : 0.0f);
+        }
+    }
+}
