@@ -38,8 +38,17 @@ class ModelInfo:
 
 
 def with_default_model(config: EngineConfig) -> EngineConfig:
-    """The same config, with the embedded model if none was named."""
-    return config if config.model else config.replace(model=str(TARGET))
+    """The same config with the embedded model if none was named, and with absolute paths.
+
+    What is written from it, `deploy/engine.yaml` above all, then works from any folder.
+    """
+    paths = {"model": config.model or str(TARGET), "tokenizer": config.tokenizer}
+    absolute = {
+        name: str(Path(path).expanduser().resolve())
+        for name, path in paths.items()
+        if path is not None and Path(path).expanduser().exists()
+    }
+    return config.replace(**{**paths, **absolute})
 
 
 def read_model_info(config: EngineConfig) -> ModelInfo:
