@@ -161,7 +161,7 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
     weights are widened, activations keep their precision.
     """
     if weight.layout != "plain":
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         if weight.layout == "amx":
             out = cpu_matmul.linear(rows, weight)
         elif isinstance(weight, Int4Weight):
@@ -169,7 +169,7 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
         else:
             assert isinstance(weight, Int8Weight)
             out = cpu_packed.int8_linear(rows, weight)
-        return out.view(*x.shape[:-1], weight.shape[0])
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], weight.shape[0])
     if isinstance(weight, DenseWeight):
         return F.linear(x, weight.data, weight.bias)
     if isinstance(weight, Int8Weight):

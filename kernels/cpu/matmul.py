@@ -152,7 +152,28 @@ def dequantize(weight: LinearWeight) -> Tensor:
 
 
 def embedding(token_ids: Tensor, weight: DenseWeight) -> Tensor:
-    """Rows of a dense weight in layout "amx"; token_ids int64 [T] -> [T, K]."""
+    """Rows of a dense weight in layout "amx"; token_ids int64 [T] -> [T, K].
+
+    Raises IndexError for an id outside the table, as PyTorch's own embedding does.
+    """
+    native = library()
+    if native is not None and token_ids.dtype == torch.int64:
+        count, (n, k) = token_ids.shape[0], weight.shape
+        ids = token_ids.contiguous()
+        if count:
+            low, high = (int(bound) for bound in torch.aminmax(ids))
+            if low < 0 or high >= n:
+                raise IndexError(f"token id {low if low < 0 else high} is outside 0..{n - 1}")
+        out = torch.empty((count, k), dtype=weight.dtype)
+        native.panel_embedding(
+            weight.data.data_ptr(),
+            ids.data_ptr(),
+            count,
+            k,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
     column = token_ids % PANEL
     rows = weight.data[token_ids // PANEL, :, column // TILE, :, column % TILE, :]
     return rows.reshape(token_ids.shape[0], -1)[:, : weight.shape[1]].contiguous()

@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "amx_attention": [_P, _P, _P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I],
     "int4_widen": [_I, _P, _P, _P, _L, _L, _L, _P, _I],
     "int4_linear": [_P, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I],
+    "panel_embedding": [_P, _P, _L, _L, _P, _I],
     "amx_linear": [_I, _I, _P, _L, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I, _I],
 }
 

@@ -142,6 +142,17 @@ def test_embedding_reads_rows_of_a_packed_weight(backend, generator, dtype):
     assert torch.equal(ops.embedding(ids, ops.pack_dense(table)), table[ids])
 
 
+def test_embedding_of_odd_widths_and_of_ids_outside_the_table(backend, generator):
+    table = torch.randn(40, 77, generator=generator).bfloat16()
+    packed = ops.pack_dense(table)
+    ids = torch.randint(0, 40, (50,), generator=generator)
+    assert torch.equal(ops.embedding(ids, packed), table[ids])
+    assert ops.embedding(ids[:0], packed).shape == (0, 77)
+    for wrong in (-1, 40):
+        with pytest.raises(IndexError):
+            ops.embedding(torch.tensor([3, wrong]), packed)
+
+
 def test_packed_weights_take_no_more_memory_than_their_format(backend, generator):
     n, k, group = 512, 1024, 128
     assert ops.pack_dense(torch.zeros(n, k, dtype=torch.bfloat16)).nbytes == n * k * 2

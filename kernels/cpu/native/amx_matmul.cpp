@@ -314,7 +314,7 @@ static void run(const T* x, int64_t x_stride, int64_t m, const Weight& w, Output
         for (int64_t r = 0; r < pad_rows; r++) pack(r);
     int64_t block_rows = A_BLOCK_BYTES / (steps * 64) / 32 * 32;
     if (block_rows < 32) block_rows = 32;
-    if (panels * steps * m < 256) threads = 1;  // less work than waking a thread costs
+    if (panels * steps * ((m + 31) / 32) < 64) threads = 1;  // less work than waking a thread costs
 #pragma omp parallel num_threads(threads)
     {
         if (together) {
@@ -364,4 +364,19 @@ EXPORT void amx_linear(int kind, int x_dtype, const void* x, int64_t x_stride, i
     (void)zeros, (void)n, (void)k, (void)group_size, (void)bias, (void)out, (void)out_dtype;
     (void)threads;
 #endif
+}
+
+// Rows of a bf16 weight in panels: ids [count] -> out [count, k]. A row lies in pieces of 4 bytes.
+EXPORT void panel_embedding(const char* data, const int64_t* ids, int64_t count, int64_t k,
+                            uint16_t* out, int threads) {
+    int64_t steps = (k + 31) / 32;
+#pragma omp parallel for num_threads(threads) if (count > 8)
+    for (int64_t i = 0; i < count; i++) {
+        int64_t id = ids[i];
+        const char* from = data + (id / 32 * steps * 2 + id % 32 / 16) * 1024 + id % 16 * 4;
+        for (int64_t pair = 0; pair < (k + 1) / 2; pair++) {
+            const char* at = from + pair / 16 * 2048 + pair % 16 * 64;
+            memcpy(out + i * k + pair * 2, at, k - pair * 2 >= 2 ? 4 : 2);
+        }
+    }
 }
