@@ -122,7 +122,7 @@ class Ours:
     def prefill(self, prompts: list[list[int]]) -> float:
         """Seconds until every prompt has its first token."""
         for index, prompt in enumerate(prompts):
-            sampling = SamplingParams(temperature=0.0, max_tokens=DECODE_STEPS + 1, ignore_eos=True)
+            sampling = SamplingParams(temperature=0.0, max_tokens=4 * DECODE_STEPS, ignore_eos=True)
             self.engine.add(str(index), prompt, sampling)
         start = time.perf_counter()
         while self.engine.scheduler.waiting or not self.engine.scheduler.running:
@@ -137,11 +137,11 @@ class Ours:
     def decode(self, batch: int) -> float:
         """Median seconds of a step; the context passes CONTEXT half-way."""
         self.prefill(random_prompts(batch, CONTEXT - DECODE_STEPS // 2))
-        while len(self.engine.scheduler.running) < batch:
+        while self.records[-1].decode_sequences < batch:
             self.engine.step()
         self.records.clear()
         times = []
-        for _ in range(DECODE_STEPS - 1):
+        for _ in range(DECODE_STEPS):
             start = time.perf_counter()
             self.engine.step()
             times.append(time.perf_counter() - start)

@@ -88,26 +88,22 @@ class Decoder:
         Returns [T, hidden] in the model's dtype.
         """
         spec = self.spec
-        q_size, kv_size, _ = spec.qkv_sizes
-        head_dim, eps = spec.head_dim, spec.rms_norm_eps
-        scale = head_dim**-0.5
+        heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        eps, scale = spec.rms_norm_eps, head_dim**-0.5
         num_tokens = token_ids.shape[0]
         residual = ops.embedding(token_ids, self.embedding)
         x = ops.rms_norm(residual, self.layers[0].input_norm, eps)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            qkv = ops.linear(x, layer.qkv)
-            q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
-            q, k = ops.rotary_embedding(
-                q.view(num_tokens, -1, head_dim),
-                k.view(num_tokens, -1, head_dim),
-                positions,
-                self._cos_sin,
-            )
+            qkv = ops.linear(x, layer.qkv).view(num_tokens, -1, head_dim)
+            q = qkv.narrow(1, 0, heads)
+            k = qkv.narrow(1, heads, kv_heads)
+            v = qkv.narrow(1, heads + kv_heads, kv_heads)
+            q, k = ops.rotary_embedding(q, k, positions, self._cos_sin)
             keys, values = key_caches[index], value_caches[index]
-            ops.write_kv(k, v.view(num_tokens, -1, head_dim), keys, values, metadata.slots)
+            ops.write_kv(k, v, keys, values, metadata.slots)
             attended = ops.paged_attention(q, keys, values, metadata, scale)
-            x = ops.linear(attended.reshape(num_tokens, q_size), layer.output)
+            x = ops.linear(attended.reshape(num_tokens, heads * head_dim), layer.output)
             x, residual = ops.add_rms_norm(x, residual, layer.post_attention_norm, eps)
             x = ops.silu_and_mul(ops.linear(x, layer.gate_up))
             x = ops.linear(x, layer.down)

@@ -23,7 +23,8 @@ def test_random_batches(seed: int, block_size: int) -> None:
     for _ in range(120):
         while len(alive) < rng.choice([2, 30, 5]):
             prompt = [rng.randrange(1000) for _ in range(rng.randint(1, 60))]
-            alive.append(Request(f"{rng.randrange(90)}/{step}", prompt, SamplingParams(), 0.0))
+            free = [str(i) for i in range(40) if str(i) not in {r.request_id for r in alive}]
+            alive.append(Request(rng.choice(free), prompt, SamplingParams(), 0.0))
         chosen = rng.sample(alive, rng.randint(1, len(alive)))
         scheduled = []
         for request in chosen:
