@@ -220,6 +220,14 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def anonymous_bytes() -> int:
+    """Resident memory that is no file's: what was allocated, without code and mapped weights."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status does not tell RssAnon; run this on Linux")
+
+
 def growth(folder: Path, requests: int) -> dict[str, Any]:
     """Resident memory while many short requests come and go; the first tenth warms up."""
     llm = LLM(str(folder), device="cpu", num_threads=1, kv_cache_memory_bytes=8 << 20)
@@ -252,7 +260,7 @@ def load_memory(folder: Path) -> dict[str, Any]:
 def load_only(folder: Path) -> dict[str, Any]:
     """The child of `load_memory`."""
     torch.nn.functional.linear(torch.zeros(1, 8), torch.zeros(8, 8))
-    before = resident_bytes()
+    before, anonymous = resident_bytes(), anonymous_bytes()
     cache_bytes = 64 << 20
     loaded = load_model(
         EngineConfig(
@@ -267,6 +275,7 @@ def load_only(folder: Path) -> dict[str, Any]:
         "kv_cache_bytes": loaded.runner.cache.nbytes,
         "peak_growth_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
         "resident_growth_bytes": resident_bytes() - before,
+        "anonymous_growth_bytes": anonymous_bytes() - anonymous,
     }
 
 
