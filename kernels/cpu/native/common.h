@@ -6,7 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -16,7 +16,6 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
-typedef _Float16 vx __attribute__((vector_size(32)));
 
 constexpr int LANES = 16;
 enum DType { F32 = 0, BF16 = 1, F16 = 2 };
@@ -24,7 +23,9 @@ enum DType { F32 = 0, BF16 = 1, F16 = 2 };
 struct bf16 {
     uint16_t bits;
 };
-typedef _Float16 f16;
+struct f16 {
+    uint16_t bits;
+};
 
 template <class To, class From>
 static inline To bit_copy(const From& from) {
@@ -64,21 +65,53 @@ static inline void store(bf16* p, vf v) {
 #endif
 }
 
+// _Float16 is younger than many installed compilers, hence by hand (F. Giesen's conversions).
+static inline float half_to_float(uint16_t half) {
+    uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
+    uint32_t bits = rest >= 0x7c00u ? 0x7f800000u | (rest & 0x3ffu) << 13
+                                    : bit_copy<uint32_t>(bit_copy<float>(rest << 13) * 0x1p112f);
+    return bit_copy<float>(bits | sign);
+}
+static inline uint16_t float_to_half(float x) {
+    uint32_t bits = bit_copy<uint32_t>(x), rest = bits & 0x7fffffffu;
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+    if (rest >= 0x47800000u) return sign | (rest > 0x7f800000u ? 0x7e00u : 0x7c00u);
+    if (rest < 0x38800000u)
+        return sign | (uint16_t)(bit_copy<uint32_t>(bit_copy<float>(rest) + 0.5f) - 0x3f000000u);
+    return sign | (uint16_t)((rest + 0xc8000fffu + (rest >> 13 & 1u)) >> 13);
+}
+
 static inline vf load(const f16* p) {
-    vx h;
-    memcpy(&h, p, sizeof h);
-    return __builtin_convertvector(h, vf);
+#if defined(__AVX512F__)
+    return bit_copy<vf>(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)));
+#else
+    float lanes[LANES];
+    for (int i = 0; i < LANES; i++) {
+#if defined(__F16C__)
+        lanes[i] = _cvtsh_ss(p[i].bits);
+#else
+        lanes[i] = half_to_float(p[i].bits);
+#endif
+    }
+    return load(lanes);
+#endif
 }
 static inline void store(f16* p, vf v) {
-    vx h = __builtin_convertvector(v, vx);
-    memcpy(p, &h, sizeof h);
+#if defined(__AVX512F__)
+    __m256i h = _mm512_cvtps_ph(bit_copy<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256((__m256i*)p, h);
+#else
+    float lanes[LANES];
+    store(lanes, v);
+    for (int i = 0; i < LANES; i++) p[i].bits = float_to_half(lanes[i]);
+#endif
 }
 
 static inline float to_float(float x) { return x; }
-static inline float to_float(f16 x) { return (float)x; }
+static inline float to_float(f16 x) { return half_to_float(x.bits); }
 static inline float to_float(bf16 x) { return bit_copy<float>((uint32_t)x.bits << 16); }
 static inline void from_float(float* p, float x) { *p = x; }
-static inline void from_float(f16* p, float x) { *p = (f16)x; }
+static inline void from_float(f16* p, float x) { p->bits = float_to_half(x); }
 static inline void from_float(bf16* p, float x) {
     uint32_t b = bit_copy<uint32_t>(x);
     p->bits = x != x ? (uint16_t)((b >> 16) | 0x40u)
