@@ -46,6 +46,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=45.0, help="for the target")
     parser.add_argument("--draft-minutes", type=float, default=12.0, help="for the draft")
     parser.add_argument("--steps", type=int, help="end both by step count, reproducibly, instead")
+    parser.add_argument("--step-tokens", type=int, default=4096, help="tokens a step")
+    parser.add_argument("--peak", type=float, default=1.0, help="scale of the learning rates")
+    parser.add_argument(
+        "--distil-from",
+        type=float,
+        default=0.5,
+        help="share of the draft's run after which the target teaches it; 1 for never",
+    )
     parser.add_argument("--prose-repeats", type=int, default=2, help="weight of prose over code")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -119,15 +127,17 @@ def train_model(
         reached.write(state)
 
     save(progress)
-    objective: Objective = next_token_loss(model)
+    stages: list[tuple[float, Objective]] = [(0.0, next_token_loss(model))]
     if name == "draft":
+        # The teacher costs several times what the student does, so it is asked once the student
+        # knows the language.
         teacher = read_checkpoint(TARGET_SHAPE, arguments.output / "target").requires_grad_(False)
-        objective = distillation_loss(model, teacher)
+        stages.append((arguments.distil_from, distillation_loss(model, teacher)))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{name}: {parameters / 1e6:.2f}M parameters", flush=True)
     train(
         model,
-        objective,
+        stages,
         text.train,
         schedule,
         seed=arguments.seed,
@@ -174,9 +184,18 @@ def main() -> None:
     text = Text(arguments)
     print(json.dumps(text.summary), flush=True)
     record: dict[str, Any] = {"text": text.summary, "seed": arguments.seed}
+    common = {
+        "steps": arguments.steps,
+        "peak": arguments.peak,
+        "step_tokens": arguments.step_tokens,
+        "long_step_tokens": arguments.step_tokens,
+    }
     plans = {
-        "target": (TARGET_SHAPE, Schedule(arguments.minutes, arguments.steps)),
-        "draft": (DRAFT_SHAPE, Schedule(arguments.draft_minutes, arguments.steps, muon_lr=6e-3)),
+        "target": (TARGET_SHAPE, Schedule(arguments.minutes, **common)),
+        "draft": (
+            DRAFT_SHAPE,
+            Schedule(arguments.draft_minutes, muon_lr=6e-3, **common),
+        ),
     }
     for name, (shape, schedule) in plans.items():
         if arguments.stage in ("all", name):

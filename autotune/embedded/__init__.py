@@ -11,7 +11,7 @@ _HERE = Path(__file__).resolve().parent
 
 #: Folder of the target: 11M parameters, bf16, vocabulary 4096, 2048 positions.
 TARGET = _HERE / "target"
-#: Folder of the draft: 1.1M parameters, distilled from the target, with the same tokenizer.
+#: Folder of the draft: 1.1M parameters, bf16, trained on the same text with the same tokenizer.
 DRAFT = _HERE / "draft"
 #: Text that neither model was trained on: whole files, each under a `===== name =====` line.
 HELD_OUT = _HERE / "held_out.txt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,11 +35,14 @@ class Schedule:
     weight_decay: float = 0.05
     warmup: float = 0.02  # share of the run
     plateau: float = 0.35  # share of the run after which the rate falls linearly to zero
-    long_from: float = 0.9  # share of the run after which windows are `long_window` tokens
+    long_from: float = 0.75  # share of the run after which windows are `long_window` tokens
     window: int = 512
     long_window: int = 2048
     micro_tokens: int = 4096
-    step_tokens: int = 8192
+    step_tokens: int = 4096
+    long_step_tokens: int = 4096
+    peak: float = 1.0  # scales both learning rates
+    ramp: int = 10  # steps until the rate is whole after a start: the optimizers' state is new
 
     def rate(self, progress: float) -> float:
         """Learning-rate factor in 0…1 at `progress` in 0…1."""
@@ -103,7 +106,7 @@ def distillation_loss(student: Llama, teacher: Llama, share: float = 0.8) -> Obj
 
 def train(
     model: Llama,
-    objective: Objective,
+    stages: Sequence[tuple[float, Objective]],
     tokens: Tokens,
     schedule: Schedule,
     *,
@@ -116,9 +119,10 @@ def train(
 ) -> Progress:
     """Train `model` in place on the stream `tokens` and return how far it got.
 
-    `validate` returns a held-out loss in nats per token; `save` is called about every
-    `save_every_s` seconds and at the end. A `progress` read from an earlier checkpoint continues
-    its clock (the optimizer's state starts anew).
+    `stages` are pairs of the share of the run (0…1, rising, the first 0) from which an objective
+    holds, and that objective. `validate` returns a held-out loss in nats per token; `save` is
+    called about every `save_every_s` seconds and at the end. A `progress` read from an earlier
+    checkpoint continues its clock (the optimizer's state starts anew).
     """
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n]
     others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed_tokens" in n]
@@ -132,14 +136,17 @@ def train(
         torch.optim.AdamW(others, lr=schedule.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peaks = [schedule.muon_lr, schedule.adamw_lr]
-    run = torch.compile(objective, dynamic=False) if compiled else objective
+    runs = [
+        (since, torch.compile(stage, dynamic=False) if compiled else stage)
+        for since, stage in stages
+    ]
     rng = np.random.default_rng(seed + progress.step)
     length = 0
     source: Iterator[Tokens] = iter(())
     started = time.monotonic() - progress.seconds
     saved = reported = time.monotonic()
     recent: list[float] = []
-    reported_tokens = progress.tokens
+    reported_tokens, first_step = progress.tokens, progress.step
     limit_s = schedule.minutes * 60
 
     while True:
@@ -150,15 +157,20 @@ def train(
         wanted = schedule.long_window if share >= schedule.long_from else schedule.window
         if wanted != length:
             length, source = wanted, windows(tokens, wanted, rng)
-        micro_batch = schedule.micro_tokens // length
-        accumulate = schedule.step_tokens // schedule.micro_tokens
+        objective = [stage for since, stage in runs if share >= since][-1]
+        is_long = share >= schedule.long_from
+        step_tokens = schedule.long_step_tokens if is_long else schedule.step_tokens
+        micro_batch = min(schedule.micro_tokens, step_tokens) // length
+        accumulate = step_tokens // (micro_batch * length)
+        ramp = min(1.0, (progress.step - first_step + 1) / schedule.ramp)
+        rate = schedule.peak * ramp * schedule.rate(share)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = peak * schedule.rate(share)
+                group["lr"] = peak * rate
         for _ in range(accumulate):
             batch = np.stack([next(source) for _ in range(micro_batch)]).astype(np.int64)
             pair = torch.from_numpy(batch)
-            loss = run(pair[:, :-1].contiguous(), pair[:, 1:].contiguous())
+            loss = objective(pair[:, :-1].contiguous(), pair[:, 1:].contiguous())
             (loss / accumulate).backward()  # type: ignore[no-untyped-call]
             recent.append(float(loss.detach()))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -168,7 +180,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        progress.tokens += schedule.step_tokens
+        progress.tokens += step_tokens
 
         now = time.monotonic()
         if now - reported >= 20.0:
@@ -176,7 +188,7 @@ def train(
             mean = sum(recent) / len(recent)
             print(
                 f"step {progress.step} | {progress.tokens / 1e6:.2f}M tokens | loss {mean:.3f}"
-                f" | {speed:.0f} tok/s | rate {schedule.rate(share):.2f}"
+                f" | {speed:.0f} tok/s | rate {rate:.2f}"
                 f" | {max(0.0, limit_s - (now - started)) / 60:.1f} min left",
                 flush=True,
             )
