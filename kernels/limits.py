@@ -1,7 +1,8 @@
 """Measured ceilings of a device: memory bandwidth, matmul rate per dtype, cost of one call.
 
 What `doctor` prints and what a roofline divides by. Each figure is the best of several runs: a
-ceiling is what the hardware can do, and everything that disturbs a run makes it slower.
+ceiling is what the hardware can do, and everything that disturbs a run makes it slower. Whether the
+native CPU kernels run, on which the rates depend, is told by `native_status`.
 """
 
 import time
@@ -12,6 +13,18 @@ import torch
 import torch.nn.functional as F
 
 from kernels import ops
+from kernels.cpu import NativeStatus, native_status
+
+__all__ = [
+    "Limits",
+    "NativeStatus",
+    "best_seconds",
+    "call_cost",
+    "matmul_rate",
+    "measure_limits",
+    "memory_bandwidth",
+    "native_status",
+]
 
 LARGEST_MATMUL = 4096
 CPU_BUFFER_BYTES = 256 << 20

@@ -147,7 +147,7 @@ def check_native_kernels() -> Check:
     """Whether the compiled CPU kernels run; without them plain PyTorch does, slower."""
     name = "native kernels"
     try:
-        from kernels.cpu import native_status
+        from kernels.limits import native_status
 
         status = native_status()
     except Exception as error:

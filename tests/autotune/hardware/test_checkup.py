@@ -126,7 +126,7 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    import kernels.cpu
+    import kernels.limits
 
     @dataclasses.dataclass
     class Status:
@@ -134,9 +134,9 @@ def test_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         amx: bool
         reason: str
 
-    monkeypatch.setattr(kernels.cpu, "native_status", lambda: Status(True, False, "compiled"))
+    monkeypatch.setattr(kernels.limits, "native_status", lambda: Status(True, False, "compiled"))
     assert checkup.check_native_kernels() == Check("native kernels", "ok", "compiled")
-    monkeypatch.setattr(kernels.cpu, "native_status", lambda: Status(False, False, "no g++\nx"))
+    monkeypatch.setattr(kernels.limits, "native_status", lambda: Status(False, False, "no g++\nx"))
     check = checkup.check_native_kernels()
     assert check.status == "degraded"
     assert "no g++" in check.found
