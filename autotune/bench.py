@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import BadInput
+from autotune.calibration import (
+    CALIBRATION_LIMIT_S,
+    CALIBRATION_REQUESTS,
+    offered_rate,
+    sustained_rate,
+)
+from autotune.errors import BadInput, EnvironmentMissing, Interrupted
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
 from autotune.load.open_loop import run_load
 from autotune.measure import Measurement, at_rate, measure
 from autotune.model_info import read_model_info, with_default_model
-from autotune.quality import QualityMeter
+from autotune.quality import QualityMeter, check_measurable
 from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder
 from autotune.slo import parse_slo
 from autotune.traffic import load_traffic
-from autotune.traffic_options import DEFAULT_LOAD_FACTOR, TrafficOptions
+from autotune.traffic_options import TrafficOptions
 from engine.config import EngineConfig
 from engine.loading import load_model
 
-CALIBRATION_REQUESTS = 128
-CALIBRATION_LIMIT_S = 20.0
 WARMUP_REQUESTS = 4
 
 
@@ -58,7 +64,6 @@ def bench(
     *,
     slo: str,
     drain_limit: float,
-    output: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> BenchOutcome:
@@ -69,20 +74,19 @@ def bench(
         traffic: the workload; `duration_s` must be set.
         slo: limits that goodput is counted by.
         drain_limit: seconds after the last arrival at which unfinished requests are given up.
-        output: folder that will take the result: checked before anything is measured.
         say: told what is going on, for a progress line.
         stop: set it to end the load early.
 
     Raises:
-        BadInput: bad traffic or SLO, or an output folder in use.
+        BadInput: bad traffic or SLO.
+        Interrupted: `stop` was set before the load began.
         engine.errors.EngineError: the model or the config cannot be used.
     """
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"output folder {output} exists and is not empty: choose another with -o")
     parsed = parse_slo(slo)
     base = with_default_model(EngineConfig.from_mapping(knobs))
     base = base.replace(device=describe_hardware(base.device)["device"])
     model = read_model_info(base)
+    check_measurable(parsed, base)
     source = load_traffic(traffic, model, base, base.seed)
     say("loading the model")
     loaded = load_model(base)
@@ -90,7 +94,8 @@ def bench(
     notes: list[str] = []
     rate = traffic.rate
     warm = source.burst(WARMUP_REQUESTS)
-    run_load(engine, warm, drain_limit=CALIBRATION_LIMIT_S)
+    run_load(engine, warm, drain_limit=CALIBRATION_LIMIT_S, stop=stop)
+    _go_on_unless(stop)
     if traffic.rate_is_measured:
         say("calibrating: all requests at once")
         burst = measure(
@@ -102,23 +107,21 @@ def bench(
             seed=base.seed,
             stop=stop,
         )
-        sustained = burst.metrics["requests_per_s"]
+        _go_on_unless(stop)
+        sustained = sustained_rate(burst.records, burst.metrics["duration_s"])
         if not sustained:
             raise BadInput(
                 f"no request of the calibration finished within {CALIBRATION_LIMIT_S:.0f} s: give "
                 "--rate, shorter lengths (--scale-lengths) or a smaller model"
             )
-        factor = traffic.load_factor or DEFAULT_LOAD_FACTOR
-        rate = factor * sustained
-        notes.append(
-            f"offered rate {rate:.3g} requests/s: {factor:g} times the {sustained:.3g} sustained "
-            "with all requests offered at once"
-        )
+        rate, note = offered_rate(traffic, sustained)
+        notes.append(note)
     assert traffic.duration_s is not None
     offered = source.windows(rate, traffic.duration_s, count=1)
     notes += offered.notes
     requests = offered.windows[0]
     engine.clear_prefix_cache()
+    _go_on_unless(stop)
     measurement = measure(
         engine,
         requests,
@@ -129,7 +132,8 @@ def bench(
         on_progress=lambda done: say(f"measuring: {done.left}/{done.total} requests"),
         stop=stop,
     )
-    if parsed.needs_quality or base.quantization != "none":
+    stopped = stop is not None and stop.is_set()
+    if not stopped and (parsed.needs_quality or base.quantization != "none"):
         say("scoring the held-out text")
         with tempfile.TemporaryDirectory() as scratch:
             quality = QualityMeter(Path(scratch)).measure(loaded, base)
@@ -147,10 +151,40 @@ def bench(
     )
 
 
+def _go_on_unless(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Interrupted("Interrupted before anything was measured.")
+
+
+@contextmanager
+def claim_output(path: Path | None) -> Iterator[None]:
+    """Make the folder that will take the result, before anything is measured.
+
+    It goes away again if nothing was put into it.
+
+    Raises:
+        BadInput: it is in use.
+        EnvironmentMissing: it cannot be made.
+    """
+    if path is None:
+        yield
+        return
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadInput(f"output folder {path} exists and is not empty: choose another with -o")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentMissing(f"output folder {path} cannot be made: {error}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only if it is empty
+
+
 def save(outcome: BenchOutcome, path: Path, command: Sequence[str]) -> None:
-    """Write `run.json`, `bench.json`, `requests.parquet` and `steps.parquet` into a new folder."""
+    """Write `run.json`, `bench.json`, `requests.parquet` and `steps.parquet` into the folder."""
     folder = RunFolder(path)
-    path.mkdir(parents=True, exist_ok=True)
     folder.write_part(0, outcome.measurement.records, outcome.measurement.steps)
     folder.merge_parts()
     folder.write_json(path / "bench.json", outcome.metrics)

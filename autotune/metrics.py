@@ -76,7 +76,8 @@ def compute_metrics(
         for outcome in ("failed", "refused", "timed_out")
     }
     output_tokens = sum(record.output_tokens for record in finished)
-    good = None if slo is None else sum(slo.request_meets(record) for record in records)
+    within = None if slo is None else [record for record in records if slo.request_meets(record)]
+    good = None if within is None else len(within)
     low, high = wilson_interval(good, len(records)) if good is not None else (None, None)
     statistics = _statistics(slo)
     metrics: dict[str, Any] = {
@@ -87,6 +88,9 @@ def compute_metrics(
         "output_tokens_per_s": _per_second(output_tokens, duration),
         "requests_per_s": _per_second(len(finished), duration),
         "goodput_requests_per_s": None if good is None else _per_second(good, duration),
+        "goodput_tokens_per_s": None
+        if within is None
+        else _per_second(sum(record.output_tokens for record in within), duration),
         "slo_attainment": good / len(records) if good is not None and records else None,
         "completed": len(finished),
         **count,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autotune.embedded import HELD_OUT
+from autotune.errors import BadInput
+from autotune.slo import Slo
 from engine.config import EngineConfig
+from engine.errors import EnvironmentLacks
 from engine.loading import LoadedModel, load_model
 from engine.quantize.quality import TextScore, compare, score_text
+from engine.tokenizer import has_tokenizer
 
 # Enough text for a relative change of perplexity of well under 1% to stand out. Models above
 # FULL_TEXT_PARAMETERS read less, so that scoring stays short beside loading them.
@@ -34,39 +40,78 @@ class QualityMeter:
     def __init__(self, folder: Path) -> None:
         self._reference_file = folder / "quality_reference.safetensors"
         self._known: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self._reference: TextScore | None = None
 
-    def measure(self, loaded: LoadedModel, config: EngineConfig) -> dict[str, Any] | None:
-        """`QualityLoss` as a dict; None if the model has no tokenizer to read the text with.
+    def measure(
+        self, loaded: LoadedModel, config: EngineConfig, *, load_reference: bool = True
+    ) -> dict[str, Any] | None:
+        """`QualityLoss` as a dict, None for what is not finite.
 
-        The unquantized model is loaded beside the given one if it has not been scored before.
+        None if the model has no tokenizer to read the text with, or there is no reference. The
+        unquantized model, if it has not been scored before, is loaded beside the given one with
+        `load_reference`; where it does not fit beside it, there is no reference.
         """
         key = (config.quantization, config.dtype)
-        if key not in self._known:
-            self._known[key] = self._measure(loaded, config)
+        if key in self._known:
+            return self._known[key]
+        score = _score(loaded)
+        reference = score
+        if score is not None and config.quantization == "none":
+            self._keep(score)
+        elif score is not None:
+            reference = self._read_reference()
+            if reference is None and load_reference:
+                reference = self._load_reference(config)
+            if reference is None:
+                return None  # not remembered: a later trial may bring the reference
+        self._known[key] = _loss(score, reference)
         return self._known[key]
 
-    def _measure(self, loaded: LoadedModel, config: EngineConfig) -> dict[str, Any] | None:
-        score = _score(loaded)
-        if score is None:
-            return None
-        if config.quantization == "none":
-            save_file({"nll": score.nll, "log_probs": score.log_probs}, self._reference_file)
-            return dataclasses.asdict(compare(score, score))
-        reference = self._read_reference()
-        if reference is None:
+    def _load_reference(self, config: EngineConfig) -> TextScore | None:
+        try:
             reference = _score(load_model(config.replace(quantization="none")))
-            assert reference is not None
+        except (EnvironmentLacks, MemoryError):
+            return None
+        if reference is not None:
+            self._keep(reference)
+        return reference
+
+    def _keep(self, reference: TextScore) -> None:
+        self._reference = reference
+        # The file is for the next process; without it that one scores the reference again.
+        with contextlib.suppress(OSError, SafetensorError):
             save_file(
                 {"nll": reference.nll, "log_probs": reference.log_probs}, self._reference_file
             )
-        return dataclasses.asdict(compare(score, reference))
 
     def _read_reference(self) -> TextScore | None:
-        try:
-            tensors = load_file(self._reference_file)
-            return TextScore(tensors["nll"], tensors["log_probs"])
-        except (OSError, SafetensorError, KeyError):
-            return None
+        if self._reference is None:
+            with contextlib.suppress(OSError, SafetensorError, KeyError):
+                tensors = load_file(self._reference_file)
+                self._reference = TextScore(tensors["nll"], tensors["log_probs"])
+        return self._reference
+
+
+def check_measurable(slo: Slo, config: EngineConfig) -> None:
+    """Refuse limits on the quality of a model that cannot read the held-out text.
+
+    Raises:
+        BadInput: the SLO limits the quality and the model has no tokenizer.
+    """
+    folder = config.tokenizer or config.model
+    if slo.needs_quality and not has_tokenizer(folder):
+        raise BadInput(
+            f"--slo {slo} limits the quality, which is measured on a text, and {folder} holds no "
+            "tokenizer to read it with: add --tokenizer, or leave that limit out"
+        )
+
+
+def _loss(score: TextScore | None, reference: TextScore | None) -> dict[str, Any] | None:
+    if score is None or reference is None:
+        return None
+    values = dataclasses.asdict(compare(score, reference))
+    # Broken weights score NaN or infinity, which no record can hold; None is a missed limit.
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _score(loaded: LoadedModel) -> TextScore | None:

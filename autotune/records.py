@@ -23,6 +23,8 @@ from autotune.errors import BadInput
 from engine.step_record import StepRecord
 
 SCHEMA_VERSION = 1
+# The tables of records that every trial writes.
+_TABLES = ("requests", "steps")
 
 Outcome = Literal["finished", "refused", "timed_out", "failed"]
 TrialOutcome = Literal["ok", "out_of_memory", "crash", "timeout", "rejected"]
@@ -116,6 +118,11 @@ class TrialRecord:
     slo_met: bool = False
     objective: float | None = None
 
+    @property
+    def missed(self) -> float:
+        """By how much the limits of the SLO were missed, added up; 0 if none was."""
+        return sum(max(0.0, result.violation) for result in self.slo)
+
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(dataclasses.asdict(self), allow_nan=False)
@@ -207,8 +214,18 @@ class RunFolder:
     ) -> None:
         """Put one trial's records on disk at once; `merge_parts` joins them at the end."""
         self.parts.mkdir(exist_ok=True)
-        _write_parquet(self.parts / f"{trial:05d}.requests.parquet", trial, requests)
-        _write_parquet(self.parts / f"{trial:05d}.steps.parquet", trial, steps)
+        _write_parquet(self._part(trial, "requests"), trial, requests)
+        _write_parquet(self._part(trial, "steps"), trial, steps)
+
+    def set_part_aside(self, trial: int) -> None:
+        """Keep the trial's records as they are now, whatever is written for it afterwards."""
+        for name in _TABLES:
+            self._part(trial, name).replace(self._part_aside(trial, name))
+
+    def take_part_back(self, trial: int) -> None:
+        """Make the records that were set aside the trial's records again."""
+        for name in _TABLES:
+            self._part_aside(trial, name).replace(self._part(trial, name))
 
     def merge_parts(self) -> None:
         """Join the trials' parts into `requests.parquet` and `steps.parquet`; parts go away."""
@@ -246,8 +263,14 @@ class RunFolder:
             (StepRecord(**{n: row[n] for n in names}) for row in rows), key=lambda s: s.start
         )
 
+    def _part(self, trial: int, name: str) -> Path:
+        return self.parts / f"{trial:05d}.{name}.parquet"
+
+    def _part_aside(self, trial: int, name: str) -> Path:
+        return self.parts / f".{trial:05d}.{name}.aside"
+
     def _rows(self, name: str, merged: Path, trial: int) -> list[dict[str, Any]]:
-        part = self.parts / f"{trial:05d}.{name}.parquet"
+        part = self._part(trial, name)
         path = part if part.exists() else merged
         if not path.exists():
             return []

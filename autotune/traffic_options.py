@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,8 @@ class TrafficOptions:
         ):
             if value is not None and not value > low:
                 raise BadInput(f"{flag} must be above {low:g}, got {value:g}")
+            if value == math.inf and flag != "--rate":
+                raise BadInput(f"{flag} must be finite")
         if self.start_s < 0:
             raise BadInput(f"--start must be at least 0, got {self.start_s:g}")
         if self.requests is not None and self.requests < 1:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -28,7 +28,9 @@ from autotune.cli.traffic_options import (
     WorkloadOption,
     traffic_options,
 )
-from autotune.records import LimitResult
+
+if TYPE_CHECKING:
+    from autotune.records import LimitResult
 
 
 @with_knobs(without=("seed",))
@@ -73,7 +75,7 @@ def bench(
     Exit code 0: the SLO is met; 4: it is not; 130: interrupted, with what was measured till then.
     """
     from autotune.bench import bench as run_bench
-    from autotune.bench import save
+    from autotune.bench import claim_output, save
 
     options = traffic_options(
         workload,
@@ -90,29 +92,31 @@ def bench(
     stopping = "Stopping; what was measured is shown. Press Ctrl-C again to leave at once."
     console = message_console()
     status = console.status("loading") if console.is_terminal else contextlib.nullcontext()
-    with stop_on_interrupt(stopping) as stop, status as live:
+    with claim_output(output):
+        with stop_on_interrupt(stopping) as stop, status as live:
 
-        def say(text: str) -> None:
-            if live is not None:
-                live.update(text)
+            def say(text: str) -> None:
+                if live is not None:
+                    live.update(text)
 
-        outcome = run_bench(
-            {"seed": seed, **knobs},
-            options,
-            slo=slo,
-            drain_limit=parse_duration(drain, "--drain"),
-            output=output,
-            say=say,
-            stop=stop,
-        )
-    for text in outcome.notes:
-        note(f"note: {text}")
-    if output is not None:
-        save(outcome, output, sys.argv)
-    if as_json:
-        print_json(outcome.metrics)
-    else:
-        _print(outcome.metrics, outcome.slo)
+            outcome = run_bench(
+                {"seed": seed, **knobs},
+                options,
+                slo=slo,
+                drain_limit=parse_duration(drain, "--drain"),
+                say=say,
+                stop=stop,
+            )
+        for text in outcome.notes:
+            note(f"note: {text}")
+        try:
+            if as_json:
+                print_json(outcome.metrics)
+            else:
+                _print(outcome.metrics, outcome.slo)
+        finally:
+            if output is not None:
+                save(outcome, output, sys.argv)
     if stop.is_set():
         raise typer.Exit(ExitCode.INTERRUPTED)
     if not outcome.slo_met:
@@ -139,7 +143,8 @@ def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
         ("offered, requests/s", metrics["offered_rate"]),
     ):
         console.print(f"{label:22}{'-' if value is None else f'{value:.4g}'}")
-    console.print(f"{'within the SLO':22}{metrics['slo_attainment']:.1%}")
+    attained = metrics["slo_attainment"]
+    console.print(f"{'within the SLO':22}{'-' if attained is None else f'{attained:.1%}'}")
     console.print(f"{'requests':22}{metrics['completed']} completed, {metrics['failed']} not")
     if not metrics["load_delivered"]:
         console.print(f"No verdict: {metrics['load_note']}", markup=False, soft_wrap=True)

@@ -30,11 +30,13 @@ def find_capacity(
     slo: Slo,
     start: float,
     probes: int,
+    keep: Callable[[], None] = lambda: None,
 ) -> Capacity | Failed:
     """Find the highest rate factor that meets the SLO with a fixed number of loads.
 
     From `start` the rate is raised or lowered by `BRACKET_STEP` until the outcome changes, then the
-    bracket is bisected geometrically. The error left is the bracket's width.
+    bracket is bisected geometrically. The error left is the bracket's width. `keep` is called after
+    each load whose metrics are, so far, those of the outcome.
     """
     passed: tuple[float, dict[str, Any]] | None = None
     failed: tuple[float, dict[str, Any]] | None = None
@@ -48,6 +50,8 @@ def find_capacity(
             passed = (factor, reply.metrics)
         else:
             failed = (factor, reply.metrics)
+        if met or not passed:
+            keep()
         if passed and failed:
             factor = (passed[0] * failed[0]) ** 0.5
         else:

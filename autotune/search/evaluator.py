@@ -15,7 +15,15 @@ from typing import IO
 
 from autotune.errors import EnvironmentMissing, Interrupted
 from autotune.records import RunFolder
-from autotune.search.messages import Failed, MeasureCommand, Measured, Progress, decode, encode
+from autotune.search.messages import (
+    Failed,
+    Lacking,
+    MeasureCommand,
+    Measured,
+    Progress,
+    decode,
+    encode,
+)
 
 # Beyond a trial's own limits: loading weights, rebuilding the cache, compiling kernels.
 OVERHEAD_LIMIT_S = 300.0
@@ -54,7 +62,8 @@ class Evaluator:
 
         Raises:
             Interrupted: `stop` was set.
-            EnvironmentMissing: the child dies again and again before its first answer.
+            EnvironmentMissing: the child lacks something that is no fault of the configuration,
+                or dies again and again before its first answer.
         """
         child = self._running_child()
         assert child.stdin is not None
@@ -76,6 +85,11 @@ class Evaluator:
             if isinstance(reply, Progress):
                 if self._on_progress is not None:
                     self._on_progress(reply)
+            elif isinstance(reply, Lacking):
+                raise EnvironmentMissing(
+                    f"{reply.reason}; what was measured is kept: put that right and go on with "
+                    f"autotune run --resume {self._folder.path}"
+                )
             elif isinstance(reply, (Measured, Failed)):
                 self._answered = True
                 return reply

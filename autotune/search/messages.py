@@ -1,8 +1,8 @@
 """What the search and its trial process say to each other: one JSON object a line.
 
 The search sends `MeasureCommand`s on the child's standard input. The child answers each with any
-number of `Progress` and then exactly one `Measured` or `Failed`; a child that dies answers nothing,
-which the search reads as a crash.
+number of `Progress` and then exactly one `Measured`, `Failed` or `Lacking`; a child that dies
+answers nothing, which the search reads as a crash.
 """
 
 from __future__ import annotations
@@ -57,9 +57,16 @@ class Failed:
     reason: str
 
 
-Reply = Progress | Measured | Failed
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """Nothing can be measured here, whatever the configuration; `reason` is what is missing."""
+
+    reason: str
+
+
+Reply = Progress | Measured | Failed | Lacking
 _KINDS: dict[str, type[Reply] | type[MeasureCommand]] = {
-    kind.__name__: kind for kind in (MeasureCommand, Progress, Measured, Failed)
+    kind.__name__: kind for kind in (MeasureCommand, Progress, Measured, Failed, Lacking)
 }
 
 

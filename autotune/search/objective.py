@@ -70,7 +70,7 @@ class Objective:
         if self.name == "capacity":
             return float(metrics["capacity_requests_per_s"])
         if self.name == "cost":
-            tokens = float(metrics["output_tokens_per_s"]) * float(metrics["slo_attainment"])
+            tokens = float(metrics["goodput_tokens_per_s"])
             assert self.price is not None
             return self.price / (tokens * 3600) * 1e6 if tokens > 0 else None
         limits = _latency_limits(slo)
@@ -78,9 +78,10 @@ class Objective:
             p95 = metrics["e2e"]["p95"]
             return None if p95 is None else float(p95)
         results = [r for r in slo.evaluate(metrics) if r.limit in limits]
-        if any(r.measured is None for r in results):
+        # A limit that is met without a measurement, as TPOT of single tokens, says nothing.
+        if any(r.measured is None and not r.met for r in results):
             return None
-        return max(float(r.measured or 0.0) / r.bound for r in results)
+        return max((r.measured / r.bound for r in results if r.measured is not None), default=None)
 
 
 def _latency_limits(slo: Slo) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,11 @@ class TuneOptions:
             raise BadInput(f"--finalists must be at least 1, got {self.finalists}")
         if self.rounds < 2:
             raise BadInput(f"--rounds must be at least 2 to give an interval, got {self.rounds}")
+        if self.objective == "capacity" and self.traffic.rate == math.inf:
+            raise BadInput(
+                "--objective capacity looks for a rate, so --rate inf contradicts it: leave --rate "
+                "out, or give a finite rate to begin with"
+            )
         if not 0.5 < self.confidence < 1:
             raise BadInput(f"--confidence must lie between 0.5 and 1, got {self.confidence}")
 
@@ -85,7 +91,11 @@ class TuneOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, from which `from_json` makes the same options."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        rate = self.traffic.rate
+        # JSON has no infinity; `--rate inf` is told as it is written.
+        values["traffic"]["rate"] = "inf" if rate == math.inf else rate
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TuneOptions:
@@ -95,7 +105,9 @@ class TuneOptions:
             BadInput: they are not such options.
         """
         try:
-            traffic = TrafficOptions(**values["traffic"])
+            rate = values["traffic"]["rate"]
+            rate = None if rate is None else float(rate)
+            traffic = TrafficOptions(**{**values["traffic"], "rate": rate})
             return cls(**{**values, "traffic": traffic})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"run.json holds no usable options: {error}") from error

@@ -14,30 +14,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autotune.calibration import CALIBRATION_REQUESTS, offered_rate, sustained_rate
 from autotune.errors import BadInput, EnvironmentMissing
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
 from autotune.model_info import ModelInfo, read_model_info, with_default_model
+from autotune.quality import check_measurable
 from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord
 from autotune.search.options import TuneOptions
 from autotune.search.schedule import Schedule, plan_schedule
 from autotune.search.space import SearchSpace, load_space
 from autotune.search.windows import write_windows
 from autotune.traffic import Traffic, load_traffic
-from autotune.traffic_options import DEFAULT_LOAD_FACTOR
 from engine.config import EngineConfig
 
 # Records of a long run with many requests; far less is needed as a rule.
 MIN_FREE_BYTES = 200 * 1024 * 1024
 # Loads of one capacity trial.
 CAPACITY_PROBES = 5
-# Requests that the calibration offers at once.
-CALIBRATION_REQUESTS = 256
 
 
 @dataclass(slots=True)
 class Prepared:
-    """What a search works with; `run` is the content of `run.json`."""
+    """What a search works with; `run` is the content of `run.json`.
+
+    `traffic` is None where a resumed run has its windows on disk already.
+    """
 
     run: dict[str, Any]
     options: TuneOptions
@@ -45,7 +47,7 @@ class Prepared:
     base: EngineConfig
     space: SearchSpace
     schedule: Schedule
-    traffic: Traffic
+    traffic: Traffic | None
     notes: list[str] = field(default_factory=list)
     num_windows: int = 1
 
@@ -66,7 +68,7 @@ def open_folder(path: Path, *, resume: bool) -> Iterator[RunFolder]:
     folder = RunFolder(path)
     if resume and not folder.run_json.exists():
         raise BadInput(f"{path} holds no run to resume: run.json is missing")
-    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not resume and path.exists() and not _is_free(path):
         raise BadInput(
             f"output folder {path} exists and is not empty: choose another with -o, or go on with "
             f"the run in it with --resume {path}"
@@ -77,6 +79,7 @@ def open_folder(path: Path, *, resume: bool) -> Iterator[RunFolder]:
         handle = os.open(path / ".busy", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise EnvironmentMissing(f"output folder {path} cannot be used: {error}") from error
+    ours = False
     try:
         if free < MIN_FREE_BYTES:
             raise EnvironmentMissing(
@@ -87,10 +90,11 @@ def open_folder(path: Path, *, resume: bool) -> Iterator[RunFolder]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BadInput(f"another process is working in {path}: wait for it to end") from None
+        ours = True
         yield folder
     finally:
         os.close(handle)
-        if not folder.run_json.exists():
+        if ours and not folder.run_json.exists():
             # Nothing began: leave no folder behind that the next try would stumble over.
             with contextlib.suppress(OSError):
                 (path / ".busy").unlink()
@@ -106,13 +110,19 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
         BadInput: bad options, workload or space; a model that changed since the run began.
         engine.errors.EngineError: the model or the config cannot be used.
     """
-    run = folder.read_run() if options is None else None
+    run = read_search_run(folder) if options is None else None
     if run is not None:
         options = TuneOptions.from_json(run["options"])
     assert options is not None
     options.parsed_slo  # noqa: B018 - raises now what would otherwise be found after a trial
     options.parsed_objective  # noqa: B018
-    base = with_default_model(EngineConfig.from_mapping(options.config))
+    # A resumed run is what its run.json says: relative paths and files that it began with may be
+    # elsewhere now, and a space file may have changed.
+    base = (
+        with_default_model(EngineConfig.from_mapping(options.config))
+        if run is None
+        else EngineConfig.from_mapping(run["engine_config"])
+    )
     hardware = describe_hardware(base.device)
     base = base.replace(device=hardware["device"])
     model = read_model_info(base)
@@ -121,8 +131,12 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
             f"the model in {base.model} changed since this run began: start a new run, or put the "
             "model back"
         )
-    space_file = Path(options.space_file) if options.space_file else None
-    space = load_space(hardware["device"], options.narrowing, space_file).nearest(base)
+    check_measurable(options.parsed_slo, base)
+    if run is None:
+        space_file = Path(options.space_file) if options.space_file else None
+        space = load_space(hardware["device"], options.narrowing, space_file).nearest(base)
+    else:
+        space = SearchSpace({name: tuple(v) for name, v in run["search_space"].items()})
     probes = CAPACITY_PROBES if options.objective == "capacity" else 1
     traffic_options = options.traffic
     schedule = plan_schedule(
@@ -132,7 +146,9 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
         options.rounds,
         options.finalists,
     )
-    traffic = load_traffic(traffic_options, model, base, options.seed)
+    traffic = None
+    if run is None or not run["workload"]:
+        traffic = load_traffic(traffic_options, model, base, options.seed)
     prepared = Prepared(run or {}, options, model, base, space, schedule, traffic)
     if run is None:
         prepared.run = _new_run(prepared, hardware, command)
@@ -140,7 +156,25 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     else:
         prepared.notes = list(run.get("notes", ()))
         prepared.num_windows = run.get("num_windows", 1)
+        if run["status"] == "interrupted":
+            run["status"] = "running"
+            folder.write_json(folder.run_json, run)
     return prepared
+
+
+def read_search_run(folder: RunFolder) -> dict[str, Any]:
+    """The `run.json` of a run that can be resumed.
+
+    Raises:
+        BadInput: the folder holds no run, or the result of another command.
+    """
+    run = folder.read_run()
+    if "options" not in run:
+        raise BadInput(
+            f"{folder.path} holds the result of autotune {run.get('kind', 'something else')}, not "
+            "a run of autotune run: there is nothing to resume"
+        )
+    return run
 
 
 def offer_traffic(
@@ -158,24 +192,24 @@ def offer_traffic(
         BadInput: the calibration failed, so the default config cannot serve this traffic at all.
     """
     options, schedule, traffic = prepared.options, prepared.schedule, prepared.traffic
+    assert traffic is not None
     if not final:
         write_windows(folder, [traffic.burst(CALIBRATION_REQUESTS)])
         return
     rate = options.traffic.rate
     notes: list[str] = []
     if saturated is not None:
-        if saturated.metrics is None or not saturated.metrics["requests_per_s"]:
+        records = folder.read_requests(saturated.number)
+        duration = saturated.metrics["duration_s"] if saturated.metrics else 0.0
+        sustained = sustained_rate(records, duration)
+        if not sustained:
             raise BadInput(
                 "the default configuration served no request of the calibration: "
-                f"{saturated.reason or 'none finished in time'}"
+                f"{saturated.reason or 'none finished in time'}; give --rate, shorter lengths "
+                "(--scale-lengths) or another default"
             )
-        factor = options.traffic.load_factor or DEFAULT_LOAD_FACTOR
-        sustained = saturated.metrics["requests_per_s"]
-        rate = factor * sustained
-        notes.append(
-            f"offered rate {rate:.3g} requests/s: {factor:g} times the {sustained:.3g} that the "
-            "default configuration sustained with all requests offered at once"
-        )
+        rate, note = offered_rate(options.traffic, sustained)
+        notes.append(note)
     offered = traffic.windows(rate, schedule.window_s, count=1 + options.rounds)
     write_windows(folder, offered.windows)
     prepared.num_windows = len(offered.windows)
@@ -193,10 +227,18 @@ def conclude(
     run["status"] = status
     run["finished_at"] = _now()
     run["result"] = result
-    folder.write_json(folder.run_json, run)
     if status == "done":
         folder.merge_parts()
         folder.write_json(folder.lock, _lock(run))
+    # Last: a run that was killed before this line is not done, and concludes when it is resumed.
+    folder.write_json(folder.run_json, run)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a new run may use a folder: it is empty but for what a killed beginning left."""
+    return path.is_dir() and all(
+        entry.name == ".busy" or entry.name.startswith(".run.json.") for entry in path.iterdir()
+    )
 
 
 def _new_run(

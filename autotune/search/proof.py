@@ -53,9 +53,8 @@ def ranked(records: Sequence[TrialRecord], objective: Objective) -> list[TrialRe
     sign = -1.0 if objective.maximise else 1.0
 
     def key(record: TrialRecord) -> tuple[float, float, int]:
-        missed = sum(max(0.0, result.violation) for result in record.slo)
         assert record.objective is not None
-        return missed, sign * record.objective, record.number
+        return record.missed, sign * record.objective, record.number
 
     return sorted((r for r in records if r.outcome == "ok" and r.objective is not None), key=key)
 
@@ -160,6 +159,9 @@ def _pooled(
         steps=steps,
         seed=seed,
     )
+    # Laid end to end, the rounds' arrivals have pauses between them that no load had.
+    offered = [t.metrics["offered_rate"] for t in trials if t.metrics]
+    metrics["offered_rate"] = None if None in offered else sum(offered) / len(offered)
     # Quality belongs to the weights and not to a round's load.
     first = trials[0].metrics or {}
     metrics |= {n: first[n] for n in ("quality", "quality_loss", "kl") if n in first}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autotune.calibration import CALIBRATION_LIMIT_S
 from autotune.errors import BadInput
 
 # Time of a trial beyond its load: reconfiguring or reloading, warm-up, draining, computing.
@@ -11,6 +12,11 @@ TRIAL_OVERHEAD_S = 2.0
 MIN_WINDOW_S = 3.0
 MAX_WINDOW_S = 60.0
 DEFAULT_WINDOW_S = 10.0
+# Most of a budget that the calibration may take.
+CALIBRATION_SHARE = 1 / 12
+# Trials take longer than planned on a busy machine; by so much may the proof exceed the budget
+# before it leaves rounds out.
+PROOF_EXCESS = 0.1
 # Trials that a budget should pay for when the window's length is ours to choose.
 WANTED_TRIALS = 24
 
@@ -44,11 +50,29 @@ class Schedule:
         """How long after the last arrival unfinished requests are waited for."""
         return max(5.0, 0.5 * self.window_s)
 
-    def search_time_left(self, spent: float) -> float:
-        """Time that the search may still take, with the proof's share kept back."""
+    @property
+    def calibration_s(self) -> float:
+        """Longest time of the calibration."""
+        if self.budget_s is None:
+            return CALIBRATION_LIMIT_S
+        share = self.budget_s * CALIBRATION_SHARE
+        return max(self.drain_limit, min(CALIBRATION_LIMIT_S, share))
+
+    def search_time_left(self, spent: float, trial_s: float | None = None) -> float:
+        """Time that the search may still take, with the proof's share kept back.
+
+        `trial_s` is what a trial took so far; without it, what one is expected to take.
+        """
         if self.budget_s is None:
             return float("inf")
-        return self.budget_s - spent - self.proof_s
+        trials = self.rounds * (self.finalists + 1)
+        return self.budget_s - spent - (self.trial_s if trial_s is None else trial_s) * trials
+
+    def pays_for(self, trials: int, spent: float, trial_s: float) -> bool:
+        """Whether the budget, and what a proof may exceed it by, pays for so many more trials."""
+        if self.budget_s is None:
+            return True
+        return spent + trials * trial_s <= self.budget_s * (1 + PROOF_EXCESS)
 
 
 def plan_schedule(

@@ -121,11 +121,12 @@ class Study:
         PED-ANOVA (Watanabe et al. 2023, through Optuna); empty with fewer than 5 such trials, or
         where nothing varied.
         """
-        measured = [
-            t
+        # A point that was suggested again was told again, and measured once.
+        told = {
+            t.user_attrs["trial"]: t
             for t in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if t.constraints.get("outcome", 0.0) <= 0.0
-        ]
+        }
+        measured = [t for t in told.values() if t.constraints.get("outcome", 0.0) <= 0.0]
         if len(measured) < 5 or len({t.value for t in measured}) < 2:
             return {}
         study = optuna.create_study(direction=self._objective.direction)
@@ -188,6 +189,9 @@ def combined_improvements(
     for record in records:
         changed = [n for n in space.values if record.config[n] != start[n]]
         if len(changed) != 1 or record.objective is None or record.outcome != "ok":
+            continue
+        # What breaks the promise further helps nobody, however good its objective.
+        if record.missed > default.missed:
             continue
         sign = 1.0 if objective.maximise else -1.0
         gain = sign * (record.objective - reference)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -24,6 +25,7 @@ from autotune.quality import QualityMeter
 from autotune.records import RunFolder
 from autotune.search.messages import (
     Failed,
+    Lacking,
     MeasureCommand,
     Measured,
     Progress,
@@ -31,8 +33,8 @@ from autotune.search.messages import (
     decode,
     encode,
 )
-from autotune.search.windows import read_windows
-from autotune.slo import parse_slo
+from autotune.search.windows import WindowReader
+from autotune.slo import Slo, parse_slo
 from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -51,7 +53,7 @@ class TrialProcess:
     def __init__(self, folder: RunFolder, replies: BinaryIO) -> None:
         self._folder = folder
         self._replies = replies
-        self._windows = read_windows(folder)
+        self._windows = WindowReader(folder)
         self._quality = QualityMeter(folder.path)
         self._model: LoadedModel | None = None
         self._engine: Engine | None = None
@@ -80,6 +82,11 @@ class TrialProcess:
             return Failed("out_of_memory", str(error))
         except EngineError as error:
             return Failed("rejected", str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # No fault of the configuration, so no trial may be counted against it.
+            return Lacking(f"no space is left on the disk of {self._folder.path}")
         except MemoryError:
             self._drop_engine()
             return Failed("out_of_memory", "the process ran out of memory")
@@ -116,7 +123,7 @@ class TrialProcess:
 
     def _measure(self, engine: Engine, config: EngineConfig, command: MeasureCommand) -> Reply:
         slo = parse_slo(command.slo)
-        requests = at_rate(self._windows[command.window], command.rate_factor)
+        requests = at_rate(self._windows.window(command.window), command.rate_factor)
         self._warm_up(engine, requests)
         engine.clear_prefix_cache()
         measurement = measure(
@@ -128,14 +135,14 @@ class TrialProcess:
             seed=command.seed,
             on_progress=lambda done: self._reply(Progress("load", done.left, done.total)),
         )
-        self._add_quality(measurement.metrics, config)
+        self._add_quality(measurement.metrics, config, slo)
         self._folder.write_part(command.trial, measurement.records, measurement.steps)
         return Measured(measurement.metrics)
 
-    def _add_quality(self, metrics: dict[str, Any], config: EngineConfig) -> None:
+    def _add_quality(self, metrics: dict[str, Any], config: EngineConfig, slo: Slo) -> None:
         """Put `quality_loss`, `kl` and what belongs to them into the metrics."""
         assert self._model is not None
-        quality = self._quality.measure(self._model, config)
+        quality = self._quality.measure(self._model, config, load_reference=slo.needs_quality)
         if quality is not None:
             metrics["quality"] = quality
             metrics |= {name: quality[name] for name in ("quality_loss", "kl")}

@@ -28,6 +28,7 @@ class TrialRunner:
         schedule: length and number of the loads of a trial.
         seed: of the bootstrap.
         next_number: number of the next trial.
+        at_once: whether all requests of a window arrive at once.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class TrialRunner:
         schedule: Schedule,
         seed: int,
         next_number: int,
+        at_once: bool = False,
     ) -> None:
         self._folder = folder
         self._evaluator = evaluator
@@ -46,6 +48,7 @@ class TrialRunner:
         self._objective = objective
         self._schedule = schedule
         self._seed = seed
+        self._at_once = at_once
         self.next_number = next_number
         # Where the next capacity search begins: near the last answer the bracket is found fastest.
         self._capacity_start = 1.0
@@ -91,17 +94,23 @@ class TrialRunner:
     def _measure(
         self, number: int, config: EngineConfig, window: int, factor: float | None
     ) -> Measured | Failed:
+        # What arrives at once is worked off after its last arrival, so that is the measurement.
+        drain_limit = (
+            self._schedule.calibration_s
+            if factor is None
+            else self._schedule.drain_limit + (self._schedule.window_s if self._at_once else 0.0)
+        )
         command = MeasureCommand(
             trial=number,
             config=config.to_dict(),
             window=window,
             rate_factor=factor,
-            drain_limit=self._schedule.drain_limit,
+            drain_limit=drain_limit,
             seed=self._seed,
             slo=str(self._slo),
         )
         load = self._schedule.window_s / (factor or 1.0)
-        return self._evaluator.measure(command, load + self._schedule.drain_limit)
+        return self._evaluator.measure(command, load + drain_limit)
 
     def _capacity(self, number: int, config: EngineConfig, window: int) -> Measured | Failed:
         found = find_capacity(
@@ -109,10 +118,15 @@ class TrialRunner:
             self._slo,
             self._capacity_start,
             self._schedule.probes,
+            keep=lambda: self._folder.set_part_aside(number),
         )
         if isinstance(found, Failed):
             return found
+        # The records of the last load lie on disk; the metrics are those of the best one.
+        self._folder.take_part_back(number)
         rate = found.metrics["offered_rate"] if found.factor else 0.0
+        if rate is None:
+            return Failed("rejected", "a window with a single request has no rate: lengthen it")
         if found.factor:
             self._capacity_start = found.factor
         return Measured({**found.metrics, "capacity_requests_per_s": rate})

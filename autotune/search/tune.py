@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,7 @@ def tune(
         Interrupted: `stop` was set; `run.json` says so and the run can be resumed.
         engine.errors.EngineError: the model cannot be used.
     """
+    began = time.monotonic()
     listener = listener or Silent()
     stop = stop or threading.Event()
     with open_folder(path, resume=options is None) as folder:
@@ -57,11 +61,13 @@ def tune(
             listener.note(f"{path} is finished; nothing is measured again")
             return prepared.run
         with Evaluator(folder, stop, listener.progress) as evaluator:
-            search = _Search(prepared, folder, evaluator, listener)
+            search = _Search(prepared, folder, evaluator, listener, began)
             try:
                 search.go()
             except Interrupted:
-                conclude(folder, prepared.run, "interrupted", search.result())
+                # Before the proof there is a best trial, which the records tell, but no result.
+                result = search.result() if search.proof_has_intervals else None
+                conclude(folder, prepared.run, "interrupted", result)
                 raise
         conclude(folder, prepared.run, "done", search.result())
         return prepared.run
@@ -71,7 +77,12 @@ class _Search:
     """One run under way."""
 
     def __init__(
-        self, prepared: Prepared, folder: RunFolder, evaluator: Evaluator, listener: Listener
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        evaluator: Evaluator,
+        listener: Listener,
+        began: float,
     ) -> None:
         self._prepared = prepared
         self._options = prepared.options
@@ -83,6 +94,7 @@ class _Search:
         self._calibration = [t for t in earlier if t.kind == "calibration"]
         self._searched = [t for t in earlier if t.kind == "search"]
         self._proof = [t for t in earlier if t.kind == "proof"]
+        self._began, self._spent_earlier = began, sum(t.seconds for t in earlier)
         self._study: Study | None = None
         self._trials = TrialRunner(
             folder,
@@ -92,6 +104,7 @@ class _Search:
             prepared.schedule,
             prepared.options.seed,
             next_number=1 + max((t.number for t in earlier), default=-1),
+            at_once=prepared.options.traffic.rate == math.inf,
         )
 
     def go(self) -> None:
@@ -127,8 +140,25 @@ class _Search:
             self._prepared.notes,
         )
 
+    @property
+    def proof_has_intervals(self) -> bool:
+        """Whether every contender was measured in at least two rounds of the proof."""
+        if not self._searched:
+            return False
+        contenders = [self._searched[0], *self._finalists()]
+        return all(sum(t.config == c.config for t in self._proof) >= 2 for c in contenders)
+
     def _spent(self) -> float:
-        return sum(t.seconds for t in (*self._calibration, *self._searched, *self._proof))
+        """Seconds that the run took: this process whole, of earlier ones what they measured."""
+        return self._spent_earlier + time.monotonic() - self._began
+
+    def _trial_s(self) -> float:
+        """What a trial takes on this machine; before one is known, what the schedule expects.
+
+        The first trial, which loads everything, and failed ones are not typical.
+        """
+        typical = [t.seconds for t in (*self._searched[1:], *self._proof) if t.outcome == "ok"]
+        return statistics.median(typical) if typical else self._prepared.schedule.trial_s
 
     def _seconds_left(self) -> float | None:
         budget = self._options.budget_s
@@ -154,16 +184,16 @@ class _Search:
             self._listener.note(note)
 
     def _search(self) -> None:
-        if self._proof:
-            return
         space, base = self._prepared.space, self._prepared.base
         study = self._study = Study(
             self._folder.journal, space, self._objective, self._options.seed, self._searched, base
         )
+        if self._proof:
+            return
         schedule = self._prepared.schedule
         expected = self._options.trials
         if self._options.budget_s is not None:
-            affordable = int(schedule.search_time_left(self._spent()) / schedule.trial_s)
+            affordable = max(0, int(schedule.search_time_left(self._spent()) / schedule.trial_s))
             affordable += len(self._searched)
             expected = min(affordable, expected) if expected is not None else affordable
         assert expected is not None
@@ -184,7 +214,7 @@ class _Search:
                 if joined is not None:
                     study.enqueue("combination of the seeds that helped", joined)
             # The default alone first: every claim is a gain over it, whatever happens later.
-            wave = [study.ask() for _ in range(WAVE if self._searched else 1)]
+            wave = [study.ask() for _ in range(self._wave_size(num_seeds))]
             wave.sort(key=lambda s: self._reload_rank(s.point))
             for suggestion in wave:
                 known = self._known(suggestion.point)
@@ -195,13 +225,23 @@ class _Search:
                     repeats = 0
                     study.tell(suggestion, self._measure(suggestion.source, suggestion.point))
 
+    def _wave_size(self, num_seeds: int) -> int:
+        """How many points to order together: none may push one out that was meant to come first."""
+        measured = len(self._searched)
+        if measured == 0:
+            return 1
+        most = self._options.trials
+        left = WAVE if most is None else min(WAVE, most - measured)
+        return min(left, num_seeds - measured) if measured < num_seeds else left
+
     def _may_go_on(self) -> bool:
         if not self._searched:
             return True
         if self._options.trials is not None and len(self._searched) >= self._options.trials:
             return False
         schedule = self._prepared.schedule
-        return schedule.search_time_left(self._spent()) >= schedule.trial_s
+        trial_s = self._trial_s()
+        return schedule.search_time_left(self._spent(), trial_s) >= trial_s
 
     def _reload_rank(self, point: Mapping[str, Any]) -> tuple[bool, str]:
         """Points with the weights that are loaded now come first, equal weights side by side."""
@@ -241,6 +281,11 @@ class _Search:
         self._listener.phase("proof", self._seconds_left(), rounds * len(contenders))
         done = {(t.round, str(t.config)) for t in self._proof}
         for round_ in range(rounds):
+            if not any(t.round == round_ for t in self._proof) and not self._pays_for_round(
+                round_, len(contenders)
+            ):
+                self._note(f"the budget paid for {round_} of {rounds} rounds of the proof")
+                break
             # Rotated, so that a machine that slows down or warms up favours none of them.
             turn = round_ % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
@@ -256,3 +301,13 @@ class _Search:
                 record = self._trials.run("proof", source, config, window, round_)
                 self._proof.append(record)
                 self._listener.trial_ended(record, self._best())
+
+    def _pays_for_round(self, round_: int, num_contenders: int) -> bool:
+        # An interval needs two rounds, whatever they take.
+        schedule = self._prepared.schedule
+        return round_ < 2 or schedule.pays_for(num_contenders, self._spent(), self._trial_s())
+
+    def _note(self, text: str) -> None:
+        if text not in self._prepared.notes:
+            self._prepared.notes.append(text)
+            self._listener.note(text)

@@ -21,25 +21,28 @@ def changed_knobs(default: Mapping[str, Any], config: Mapping[str, Any]) -> dict
 def choose_winner(contenders: Sequence[Contender]) -> Contender:
     """The contender to deploy; the default, which is the first, unless another proved better.
 
-    A contender that meets the SLO beats one that does not. Among equals, one whose gain is proven
-    beats the default, and the larger gain wins. A contender that meets the SLO where the default
-    misses it wins without a proven gain: keeping the promise is the gain.
+    A contender that meets the SLO beats one that does not, and one that ran beats one that never
+    did. Among equals, one whose gain is proven beats the default, and the larger gain wins. A
+    contender that meets the SLO where the default misses it wins without a proven gain: keeping the
+    promise is the gain. Where the load was not delivered nothing is decided: it cannot win.
     """
     default = contenders[0]
 
+    def standing(contender: Contender) -> tuple[bool, bool]:
+        return contender.slo_met, contender.metrics is not None
+
     def better(candidate: Contender, incumbent: Contender) -> bool:
-        if candidate.slo_met != incumbent.slo_met:
-            return candidate.slo_met
+        if standing(candidate) != standing(incumbent):
+            return standing(candidate) > standing(incumbent)
         if candidate.gain is None:
             return False
-        if incumbent is default:
+        if incumbent is default or incumbent.gain is None:
             return candidate.gain.proven
-        assert incumbent.gain is not None
         return candidate.gain.low > incumbent.gain.low
 
     winner = default
-    for contender in contenders[1:]:
-        if better(contender, winner):
+    for contender in contenders[1:] if default.load_delivered else ():
+        if contender.load_delivered and better(contender, winner):
             winner = contender
     return winner
 
@@ -57,7 +60,7 @@ def result_json(
     delivered = default.load_delivered and winner.load_delivered
     proven = winner is not default and gain.proven and delivered
     return {
-        "slo_met": winner.slo_met,
+        "slo_met": winner.slo_met and delivered,
         "proven": proven,
         "verdict": _sentence(contenders, winner, objective, unit, delivered),
         "baseline": default.metrics,
@@ -106,6 +109,8 @@ def _sentence(
         )
         return f"Keep the default: {why}. It {promise}."
     gain = winner.gain
+    if default.metrics is None:
+        return f"The winner {promise}; the default could not be measured, so there is no gain."
     if gain is None:
         return f"The winner {promise} and the default does not; its gain was not measured."
     interval = _interval(gain, objective, unit)

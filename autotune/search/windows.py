@@ -6,6 +6,8 @@ so that the winner is not merely the one that suited a particular stretch of tra
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +27,28 @@ _SCHEMA = pa.schema(
 _FIELDS = tuple(name for name in _SCHEMA.names if name != "window")
 
 
+class WindowReader:
+    """The windows on disk as they are now: the calibration's are replaced by the search's.
+
+    Args:
+        folder: the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._read: tuple[int, int] | None = None
+        self._windows: list[list[LoadRequest]] = []
+
+    def window(self, index: int) -> list[LoadRequest]:
+        """One window, in order of arrival."""
+        status = _path(self._folder).stat()
+        # Each writing makes a new file, hence another inode.
+        written = (status.st_ino, status.st_mtime_ns)
+        if written != self._read:
+            self._windows, self._read = read_windows(self._folder), written
+        return self._windows[index]
+
+
 def write_windows(folder: RunFolder, windows: list[list[LoadRequest]]) -> None:
     """Put the windows on disk, so that the run does not depend on the workload file any more."""
     rows = [
@@ -32,7 +56,7 @@ def write_windows(folder: RunFolder, windows: list[list[LoadRequest]]) -> None:
         for index, window in enumerate(windows)
         for request in window
     ]
-    path = folder.path / "workload.parquet"
+    path = _path(folder)
     temporary = path.with_name(".workload.parquet.part")
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), temporary, compression="zstd")
     temporary.replace(path)
@@ -41,8 +65,12 @@ def write_windows(folder: RunFolder, windows: list[list[LoadRequest]]) -> None:
 def read_windows(folder: RunFolder) -> list[list[LoadRequest]]:
     """The windows that `write_windows` wrote, each in order of arrival."""
     windows: list[list[LoadRequest]] = []
-    for row in pq.read_table(folder.path / "workload.parquet").to_pylist():
+    for row in pq.read_table(_path(folder)).to_pylist():
         while len(windows) <= row["window"]:
             windows.append([])
         windows[row["window"]].append(LoadRequest(**{name: row[name] for name in _FIELDS}))
     return windows
+
+
+def _path(folder: RunFolder) -> Path:
+    return folder.path / "workload.parquet"

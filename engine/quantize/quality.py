@@ -35,7 +35,7 @@ class TextScore:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-likelihood per token."""
-        return math.exp(float(self.nll.double().mean()))
+        return float(self.nll.double().mean().exp())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +98,30 @@ def compare(model: TextScore, reference: TextScore) -> QualityLoss:
     if len(difference) > 1:
         error = float(difference.std()) / math.sqrt(len(difference))
         margin = float(stats.t.ppf(0.975, len(difference) - 1)) * error
-    p, q = reference.log_probs.double(), model.log_probs.double()
-    kl = (p.exp() * (p - q)).sum(-1)
+    # A few positions at a time: whole vocabularies in float64 would take gigabytes.
+    chunks = zip(
+        torch.split(reference.log_probs, 64), torch.split(model.log_probs, 64), strict=True
+    )
+    kl = torch.cat([_divergence(p.double(), q.double()) for p, q in chunks])
     return QualityLoss(
         perplexity=model.perplexity,
         reference_perplexity=reference.perplexity,
-        quality_loss=math.expm1(mean),
-        quality_loss_low=math.expm1(mean - margin),
-        quality_loss_high=math.expm1(mean + margin),
+        quality_loss=_relative(mean),
+        quality_loss_low=_relative(mean - margin),
+        quality_loss_high=_relative(mean + margin),
         kl=float(kl.mean()),
         kl_p99=float(kl.quantile(0.99)),
-        top1_agreement=float((p.argmax(-1) == q.argmax(-1)).double().mean()),
+        top1_agreement=float(
+            (reference.log_probs.argmax(-1) == model.log_probs.argmax(-1)).double().mean()
+        ),
     )
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) in nats by row, from logarithms of probabilities."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def _relative(nats: float) -> float:
+    """exp(nats) - 1; infinite where it overflows, as with broken weights."""
+    return float(torch.tensor(nats, dtype=torch.float64).expm1())
