@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-from autotune.cli.console import note
 
 
 @contextmanager
@@ -20,7 +20,10 @@ def stop_on_interrupt(message: str) -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        note(message)
+        # Straight to the descriptor: the signal may have come in the middle of another message,
+        # and Python's streams cannot be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{message}\n".encode())
 
     earlier = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from click.core import ParameterSource
 
 from autotune.cli.console import message_console, note, print_json
 from autotune.cli.durations import parse_duration
@@ -29,6 +32,9 @@ from autotune.cli.traffic_options import (
     traffic_options,
 )
 from autotune.errors import BadInput, Interrupted
+
+if TYPE_CHECKING:
+    from autotune.records import TrialRecord
 
 _SEARCH = "Search"
 
@@ -151,6 +157,7 @@ def run(
     from autotune.search.options import DEFAULT_BUDGET_S, DEFAULT_SLO, TuneOptions
 
     if resume is not None:
+        _say_what_is_ignored()
         options, folder = None, resume
     else:
         budget_s = None if budget is None else parse_duration(budget, "--budget")
@@ -193,13 +200,14 @@ def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
     from autotune.cli.search_progress import SearchProgress
     from autotune.deploy.write import write_deploy
     from autotune.records import RunFolder
+    from autotune.search.prepare import read_search_run
     from autotune.search.tune import tune
     from engine.config import EngineConfig
     from reports.report import render_report
 
     folder = RunFolder(path)
     if options is None:
-        unit = folder.read_run()["objective_unit"]
+        unit = read_search_run(folder)["objective_unit"]
     else:
         unit = options.parsed_objective.unit(options.parsed_slo)
     stopping = "Stopping; what was measured is kept. Press Ctrl-C again to leave at once."
@@ -221,8 +229,15 @@ def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
         note(f"Interrupted. Report so far: {folder.report_html}")
         note(f"Go on with: autotune run --resume {path}")
         raise typer.Exit(ExitCode.INTERRUPTED)
+    trials = folder.read_trials()
+    if result is None:
+        note(f"No configuration could be measured: {_first_failure(trials)}")
+        # The keys of a result stay, with nothing in them.
+        result = dict.fromkeys(("baseline", "winner", "gain", "verdict", "winner_config"))
+        result |= {"slo_met": False, "proven": False, "changes": {}}
+    elif not as_json:
+        print_summary(record, folder)
     if as_json:
-        trials = folder.read_trials()
         print_json(
             {
                 "slo_met": result["slo_met"],
@@ -239,10 +254,25 @@ def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
                 "winner_config": result["winner_config"],
             }
         )
-    else:
-        print_summary(record, folder)
     if not result["slo_met"]:
         raise typer.Exit(ExitCode.SLO_NOT_MET)
+
+
+def _first_failure(trials: Sequence[TrialRecord]) -> str:
+    return next((t.reason for t in trials if t.reason), "nothing finished in time")
+
+
+def _say_what_is_ignored() -> None:
+    """Name the options beside `--resume` that have no effect."""
+    context = click.get_current_context()
+    ignored = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name not in ("resume", "as_json")
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if ignored:
+        note(f"note: a resumed run goes on with its own options; ignored: {', '.join(ignored)}")
 
 
 def _default_folder(model: str) -> Path:

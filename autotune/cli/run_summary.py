@@ -41,11 +41,10 @@ def _print_comparison(console: Console, run: Mapping[str, Any]) -> None:
     for heading in ("", "default", "winner"):
         table.add_column(heading, justify="left" if not heading else "right")
     columns = (result["baseline"], result["winner"])
-    for limits in zip(result["baseline_slo"], result["slo"], strict=False):
-        table.add_row(
-            Text(limits[0]["limit"]),
-            *map(_outcome, limits),
-        )
+    # A side that could not be measured has no limits.
+    sides = [{limit["limit"]: limit for limit in result[key]} for key in ("baseline_slo", "slo")]
+    for name in dict.fromkeys(name for side in sides for name in side):
+        table.add_row(Text(name), *(_outcome(side.get(name)) for side in sides))
     for name in ("ttft", "tpot", "e2e"):
         for statistic in ("p50", "p95", "p99"):
             table.add_row(f"{name} {statistic}", *(_ms(m, name, statistic) for m in columns))
@@ -54,13 +53,16 @@ def _print_comparison(console: Console, run: Mapping[str, Any]) -> None:
         ("throughput", "output_tokens_per_s", "tokens/s"),
         ("offered", "offered_rate", "requests/s"),
     ):
-        table.add_row(label, *("-" if m is None else f"{m[key]:.4g} {unit}" for m in columns))
-    attained = ("-" if m is None else f"{m['slo_attainment']:.1%}" for m in columns)
-    table.add_row("requests within the SLO", *attained)
+        values = (None if m is None else m[key] for m in columns)
+        table.add_row(label, *("-" if v is None else f"{v:.4g} {unit}" for v in values))
+    shares = (None if m is None else m["slo_attainment"] for m in columns)
+    table.add_row("requests within the SLO", *("-" if s is None else f"{s:.1%}" for s in shares))
     console.print(table)
 
 
-def _outcome(limit: Mapping[str, Any]) -> Text:
+def _outcome(limit: Mapping[str, Any] | None) -> Text:
+    if limit is None:
+        return Text("-")
     if limit["met"]:
         return Text("met", style="green")
     missed = "missed" if limit["measured"] is None else f"missed by {limit['violation']:.0%}"

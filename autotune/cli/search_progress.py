@@ -110,15 +110,16 @@ class SearchProgress:
         if record.metrics is None:
             return Text(f"{head} {record.outcome}: {record.reason}", style="yellow")
         line = Text(head)
-        if record.objective is None:
-            line.append(f" {record.metrics['requests_per_s']:.4g} requests/s sustained")
+        if record.kind == "calibration":
+            line.append(f" {record.metrics['requests_per_s']:.4g} requests/s finished")
             return line
-        line.append(f" {record.objective:9.4g} {self._unit}  ")
+        value = "-" if record.objective is None else f"{record.objective:.4g}"
+        line.append(f" {value:>9} {self._unit}  ")
         met = "SLO met   " if record.slo_met else "SLO missed"
         line.append(met, style="green" if record.slo_met else "red")
         for name in ("ttft", "tpot"):
-            value = record.metrics[name]["p95"]
-            shown = "-" if value is None else f"{value * 1e3:.4g} ms"
+            seconds = record.metrics[name]["p95"]
+            shown = "-" if seconds is None else f"{seconds * 1e3:.4g} ms"
             line.append(f"  {name} p95 {shown:>9}")
         line.append(f"  {record.source}", style="dim")
         return line
