@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
-from click.core import ParameterSource
 
 from autotune.cli.console import message_console, note, print_json
 from autotune.cli.durations import parse_duration
@@ -41,6 +39,7 @@ _SEARCH = "Search"
 
 @with_knobs(without=("seed",))
 def run(
+    context: typer.Context,
     slo: Annotated[
         str | None,
         typer.Option(
@@ -157,7 +156,7 @@ def run(
     from autotune.search.options import DEFAULT_BUDGET_S, DEFAULT_SLO, TuneOptions
 
     if resume is not None:
-        _say_what_is_ignored()
+        _say_what_is_ignored(context)
         options, folder = None, resume
     else:
         budget_s = None if budget is None else parse_duration(budget, "--budget")
@@ -262,17 +261,21 @@ def _first_failure(trials: Sequence[TrialRecord]) -> str:
     return next((t.reason for t in trials if t.reason), "nothing finished in time")
 
 
-def _say_what_is_ignored() -> None:
+def _say_what_is_ignored(context: typer.Context) -> None:
     """Name the options beside `--resume` that have no effect."""
-    context = click.get_current_context()
     ignored = [
         max(parameter.opts, key=len)
         for parameter in context.command.params
         if parameter.name not in ("resume", "as_json")
-        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        and _on_command_line(context, str(parameter.name))
     ]
     if ignored:
         note(f"note: a resumed run goes on with its own options; ignored: {', '.join(ignored)}")
+
+
+def _on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _default_folder(model: str) -> Path:

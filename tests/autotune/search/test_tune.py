@@ -4,93 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autotune.errors import BadInput, Interrupted
-from autotune.measure import at_rate
 from autotune.metrics import compute_metrics
-from autotune.records import RequestRecord, RunFolder
+from autotune.records import RunFolder
 from autotune.search import tune as module
 from autotune.search.messages import Failed, MeasureCommand, Measured
 from autotune.search.options import TuneOptions
 from autotune.search.tune import tune
-from autotune.search.windows import read_windows
 from autotune.slo import parse_slo
 from autotune.traffic_options import TrafficOptions
 from engine.config import EngineConfig
-
-# Tokens' times per second of load by quantization: int4 is the fastest, int8 breaks the promise.
-TTFT = {"none": 0.15, "int8": 0.5, "int4": 0.05}
-
-Play = Callable[[MeasureCommand], Measured | Failed | None]
-
-
-def play_nothing(_: MeasureCommand) -> None:
-    return None
-
-
-class PlayedEvaluator:
-    """Answers as an engine would whose latency follows from its config and the rate.
-
-    `play` may answer in its place, or raise.
-    """
-
-    play: Play = staticmethod(play_nothing)
-
-    def __init__(self, folder: RunFolder, stop: threading.Event, _: object) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> PlayedEvaluator:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return
-
-    def measure(self, command: MeasureCommand, time_limit: float) -> Measured | Failed:
-        answer = type(self).play(command)
-        if answer is not None:
-            return answer
-        requests = at_rate(read_windows(self._folder)[command.window], command.rate_factor)
-        slo = parse_slo(command.slo)
-        ttft = TTFT[command.config["quantization"]] * (command.rate_factor or 1.0)
-        records = [
-            RequestRecord(
-                r.request_id,
-                r.arrival_s,
-                r.arrival_s,
-                (
-                    # No two rounds are quite alike.
-                    r.arrival_s + ttft * (1 + 0.01 * command.window) + 0.001 * (i % 7),
-                    r.arrival_s + ttft + 0.1,
-                ),
-                len(r.token_ids),
-                2,
-                2,
-                "finished",
-            )
-            for i, r in enumerate(requests)
-        ]
-        metrics = compute_metrics(
-            records,
-            slo,
-            config=EngineConfig.from_mapping(command.config),
-            load_delivered=True,
-            load_note=None,
-            seed=command.seed,
-        )
-        self._folder.write_part(command.trial, records, [])
-        return Measured(metrics)
-
-
-@pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> type[PlayedEvaluator]:
-    monkeypatch.setattr(PlayedEvaluator, "play", staticmethod(play_nothing))
-    monkeypatch.setattr(module, "Evaluator", PlayedEvaluator)
-    return PlayedEvaluator
+from tests.autotune.played import TTFT, PlayedEvaluator, play, play_nothing
 
 
 def options(**changes: Any) -> TuneOptions:
@@ -117,10 +46,6 @@ def options(**changes: Any) -> TuneOptions:
     base = {name: values[0] for name, values in settings["narrowing"].items()}
     settings["config"] |= base
     return TuneOptions(**{**settings, **changes})
-
-
-def play(evaluator: type[PlayedEvaluator], answer: Play) -> None:
-    evaluator.play = staticmethod(answer)  # type: ignore[method-assign]
 
 
 def test_the_best_that_keeps_the_promise_wins(
