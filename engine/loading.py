@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -124,7 +126,17 @@ def load_model(config: EngineConfig) -> LoadedModel:
         ) from error
     runner = ModelRunner(decoder, config, max_model_len, eos_token_ids)
     runner.warmup()
+    _return_freed_memory()
     return LoadedModel(runner, spec, tokenizer, eos_token_ids)
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what packing the weights needed for a moment.
+
+    glibc keeps large freed pieces for reuse once it has seen a few; nothing here reuses them.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tokenizer(config: EngineConfig, folder: ModelFolder) -> Tokenizer | None:
