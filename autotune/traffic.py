@@ -152,6 +152,13 @@ class Traffic:
                 "inf), or --load to have the rate found by measurement"
             )
         if rate is not None:
+            if len(workload.rows) == 1:
+                # One arrival has no rate that could be scaled; several of the same request have.
+                number = max(2, math.ceil(rate * window_s))
+                workload = workload.with_rows(
+                    workload.rows * number,
+                    f"its only request was offered {number} times in a window",
+                )
             workload = scale_rate(
                 workload, rate, seed=self._seed, burstiness=self._options.burstiness
             )

@@ -105,6 +105,14 @@ def test_prompts_without_times_need_a_rate(tmp_path: Path) -> None:
     assert len(offered.windows[0]) >= 8
 
 
+def test_a_single_request_is_offered_at_the_rate(tmp_path: Path) -> None:
+    source = traffic(TrafficOptions(source=azure(tmp_path / "t.csv", rows=1, gap_s=1.0)))
+    offered = source.windows(4.0, 5.0, count=1)
+    assert len(offered.windows[0]) > 10
+    assert len({r.arrival_s for r in offered.windows[0]}) > 10
+    assert any("only request" in note for note in offered.notes)
+
+
 def test_burst_has_no_gaps() -> None:
     requests = traffic(TrafficOptions(source="code")).burst(16)
     assert len(requests) == 16

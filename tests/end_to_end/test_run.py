@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from autotune.records import RunFolder
 from autotune.search.objective import Objective
 from autotune.search.proof import ranked
@@ -156,12 +158,20 @@ def test_config_that_does_not_fit_is_a_failed_trial_and_not_the_end(
 
 
 def test_slo_that_nothing_can_meet_ends_with_4(tmp_path: Path, autotune: Autotune) -> None:
+    path = tmp_path / "out"
     done = autotune(
-        *("run", "--slo", "ttft<1us", "--rate", "3", "--duration", "3s", "--rounds", "2"),
-        *("--trials", "1", "-o", str(tmp_path / "out")),
+        *("run", "--slo", "ttft<1us", "--load", "0.5", "--duration", "3s", "--rounds", "2"),
+        *("--trials", "1", "-o", str(path)),
     )
     assert done.returncode == 4, done.stderr
     assert "does not meet the SLO" in done.stdout
+    # The calibration offered all at once; the trials after it, in the same process, do not.
+    calibration, *others = RunFolder(path).read_trials()
+    assert calibration.kind == "calibration"
+    assert calibration.rate is None
+    assert [t.outcome for t in others] == ["ok"] * 3
+    offered = RunFolder(path).read_run()["workload"]["rate"]
+    assert all(t.rate == pytest.approx(offered, rel=0.5) for t in others)
 
 
 def test_capacity_is_a_rate_that_was_measured_to_hold(tmp_path: Path, autotune: Autotune) -> None:

@@ -49,5 +49,20 @@ def test_undelivered_load_does_not_count_as_met() -> None:
     assert found.factor <= 2.0
 
 
+@pytest.mark.parametrize("limit", [0.0, 0.3, 1.0, 1.3, 2.0, 100.0])
+def test_what_was_kept_last_is_the_outcome(limit: float) -> None:
+    loads: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+
+    def measure(factor: float) -> Measured:
+        reply: Measured = server(limit)(factor)
+        loads.append(reply.metrics)
+        return reply
+
+    found = find_capacity(measure, SLO, 1.0, 6, keep=lambda: kept.append(loads[-1]))
+    assert not isinstance(found, Failed)
+    assert kept[-1] is found.metrics
+
+
 def test_failure_ends_the_search() -> None:
     assert find_capacity(lambda _: Failed("crash", "why"), SLO, 1.0, 5) == Failed("crash", "why")

@@ -35,6 +35,8 @@ for line in sys.stdin.buffer:
     elif what == "exit":
         print("boom: exit", file=sys.stderr, flush=True)
         sys.exit(7)
+    elif what == "lacking":
+        reply(message="Lacking", reason="no space is left")
     elif what == "hang":
         time.sleep(60)
 """
@@ -114,6 +116,16 @@ def test_child_that_never_answers_is_the_environments_fault(
         ask(evaluator, "exit")
         with pytest.raises(EnvironmentMissing, match="boom: exit"):
             ask(evaluator, "exit")
+
+
+def test_what_the_child_lacks_ends_the_run_and_says_how_to_go_on(
+    tmp_path: Path, child: tuple[str, ...]
+) -> None:
+    with (
+        Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator,
+        pytest.raises(EnvironmentMissing, match=r"no space is left.*--resume"),
+    ):
+        ask(evaluator, "lacking")
 
 
 def test_hang_ends_in_a_timeout(
