@@ -146,9 +146,11 @@ def test_config_that_does_not_fit_is_a_failed_trial_and_not_the_end(
     tmp_path: Path, autotune: Autotune
 ) -> None:
     path = tmp_path / "out"
+    space = tmp_path / "space.yaml"
+    space.write_text(f"kv_cache_memory_bytes: [1, {1 << 26}]\n")
     done = autotune(
         *(*SHORT, "--trials", "2", "--search", "quantization=none", "-o", str(path), "--json"),
-        *("--search", "max_num_seqs=256", "--search", f"kv_cache_memory_bytes=1,{1 << 26}"),
+        *("--search", "max_num_seqs=256", "--space", str(space)),
         *("--kv-cache-memory-bytes", str(1 << 26)),
     )
     assert done.returncode == 0, done.stderr
