@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	@touch $(STAMP)
 
+# Exit code 4 is an answer too: no configuration keeps the promise on this machine.
 run: $(STAMP)
-	$(BIN)/autotune run
+	$(BIN)/autotune run || [ $$? -eq 4 ]
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -q

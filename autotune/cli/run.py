@@ -93,7 +93,7 @@ def run(
         typer.Option(
             "--rounds", help="Measurements of each in the proof.", rich_help_panel=_SEARCH
         ),
-    ] = 4,
+    ] = 5,
     confidence: Annotated[
         float,
         typer.Option(

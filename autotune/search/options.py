@@ -46,7 +46,7 @@ class TuneOptions:
     budget_s: float | None = DEFAULT_BUDGET_S
     trials: int | None = None
     finalists: int = 2
-    rounds: int = 4
+    rounds: int = 5
     confidence: float = 0.95
     narrowing: Mapping[str, list[Any]] = field(default_factory=dict)
     space_file: str | None = None

@@ -18,7 +18,7 @@ CALIBRATION_SHARE = 1 / 12
 # before it leaves rounds out.
 PROOF_EXCESS = 0.1
 # Trials that a budget should pay for when the window's length is ours to choose.
-WANTED_TRIALS = 24
+WANTED_TRIALS = 16
 
 
 @dataclass(frozen=True, slots=True)
