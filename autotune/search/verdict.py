@@ -10,6 +10,9 @@ from autotune.search.gain import Gain
 from autotune.search.objective import Objective
 from autotune.search.proof import Contender
 
+# From this share on, a better configuration can hardly show it in goodput.
+SATURATED_ATTAINMENT = 0.98
+
 
 def changed_knobs(default: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Knobs in which two configs differ: `{knob: [default's, other's]}`."""
@@ -107,7 +110,9 @@ def _sentence(
             if len(contenders) == 1
             else "no finalist proved better"
         )
-        return f"Keep the default: {why}. It {promise}."
+        return (
+            f"Keep the default: {why}. It {promise}.{_where_a_gain_would_show(default, objective)}"
+        )
     gain = winner.gain
     if default.metrics is None:
         return f"The winner {promise}; the default could not be measured, so there is no gain."
@@ -117,6 +122,18 @@ def _sentence(
     if gain.proven:
         return f"The winner has {interval} and {promise}."
     return f"The winner {promise} and the default does not; its gain is not proven: {interval}."
+
+
+def _where_a_gain_would_show(default: Contender, objective: Objective) -> str:
+    """What to ask for instead where the offered load leaves goodput nothing to gain."""
+    attained = default.metrics["slo_attainment"] if default.metrics is not None else 0.0
+    if objective.name != "goodput" or attained < SATURATED_ATTAINMENT:
+        return ""
+    return (
+        f" It served {attained:.1%} of the offered requests within the SLO, so goodput could not "
+        "grow at this load: --objective capacity finds the most load that a configuration bears, "
+        "--objective latency the fastest at this one."
+    )
 
 
 def _interval(gain: Gain, objective: Objective, unit: str) -> str:

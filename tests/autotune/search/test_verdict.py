@@ -134,6 +134,7 @@ def test_equal_configs_keep_the_default(tmp_path: Path) -> None:
     assert not answer["proven"]
     assert answer["changes"] == {}
     assert answer["verdict"].startswith("Keep the default")
+    assert "--objective capacity" in answer["verdict"]
 
 
 def test_keeping_the_promise_wins_over_goodput(tmp_path: Path) -> None:
