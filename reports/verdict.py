@@ -110,7 +110,7 @@ def read_gain(value: object, unit: str) -> Gain | None:
     value_, low, high, confidence = (
         number(raw.get(key)) for key in ("value", "low", "high", "confidence")
     )
-    if confidence == 0:  # a placeholder: the gain was not measured
+    if confidence == 0:  # what the search writes when no gain was measured
         value_ = low = high = None
     return Gain(value_, low, high, confidence, raw.get("unit") == "difference", unit)
 

@@ -13,7 +13,7 @@ from autotune.workload.fields import Fields, encodable
 from autotune.workload.rows import WorkloadRow
 from autotune.workload.source import Source
 
-# A common rule of thumb for English text; only ever a placeholder for the tokenizer's count.
+# A common rule of thumb for English text; it only stands in for the tokenizer's count.
 CHARACTERS_PER_TOKEN = 4
 _HUMAN = ("human", "user")
 _CUSTOM_OUTPUT = ("output_tokens", "output_len", "max_tokens")

@@ -140,7 +140,7 @@ def test_keeping_a_promise_that_the_default_breaks_is_worth_deploying(run_path: 
 
 
 def test_a_gain_that_was_not_measured_is_not_shown(run_path: Path) -> None:
-    """The search writes a placeholder of confidence 0 then."""
+    """The search writes a confidence of 0 then."""
     gain = {"value": 1.0, "low": 1.0, "high": 1.0, "confidence": 0.0, "unit": "ratio"}
     result = {"gain": gain, "slo_met": True, "proven": False, "baseline_slo": MET}
     page = render(run_path, result=result)
