@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from autotune.load.open_loop import run_load
 from autotune.measure import Measurement, at_rate, measure
 from autotune.model_info import read_model_info, with_default_model
 from autotune.quality import QualityMeter, check_measurable
-from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder
+from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder, utc_now
 from autotune.slo import parse_slo
 from autotune.traffic import load_traffic
 from autotune.traffic_options import TrafficOptions
@@ -194,7 +193,7 @@ def save(outcome: BenchOutcome, path: Path, command: Sequence[str]) -> None:
             "schema_version": SCHEMA_VERSION,
             "kind": "bench",
             "command": list(command),
-            "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "started_at": utc_now(),
             "status": "done",
             "model": outcome.model,
             "engine_config": outcome.config.to_dict(),

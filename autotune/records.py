@@ -8,6 +8,7 @@ and whose last line may be torn by a crash; a torn last line is dropped on readi
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
 import tempfile
@@ -278,6 +279,11 @@ class RunFolder:
             path, filters=[("trial", "=", trial)]
         ).to_pylist()
         return rows
+
+
+def utc_now() -> str:
+    """This moment as records tell it: ISO 8601 in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

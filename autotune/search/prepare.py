@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
 import os
 import shutil
@@ -20,7 +19,7 @@ from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
 from autotune.model_info import ModelInfo, read_model_info, with_default_model
 from autotune.quality import check_measurable
-from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord
+from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord, utc_now
 from autotune.search.options import TuneOptions
 from autotune.search.schedule import Schedule, plan_schedule
 from autotune.search.space import SearchSpace, load_space
@@ -225,7 +224,7 @@ def conclude(
 ) -> None:
     """Write the outcome into `run.json` and join the trials' records."""
     run["status"] = status
-    run["finished_at"] = _now()
+    run["finished_at"] = utc_now()
     run["result"] = result
     if status == "done":
         folder.merge_parts()
@@ -248,7 +247,7 @@ def _new_run(
     return {
         "schema_version": SCHEMA_VERSION,
         "command": list(command),
-        "started_at": _now(),
+        "started_at": utc_now(),
         "finished_at": None,
         "status": "running",
         "model": prepared.model.to_json(),
@@ -287,7 +286,3 @@ def _lock(run: dict[str, Any]) -> dict[str, Any]:
         "gain": result.get("gain"),
         "slo_met": result.get("slo_met"),
     }
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.records import LimitResult, RunFolder, TrialKind, TrialRecord
+from autotune.records import LimitResult, RunFolder, TrialKind, TrialRecord, utc_now
 from autotune.search.capacity import find_capacity
 from autotune.search.evaluator import Evaluator
 from autotune.search.messages import Failed, MeasureCommand, Measured
@@ -62,7 +61,7 @@ class TrialRunner:
             autotune.errors.Interrupted: the search was stopped; nothing is recorded.
         """
         number = self.next_number
-        began, started_at = time.monotonic(), _now()
+        began, started_at = time.monotonic(), utc_now()
         reply: Measured | Failed
         if kind != "calibration" and self._objective.name == "capacity":
             reply = self._capacity(number, config, window)
@@ -83,7 +82,7 @@ class TrialRunner:
             config=dict(config),
             outcome="rejected",
             seconds=0.0,
-            started_at=_now(),
+            started_at=utc_now(),
             reason=reason,
             seed=self._seed,
         )
@@ -164,7 +163,3 @@ class TrialRunner:
             slo_met=metrics is not None and all(r.met for r in limits),
             objective=objective,
         )
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
