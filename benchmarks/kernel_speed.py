@@ -102,8 +102,8 @@ def attention(quick: bool) -> list[dict[str, object]]:
         q = torch.randn(sequences * new, HEADS, HEAD_DIM).to(DTYPE)
 
         def run(step: Step = step, q: torch.Tensor = q) -> None:
-            for keys, values in step.caches:
-                ops.paged_attention(q, keys, values, step.metadata, HEAD_DIM**-0.5)
+            for cache in step.caches:
+                ops.paged_attention(q, cache, step.metadata, HEAD_DIM**-0.5)
 
         times = race({"native": run, "plain": plainly(run)}, 5 if new > 1 else 7)
         results.append({"sequences": sequences, "new": new, "context": context, "times": times})
@@ -120,7 +120,8 @@ class Step:
         tables = torch.randperm(blocks).view(sequences, per_sequence).tolist()
         shape = (blocks, KV_HEADS, BLOCK, HEAD_DIM)
         self.caches = [
-            (torch.randn(shape).to(DTYPE), torch.randn(shape).to(DTYPE)) for _ in range(LAYERS)
+            ops.LayerCache(torch.randn(shape).to(DTYPE), torch.randn(shape).to(DTYPE))
+            for _ in range(LAYERS)
         ]
         self.metadata = ops.build_attention_metadata(
             tables, [new] * sequences, [context] * sequences, BLOCK
@@ -153,13 +154,13 @@ class Decoder:
         """Logits of every sequence's last token."""
         x = ops.embedding(step.ids, self.embedding)
         residual = torch.zeros_like(x)
-        for (qkv, out, gate_up, down), (keys, values) in zip(self.layers, step.caches, strict=True):
+        for (qkv, out, gate_up, down), cache in zip(self.layers, step.caches, strict=True):
             x, residual = ops.add_rms_norm(x, residual, self.norm, 1e-5)
             heads = ops.linear(x, qkv).view(x.shape[0], -1, HEAD_DIM)
             q, k, v = heads.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
             ops.rotary_embedding(q, k, step.positions, self.angles)
-            ops.write_kv(k, v, keys, values, step.metadata.slots)
-            x = ops.paged_attention(q, keys, values, step.metadata, HEAD_DIM**-0.5)
+            ops.write_kv(k, v, cache, step.metadata.slots)
+            x = ops.paged_attention(q, cache, step.metadata, HEAD_DIM**-0.5)
             x = ops.linear(x.view(x.shape[0], -1), out)
             x, residual = ops.add_rms_norm(x, residual, self.norm, 1e-5)
             x = ops.linear(ops.silu_and_mul(ops.linear(x, gate_up)), down)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor
 
 from engine.config import KNOBS, EngineConfig
 from engine.errors import EnvironmentLacks
 from engine.models.spec import DecoderSpec
+from kernels.layer_cache import LayerCache
 
 CPU_DEFAULT_BYTES = 4 << 30
 
@@ -22,10 +22,9 @@ def kv_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Keys and values of each layer, [num_blocks, num_kv_heads, block_size, head_dim]."""
+    """The cache of each layer."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    layers: list[LayerCache]
     num_blocks: int
     block_size: int
 
@@ -48,22 +47,19 @@ class KVCache:
         """
         shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
         try:
-            keys, values = (
-                [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
-                for _ in range(2)
-            )
+            layers = [LayerCache.allocate(shape, dtype, device) for _ in range(spec.num_layers)]
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             wanted = num_blocks * block_size * kv_bytes_per_token(spec, dtype)
             raise EnvironmentLacks(
                 f"the KV cache of {_mib(wanted)} does not fit the memory of {device}: lower "
                 "kv_cache_memory_bytes or gpu_memory_utilization"
             ) from error
-        return cls(keys, values, num_blocks, block_size)
+        return cls(layers, num_blocks, block_size)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all layers."""
-        return sum(t.nbytes for t in (*self.keys, *self.values))
+        return sum(layer.nbytes for layer in self.layers)
 
 
 def cpu_cache_budget() -> int:

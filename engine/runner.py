@@ -74,7 +74,7 @@ class ModelRunner:
             token_ids, positions, last_tokens, metadata = self._inputs.prepare(batch)
             prepared = time.perf_counter()
             hidden = self.decoder.forward(
-                token_ids, positions, self.cache.keys, self.cache.values, metadata
+                token_ids, positions, self.cache.layers, [metadata] * len(self.cache.layers)
             )
             tokens: list[list[int]] = [[] for _ in batch.sequences]
             logprobs: list[list[TokenLogprobs] | None] = []
@@ -156,7 +156,7 @@ class ModelRunner:
         )
         try:
             with torch.inference_mode():
-                hidden = decoder.forward(zeros, zeros, cache.keys, cache.values, metadata)
+                hidden = decoder.forward(zeros, zeros, cache.layers, [metadata] * len(cache.layers))
                 decoder.logits(hidden[: config.max_num_seqs]).float().softmax(-1)
             torch.cuda.synchronize(device)
         except torch.OutOfMemoryError as error:

@@ -1,8 +1,8 @@
 """Every operation once: what it computes, its shapes, dtypes and units; and its backend.
 
 T: tokens in the step. Hq, Hkv: query and key/value heads (Hq a multiple of Hkv). Dh: head
-dimension. Floating dtypes are float32, bfloat16 and float16. Caches are contiguous
-[num_blocks, Hkv, block_size, Dh].
+dimension. Floating dtypes are float32, bfloat16 and float16. Caches are described in
+``kernels.layer_cache``.
 """
 
 import torch
@@ -14,6 +14,7 @@ from kernels.cpu import attention as cpu_attention
 from kernels.cpu import elementwise as cpu_elementwise
 from kernels.cpu import matmul as cpu_matmul
 from kernels.cpu import packed as cpu_packed
+from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata, build_attention_metadata
 from kernels.weights import (
     DenseWeight,
@@ -31,6 +32,7 @@ __all__ = [
     "DenseWeight",
     "Int4Weight",
     "Int8Weight",
+    "LayerCache",
     "LinearWeight",
     "add_rms_norm",
     "build_attention_metadata",
@@ -86,23 +88,35 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return plain.silu_and_mul(x) if out is None else out
 
 
-def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-    """Store k, v [T, Hkv, Dh] into the caches at physical ``slots`` (int64 [T])."""
-    if not cpu_elementwise.write_kv(k, v, key_cache, value_cache, slots):
-        plain.write_kv(k, v, key_cache, value_cache, slots)
+def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
+    """Store k, v [T, Hkv, Dh] into the cache at physical ``slots`` (int64 [T]).
+
+    A quantized cache rounds each head of each token by its own maximum.
+    """
+    if not cpu_elementwise.write_kv(k, v, cache, slots):
+        plain.write_kv(k, v, cache, slots)
 
 
 def paged_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, metadata: AttentionMetadata, scale: float
+    q: Tensor,
+    cache: LayerCache,
+    metadata: AttentionMetadata,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
 ) -> Tensor:
     """Causal attention over paged contexts, decodes and prefill chunks mixed.
 
     q [T, Hq, Dh], tokens in the order of ``metadata``; the step's own keys and values must already
-    be in the caches (``write_kv``). ``scale`` multiplies the scores. Returns [T, Hq, Dh].
+    be in the cache (``write_kv``). ``scale`` multiplies the scores. With a ``window`` each token
+    sees itself and the ``window - 1`` before it; pages that lie wholly before the windows of a
+    sequence's new tokens are never read, and their entries in the block table may be any. A
+    ``soft_cap`` bounds scaled scores to ``soft_cap * tanh(score / soft_cap)``; 0 turns either off.
+    Returns [T, Hq, Dh].
     """
-    out = cpu_attention.paged_attention(q, key_cache, value_cache, metadata, scale)
+    out = cpu_attention.paged_attention(q, cache, metadata, scale, window, soft_cap)
     if out is None:
-        out = plain.paged_attention(q, key_cache, value_cache, metadata, scale)
+        out = plain.paged_attention(q, cache, metadata, scale, window, soft_cap)
     return out
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.layer_cache import LayerCache, quantize_heads
 from kernels.metadata import AttentionMetadata
 
 
@@ -34,13 +35,22 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Scatter by (block, offset)."""
-    block_size = key_cache.shape[2]
+    block_size = cache.block_size
     blocks = torch.div(slots, block_size, rounding_mode="floor")
     offsets = slots - blocks * block_size
-    key_cache[blocks, :, offsets] = k
-    value_cache[blocks, :, offsets] = v
+    for x, data, scales in (
+        (k, cache.keys, cache.key_scales),
+        (v, cache.values, cache.value_scales),
+    ):
+        if scales is None:
+            data[blocks, :, offsets] = x
+            continue
+        quantized, x_scales = quantize_heads(x, data.dtype)
+        # FP8 elements are moved as bytes: indexing is not defined for them on every device.
+        data.view(torch.uint8)[blocks, :, offsets] = quantized.view(torch.uint8)
+        scales[blocks, :, offsets] = x_scales
 
 
 def gather_pages(cache: Tensor, block_tables: Tensor) -> Tensor:
@@ -57,20 +67,39 @@ def gather_pages(cache: Tensor, block_tables: Tensor) -> Tensor:
     return pages.view(rows.shape[0], heads, rows.shape[2] * block_size, head_dim)
 
 
+def gather(data: Tensor, scales: Tensor | None, block_tables: Tensor, dtype: torch.dtype) -> Tensor:
+    """``gather_pages`` of a cache that may be quantized, in ``dtype``."""
+    if scales is None:
+        return gather_pages(data, block_tables)
+    pages = gather_pages(data.view(torch.uint8), block_tables).view(data.dtype).float()
+    return (pages * gather_pages(scales.unsqueeze(-1), block_tables)).to(dtype)
+
+
 def decode_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, metadata: AttentionMetadata, scale: float
+    q: Tensor,
+    cache: LayerCache,
+    metadata: AttentionMetadata,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
 ) -> Tensor:
     """Attention of the leading ``num_decodes`` sequences, one query each, as batched matmuls."""
     count = metadata.num_decodes
-    heads, kv_heads, head_dim = q.shape[1], key_cache.shape[1], q.shape[2]
+    heads, kv_heads, head_dim = q.shape[1], cache.num_kv_heads, q.shape[2]
     longest = max(metadata.context_lens_list[:count])
-    pages = -(-longest // key_cache.shape[2])
+    pages = -(-longest // cache.block_size)
     tables = metadata.block_tables[:count, :pages]
-    keys = gather_pages(key_cache, tables)
-    values = gather_pages(value_cache, tables)
+    keys = gather(cache.keys, cache.key_scales, tables, q.dtype)
+    values = gather(cache.values, cache.value_scales, tables, q.dtype)
     grouped = q[:count].reshape(count, kv_heads, heads // kv_heads, head_dim)
     scores = torch.matmul(grouped, keys.transpose(-1, -2)).float() * scale
-    beyond = torch.arange(keys.shape[2], device=q.device) >= metadata.context_lens[:count, None]
+    if soft_cap:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    position = torch.arange(keys.shape[2], device=q.device)
+    lengths = metadata.context_lens[:count, None]
+    beyond = position >= lengths
+    if window:
+        beyond = beyond | (position < lengths - window)
     scores.masked_fill_(beyond[:, None, None, :], float("-inf"))
     # Slots past the context may hold anything, NaN included, and 0 * NaN is NaN.
     values.masked_fill_(beyond[:, None, :, None], 0)
@@ -79,50 +108,88 @@ def decode_attention(
 
 
 def prefill_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, table: Tensor, context: int, scale: float
+    q: Tensor,
+    cache: LayerCache,
+    table: Tensor,
+    context: int,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
 ) -> Tensor:
     """One prefill chunk: q [new, Hq, Dh] are the last ``new`` of ``context`` positions.
 
     table: int [max_blocks], this sequence's pages. Returns [new, Hq, Dh].
     """
     new = q.shape[0]
-    pages = -(-context // key_cache.shape[2])
-    keys = gather_pages(key_cache, table[None, :pages])[:, :, :context]
-    values = gather_pages(value_cache, table[None, :pages])[:, :, :context]
+    # Pages that lie wholly before every query's window may have been given to others.
+    first_page = max(0, context - new - window + 1) // cache.block_size if window else 0
+    pages = table[None, first_page : -(-context // cache.block_size)]
+    start = first_page * cache.block_size
+    keys = gather(cache.keys, cache.key_scales, pages, q.dtype)[:, :, : context - start]
+    values = gather(cache.values, cache.value_scales, pages, q.dtype)[:, :, : context - start]
     mask = None
-    if 1 < new < context:
-        position = torch.arange(context, device=q.device)
-        mask = position[None, :] <= position[context - new :, None]
+    if window or soft_cap or 1 < new < context:
+        position = torch.arange(start, context, device=q.device)
+        query = torch.arange(context - new, context, device=q.device)[:, None]
+        mask = position[None, :] <= query
+        if window:
+            mask &= position[None, :] > query - window
+    if soft_cap:
+        assert mask is not None
+        return _capped_attention(q, keys, values, mask, scale, soft_cap)
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
         keys,
         values,
         attn_mask=mask,
-        is_causal=new == context and new > 1,
+        is_causal=mask is None and new > 1,
         scale=scale,
-        enable_gqa=q.shape[1] != key_cache.shape[1],
+        enable_gqa=q.shape[1] != cache.num_kv_heads,
     )
     return out[0].transpose(0, 1)
 
 
+def _capped_attention(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, soft_cap: float
+) -> Tensor:
+    """Scores bounded by ``soft_cap * tanh(score / soft_cap)``, which SDPA does not offer.
+
+    q [new, Hq, Dh], keys and values [1, Hkv, context, Dh], mask bool [new, context].
+    """
+    new, heads, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    grouped = q.view(new, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
+    scores = torch.matmul(grouped, keys[0].unsqueeze(1).transpose(-1, -2)).float() * scale
+    scores = soft_cap * torch.tanh(scores / soft_cap)
+    weights = torch.softmax(scores.masked_fill_(~mask, float("-inf")), -1).to(q.dtype)
+    attended = torch.matmul(weights, values[0].unsqueeze(1))
+    return attended.permute(2, 0, 1, 3).reshape(new, heads, head_dim)
+
+
 def paged_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, metadata: AttentionMetadata, scale: float
+    q: Tensor,
+    cache: LayerCache,
+    metadata: AttentionMetadata,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
 ) -> Tensor:
     """Decodes as one batch, then prefill chunks one by one."""
-    out = torch.empty_like(q)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     decodes = metadata.num_decodes
     if decodes:
-        out[:decodes] = decode_attention(q, key_cache, value_cache, metadata, scale)
+        out[:decodes] = decode_attention(q, cache, metadata, scale, window, soft_cap)
     token = decodes
     for i in range(decodes, len(metadata.query_lens)):
         end = token + metadata.query_lens[i]
         out[token:end] = prefill_attention(
             q[token:end],
-            key_cache,
-            value_cache,
+            cache,
             metadata.block_tables[i],
             metadata.context_lens_list[i],
             scale,
+            window,
+            soft_cap,
         )
         token = end
     return out

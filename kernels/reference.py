@@ -7,6 +7,7 @@ Shapes are those of ``kernels.ops``.
 import torch
 from torch import Tensor
 
+from kernels.layer_cache import LayerCache, quantize_heads
 from kernels.metadata import AttentionMetadata
 
 
@@ -40,24 +41,40 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
-def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-    """Store each token's keys and values at its physical slot."""
-    block_size = key_cache.shape[2]
-    for token, slot in enumerate(slots.tolist()):
-        key_cache[slot // block_size, :, slot % block_size] = k[token]
-        value_cache[slot // block_size, :, slot % block_size] = v[token]
+def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
+    """Store each token's keys and values at its physical slot, quantized by head if asked."""
+    for x, data, scales in (
+        (k, cache.keys, cache.key_scales),
+        (v, cache.values, cache.value_scales),
+    ):
+        for token, slot in enumerate(slots.tolist()):
+            block, offset = divmod(slot, cache.block_size)
+            if scales is None:
+                data[block, :, offset] = x[token]
+            else:
+                quantized, token_scales = quantize_heads(x[token : token + 1], data.dtype)
+                data[block, :, offset] = quantized[0]
+                scales[block, :, offset] = token_scales[0]
 
 
 def paged_attention(
     q: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     metadata: AttentionMetadata,
     scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
 ) -> Tensor:
-    """Causal attention of each new token over its sequence's pages, one query head at a time."""
-    block_size = key_cache.shape[2]
-    group = q.shape[1] // key_cache.shape[1]
+    """Causal attention of each new token over its sequence's pages, one query head at a time.
+
+    With a ``window`` a token sees itself and the ``window - 1`` before it.
+    """
+    block_size = cache.block_size
+    group = q.shape[1] // cache.num_kv_heads
+    all_keys, all_values = cache.keys.to(q.dtype), cache.values.to(q.dtype)
+    if cache.key_scales is not None and cache.value_scales is not None:
+        all_keys = all_keys * cache.key_scales.to(q.dtype).unsqueeze(-1)
+        all_values = all_values * cache.value_scales.to(q.dtype).unsqueeze(-1)
     out = torch.empty_like(q)
     token = 0
     for table, new, context in zip(
@@ -69,13 +86,16 @@ def paged_attention(
         slots = [table[p // block_size] * block_size + p % block_size for p in range(context)]
         blocks = torch.tensor([s // block_size for s in slots], device=q.device)
         offsets = torch.tensor([s % block_size for s in slots], device=q.device)
-        keys = key_cache[blocks, :, offsets]  # [context, kv_heads, head_dim]
-        values = value_cache[blocks, :, offsets]
+        keys = all_keys[blocks, :, offsets]  # [context, kv_heads, head_dim]
+        values = all_values[blocks, :, offsets]
         for i in range(new):
-            visible = context - new + i + 1
+            end = context - new + i + 1
+            start = max(0, end - window) if window else 0
             for head in range(q.shape[1]):
-                scores = keys[:visible, head // group] @ q[token, head] * scale
-                out[token, head] = torch.softmax(scores, 0) @ values[:visible, head // group]
+                scores = keys[start:end, head // group] @ q[token, head] * scale
+                if soft_cap:
+                    scores = soft_cap * torch.tanh(scores / soft_cap)
+                out[token, head] = torch.softmax(scores, 0) @ values[start:end, head // group]
             token += 1
     return out
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.models.rope import cos_sin_table
 from engine.models.spec import DecoderSpec
 from kernels import ops
-from kernels.ops import AttentionMetadata, DenseWeight, LinearWeight
+from kernels.ops import AttentionMetadata, DenseWeight, LayerCache, LinearWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ class Decoder:
         self,
         token_ids: Tensor,
         positions: Tensor,
-        key_caches: Sequence[Tensor],
-        value_caches: Sequence[Tensor],
-        metadata: AttentionMetadata,
+        caches: Sequence[LayerCache],
+        metadata: Sequence[AttentionMetadata],
     ) -> Tensor:
         """Hidden states after the last norm, and the new keys and values into the caches.
 
-        token_ids, positions: int64 [T]; caches: one per layer, as `kernels.ops` wants them.
+        token_ids, positions: int64 [T]; caches and metadata: one per layer, as `kernels.ops` wants
+        them. Layers may share a metadata, and those of different block groups may share a cache.
         Returns [T, hidden] in the model's dtype.
         """
         spec = self.spec
@@ -100,9 +100,8 @@ class Decoder:
             k = qkv.narrow(1, heads, kv_heads)
             v = qkv.narrow(1, heads + kv_heads, kv_heads)
             q, k = ops.rotary_embedding(q, k, positions, self._cos_sin)
-            keys, values = key_caches[index], value_caches[index]
-            ops.write_kv(k, v, keys, values, metadata.slots)
-            attended = ops.paged_attention(q, keys, values, metadata, scale)
+            ops.write_kv(k, v, caches[index], metadata[index].slots)
+            attended = ops.paged_attention(q, caches[index], metadata[index], scale)
             x = ops.linear(attended.reshape(num_tokens, heads * head_dim), layer.output)
             x, residual = ops.add_rms_norm(x, residual, layer.post_attention_norm, eps)
             x = ops.silu_and_mul(ops.linear(x, layer.gate_up))

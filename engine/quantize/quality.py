@@ -78,7 +78,7 @@ def score_text(
     with torch.inference_mode():
         for start in range(0, len(token_ids) - window + 1, window):
             ids = torch.tensor(token_ids[start : start + window], device=decoder.device)
-            hidden = decoder.forward(ids, positions, cache.keys, cache.values, metadata)
+            hidden = decoder.forward(ids, positions, cache.layers, [metadata] * len(cache.layers))
             log_probs = decoder.logits(hidden[:-1]).float().log_softmax(-1)
             nll.append(-log_probs.gather(1, ids[1:, None])[:, 0].cpu())
             if num_kept < keep_distributions:

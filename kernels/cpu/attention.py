@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kernels import plain
 from kernels.cpu.native import DTYPE_CODES, has_amx, library, takes
+from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 
 LANES = 16  # the head dimension must fill whole vectors
@@ -13,10 +14,18 @@ LARGEST_TILED_HEAD = 256
 
 
 def paged_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, metadata: AttentionMetadata, scale: float
+    q: Tensor,
+    cache: LayerCache,
+    metadata: AttentionMetadata,
+    scale: float,
+    window: int,
+    soft_cap: float,
 ) -> Tensor | None:
     """As ``ops.paged_attention``; None if the operands are not of the expected kind."""
     native = library()
+    key_cache, value_cache = cache.keys, cache.values
+    if window or soft_cap or cache.is_quantized:
+        return None
     if native is None or not takes(q) or q.dim() != 3 or q.shape[2] % LANES:
         return None
     if not (q.stride(2) == 1 and q.stride(1) == q.shape[2]):
@@ -79,7 +88,7 @@ def paged_attention(
     for i in range(decodes, len(metadata.query_lens)):
         end = token + metadata.query_lens[i]
         out[token:end] = plain.prefill_attention(
-            q[token:end], key_cache, value_cache, tables[i], metadata.context_lens_list[i], scale
+            q[token:end], cache, tables[i], metadata.context_lens_list[i], scale
         )
         token = end
     return out

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.native import DTYPE_CODES, library, takes
+from kernels.layer_cache import LayerCache
 
 
 def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor | None:
@@ -85,9 +86,10 @@ def silu_and_mul(x: Tensor) -> Tensor | None:
     return out
 
 
-def write_kv(k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> bool:
+def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> bool:
     """Copy heads to their slots; False if the operands are not of the expected kind."""
     native = library()
+    key_cache, value_cache = cache.keys, cache.values
     if native is None or not takes(k) or not (k.dtype == v.dtype == key_cache.dtype):
         return False
     if not (_heads_are_packed(k) and _heads_are_packed(v)):

@@ -220,7 +220,7 @@ def all_logits(llm: LLM, tokens: list[int], chunks: list[int]) -> torch.Tensor:
             sequence = ScheduledSequence(request, start, chunk, True)
             ids, positions, _, metadata = runner._inputs.prepare(Batch([sequence], chunk == 1))
             hidden = runner.decoder.forward(
-                ids, positions, runner.cache.keys, runner.cache.values, metadata
+                ids, positions, runner.cache.layers, [metadata] * len(runner.cache.layers)
             )
             parts.append(runner.decoder.logits(hidden))
             start += chunk

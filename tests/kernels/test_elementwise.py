@@ -90,8 +90,8 @@ def test_write_kv_touches_its_slots_only(backend, generator, dtype, block_size):
     shape = (blocks, kv_heads, block_size, head_dim)
     caches = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
     expected = [cache.clone() for cache in caches]
-    reference.write_kv(k, v, expected[0], expected[1], slots)
-    ops.write_kv(k, v, caches[0], caches[1], slots)
+    reference.write_kv(k, v, ops.LayerCache(*expected), slots)
+    ops.write_kv(k, v, ops.LayerCache(*caches), slots)
     assert torch.equal(caches[0], expected[0])
     assert torch.equal(caches[1], expected[1])
 

@@ -16,8 +16,7 @@ RELATIVE_ERROR = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 2e-3
 @dataclass
 class Case:
     q: torch.Tensor
-    key_cache: torch.Tensor
-    value_cache: torch.Tensor
+    cache: ops.LayerCache
     tables: list[list[int]]
     metadata: ops.AttentionMetadata
     scale: float
@@ -50,17 +49,14 @@ def make_case(
     queries = [new for new, _ in sequences]
     metadata = ops.build_attention_metadata(tables, queries, [c for _, c in sequences], block_size)
     q = torch.randn(sum(queries), kv_heads * group, head_dim, generator=generator).to(dtype)
-    return Case(q, caches[0], caches[1], tables, metadata, head_dim**-0.5)
+    return Case(q, ops.LayerCache(*caches), tables, metadata, head_dim**-0.5)
 
 
 def check(case: Case, allowed: float | None = None) -> torch.Tensor:
-    actual = ops.paged_attention(
-        case.q, case.key_cache, case.value_cache, case.metadata, case.scale
-    )
+    actual = ops.paged_attention(case.q, case.cache, case.metadata, case.scale)
     expected = reference.paged_attention(
         case.q.double(),
-        case.key_cache.double(),
-        case.value_cache.double(),
+        ops.LayerCache(case.cache.keys.double(), case.cache.values.double()),
         case.metadata,
         case.scale,
     )
@@ -112,13 +108,11 @@ def test_large_scores_do_not_overflow(backend, generator):
 def alone(case: Case, sequence: int, new: int, context: int) -> torch.Tensor:
     """The last ``new`` of ``context`` tokens of one sequence, with nobody else in the step."""
     metadata = ops.build_attention_metadata(
-        [case.tables[sequence]], [new], [context], case.key_cache.shape[2]
+        [case.tables[sequence]], [new], [context], case.cache.block_size
     )
     before = case.metadata.context_lens_list[sequence] - context
     end = sum(case.metadata.query_lens[: sequence + 1]) - before
-    return ops.paged_attention(
-        case.q[end - new : end], case.key_cache, case.value_cache, metadata, case.scale
-    )
+    return ops.paged_attention(case.q[end - new : end], case.cache, metadata, case.scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -146,7 +140,7 @@ def test_chunking_does_not_change_a_bit(generator, new, prefix, cut, block_size,
     if not cpu.has_amx():
         pytest.skip("needs AMX")
     case = make_case(torch.bfloat16, head_dim, 2, 3, block_size, [(new, prefix + new)], generator)
-    whole = ops.paged_attention(case.q, case.key_cache, case.value_cache, case.metadata, case.scale)
+    whole = ops.paged_attention(case.q, case.cache, case.metadata, case.scale)
     cut = min(cut, new - 1)
     parts = torch.cat([alone(case, 0, cut, prefix + cut), alone(case, 0, new - cut, prefix + new)])
     assert torch.equal(parts, whole)
