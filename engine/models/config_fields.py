@@ -21,15 +21,17 @@ class ConfigFields:
     values: dict[str, Any]
     source: str
 
-    def integer(self, name: str, default: int = _REQUIRED) -> int:
-        """A positive integer.
+    def integer(self, name: str, default: int = _REQUIRED, most: int | None = None) -> int:
+        """A positive integer, not above `most`.
 
         Raises:
-            ModelError: absent without a default, or not a positive integer.
+            ModelError: absent without a default, not a positive integer, or too large.
         """
         value = self._get(name, default)
         if type(value) is not int or value < 1:
             raise ModelError(f"{self.source}: {name} must be a positive integer, got {value!r}")
+        if most is not None and value > most:
+            raise ModelError(f"{self.source}: {name} must be at most {most}, got {value}")
         return value
 
     def number(self, name: str, default: float = _REQUIRED) -> float:

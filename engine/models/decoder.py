@@ -90,6 +90,7 @@ class Decoder:
         spec = self.spec
         heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         eps, scale = spec.rms_norm_eps, head_dim**-0.5
+        windows = spec.layer_windows
         num_tokens = token_ids.shape[0]
         residual = ops.embedding(token_ids, self.embedding)
         x = ops.rms_norm(residual, self.layers[0].input_norm, eps)
@@ -101,7 +102,7 @@ class Decoder:
             v = qkv.narrow(1, heads + kv_heads, kv_heads)
             q, k = ops.rotary_embedding(q, k, positions, self._cos_sin)
             ops.write_kv(k, v, caches[index], metadata[index].slots)
-            attended = ops.paged_attention(q, caches[index], metadata[index], scale)
+            attended = ops.paged_attention(q, caches[index], metadata[index], scale, windows[index])
             x = ops.linear(attended.reshape(num_tokens, heads * head_dim), layer.output)
             x, residual = ops.add_rms_norm(x, residual, layer.post_attention_norm, eps)
             x = ops.silu_and_mul(ops.linear(x, layer.gate_up))

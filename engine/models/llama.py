@@ -8,6 +8,8 @@ from engine.errors import ModelError
 from engine.models.config_fields import ConfigFields
 from engine.models.spec import DecoderSpec, RopeSpec
 
+# A bound for what is made per layer before any tensor is looked for.
+MOST_LAYERS = 4096
 ROPE_KINDS = ("default", "linear", "llama3")
 
 
@@ -32,11 +34,12 @@ def llama_spec(fields: ConfigFields) -> DecoderSpec:
     if activation != "silu":
         raise ModelError(f"{fields.source}: hidden_act {activation!r} is not supported, silu is")
     max_position = fields.integer("max_position_embeddings", 2048)
+    num_layers = fields.integer("num_hidden_layers", most=MOST_LAYERS)
     return DecoderSpec(
         architecture="LlamaForCausalLM",
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size"),
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -48,28 +51,28 @@ def llama_spec(fields: ConfigFields) -> DecoderSpec:
         mlp_bias=fields.boolean("mlp_bias", False),
         tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
         checkpoint_dtype=checkpoint_dtype(fields),
+        layer_windows=(0,) * num_layers,
     )
 
 
 def mistral_spec(fields: ConfigFields) -> DecoderSpec:
-    """Read a Mistral config: Llama without biases.
+    """Read a Mistral config: Llama without biases, with a window that all layers share.
 
-    A sliding window is not implemented; up to its length it changes nothing, so it becomes the
-    longest sequence of the model.
+    Without `sliding_window` it is 4096 tokens, as in transformers; null turns it off.
 
     Raises:
         ModelError: as `llama_spec`.
     """
     spec = llama_spec(fields)
-    max_position = spec.max_position
-    if fields.values.get("sliding_window") is not None:
-        max_position = min(max_position, fields.integer("sliding_window"))
+    window = 0
+    if fields.values.get("sliding_window", 4096) is not None:
+        window = fields.integer("sliding_window", 4096)
     return dataclasses.replace(
         spec,
         architecture="MistralForCausalLM",
         attention_bias=False,
         mlp_bias=False,
-        max_position=max_position,
+        layer_windows=(window,) * spec.num_layers,
     )
 
 

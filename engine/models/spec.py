@@ -24,7 +24,10 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """Sizes and switches of one decoder; sizes count elements, `max_position` tokens."""
+    """Sizes and switches of one decoder; sizes count elements, `max_position` tokens.
+
+    `layer_windows`: for each layer the tokens that a token sees, itself included; 0 means all.
+    """
 
     architecture: str
     hidden_size: int
@@ -41,6 +44,7 @@ class DecoderSpec:
     mlp_bias: bool
     tie_word_embeddings: bool
     checkpoint_dtype: str
+    layer_windows: tuple[int, ...]
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
