@@ -8,6 +8,9 @@ from pathlib import Path
 
 import tokenizers
 
+from engine.checkpoints.gguf.file import GgufFile
+from engine.checkpoints.gguf.find import find_gguf
+from engine.checkpoints.gguf.tokenizer import gguf_tokenizer
 from engine.errors import ModelError
 
 _OLDER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt")
@@ -75,13 +78,16 @@ class Tokenizer:
 
 
 def has_tokenizer(path: str | Path) -> bool:
-    """Whether a folder holds a tokenizer in some format."""
+    """Whether a folder, or a GGUF file, holds a tokenizer in some format."""
     folder = Path(path).expanduser()
-    return any((folder / name).is_file() for name in ("tokenizer.json", *_OLDER_FILES))
+    if any((folder / name).is_file() for name in ("tokenizer.json", *_OLDER_FILES)):
+        return True
+    gguf = find_gguf(folder)
+    return gguf is not None and "tokenizer.ggml.tokens" in GgufFile(gguf).metadata
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer in a folder: `tokenizer.json`, or an older format that converts to it.
+    """Load a folder's tokenizer: `tokenizer.json`, or what converts to it, or a GGUF file's own.
 
     Raises:
         ModelError: there is none, or it is broken.
@@ -96,6 +102,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     older = [name for name in _OLDER_FILES if (folder / name).is_file()]
     if older:
         return _convert(folder, older[0])
+    gguf = find_gguf(folder)
+    if gguf is not None:
+        return Tokenizer(gguf_tokenizer(GgufFile(gguf).metadata, gguf))
     raise ModelError(
         f"{folder} has no tokenizer.json: copy the model's tokenizer there, name its folder with "
         "the knob tokenizer, or send prompts as token ids"

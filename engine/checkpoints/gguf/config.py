@@ -23,6 +23,11 @@ def gguf_config(file: GgufFile) -> dict[str, Any]:
         ModelError: an architecture that is not read, or metadata missing or of a wrong type.
     """
     meta = _Metadata(file)
+    if meta.has("split.count") and meta.integer("split.count") > 1:
+        raise ModelError(
+            f"{file.path} is one of {meta.integer('split.count')} parts of a split GGUF model: "
+            "merge them into one file first"
+        )
     name = meta.text("general.architecture")
     if name not in ARCHITECTURES:
         raise ModelError(
