@@ -1,10 +1,9 @@
-"""The values of the knob `quantization`: what becomes of each linear layer.
+"""From a float weight to its quantized form, by the name of a method; no data needed.
 
-- `none`: weights in the model's dtype.
-- `int8`: every linear layer and the output head as W8A8 with dynamic activations.
-- `int4`: linear layers weight-only in groups; the output head int8. The head is the largest single
-  matrix of a small model and the one whose rounding the next token feels most, so it gets the
-  finer grid, at half of the bytes of bf16.
+The output head is the largest single matrix of a small model and the one whose rounding the next
+token feels most, so it gets the finest grid that has a matmul, by channel: int8 for every method
+but `none` (with `llm_int8`'s outliers where that is the method). FP8 keeps three bits of mantissa,
+an error about three times that of int8 on a row of ordinary weights, so `fp8` too has an int8 head.
 
 Embeddings are looked up, not multiplied; they stay as they are, also where the head is tied to
 them (the quantized head is then a copy of its own).
@@ -12,31 +11,90 @@ them (the quantized head is then a copy of its own).
 
 from __future__ import annotations
 
-from typing import Literal
-
+import torch
 from torch import Tensor
 
+from engine.quantize.forms import DenseForm, Int8ChannelForm, IntGroupForm, LinearForm
+from engine.quantize.fp8 import quantize_fp8
+from engine.quantize.llm_int8 import OUTLIER_THRESHOLD
+from engine.quantize.method_table import METHODS, Method
+from engine.quantize.nf4 import quantize_nf4
 from engine.quantize.rtn import int4_group_size, quantize_int4, quantize_int8
 from kernels.ops import LinearWeight, pack_dense, pack_int4, pack_int8
 
-Method = Literal["none", "int8", "int4"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "pack_head",
+    "pack_linear",
+    "quantize_head",
+    "quantize_weight",
+]
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None, method: Method) -> LinearWeight:
-    """Quantize one layer's weight [N, K] and lay it out for `kernels.ops.linear`.
+def quantize_weight(weight: Tensor, method: str) -> LinearForm:
+    """Quantize one linear layer's weight, float [N, K].
 
-    A layer whose K no int4 group divides becomes int8.
+    A layer whose K no group of four-bit weights divides becomes int8.
+
+    Raises:
+        ValueError: a method that does not exist or needs calibration; NaN or infinity in `weight`.
     """
+    known = METHODS.get(method)
+    if known is None or known.calibrated:
+        raise ValueError(f"{method!r} is not a quantization method that needs no calibration")
     if method == "none":
-        return pack_dense(weight, bias)
-    group_size = int4_group_size(weight.shape[1]) if method == "int4" else None
-    if group_size is None:
-        q, scales = quantize_int8(weight)
-        return pack_int8(q, scales, bias)
+        return DenseForm(weight)
+    require_finite(weight)
+    if method == "fp8":
+        return quantize_fp8(weight)
+    if method == "llm_int8":
+        return _int8(weight, OUTLIER_THRESHOLD)
+    group_size = int4_group_size(weight.shape[1])
+    if method == "int8" or group_size is None:
+        return _int8(weight)
+    if method == "nf4":
+        return quantize_nf4(weight, group_size)
     q, scales, zeros = quantize_int4(weight, group_size)
-    return pack_int4(q, scales, zeros, group_size, bias)
+    return IntGroupForm(q, scales, zeros, group_size, bits=4)
 
 
-def pack_head(weight: Tensor, method: Method) -> LinearWeight:
-    """Quantize the output head [vocabulary, hidden]; see above."""
+def quantize_head(weight: Tensor, method: str) -> LinearForm:
+    """Quantize the output head, float [vocabulary, hidden]; any method, calibrated ones included.
+
+    Raises:
+        ValueError: as `quantize_weight`.
+    """
+    if method in ("none", "llm_int8"):
+        return quantize_weight(weight, method)
+    return quantize_weight(weight, "int8")
+
+
+def require_finite(weight: Tensor) -> None:
+    """Refuse a weight that no scale can be made of.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weight holds NaN or infinity, which cannot be quantized")
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None, method: str) -> LinearWeight:
+    """Quantize one layer's weight [N, K] as none, int8 or int4 and lay it out."""
+    form = quantize_weight(weight, method)
+    if isinstance(form, Int8ChannelForm):
+        return pack_int8(form.q, form.scales, bias)
+    if isinstance(form, IntGroupForm):
+        return pack_int4(form.q, form.scales, form.zeros, form.group_size, bias)
+    return pack_dense(weight, bias)
+
+
+def pack_head(weight: Tensor, method: str) -> LinearWeight:
+    """Quantize the output head [vocabulary, hidden] and lay it out."""
     return pack_linear(weight, None, "none" if method == "none" else "int8")
+
+
+def _int8(weight: Tensor, outlier_threshold: float = 0.0) -> Int8ChannelForm:
+    q, scales = quantize_int8(weight)
+    return Int8ChannelForm(q, scales, outlier_threshold)
