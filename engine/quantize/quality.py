@@ -1,23 +1,28 @@
 """What a quantization costs: the change of perplexity and of the next-token distribution.
 
-Both models read the same text; the reference is the model without quantization.
+Both models read the same text; the reference is the model without quantization. Texts are cut into
+windows, and every interval is one of differences between windows: see `engine.quantize.intervals`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from engine.kv_cache import KVCache
 from engine.models.decoder import Decoder
+from engine.quantize.intervals import Values, bootstrap_interval, mean_interval
+from kernels.layer_cache import LayerCache
 from kernels.metadata import build_attention_metadata
 
 _BLOCK_SIZE = 16
+# Tokens of one forward pass: what comes later in a window reads what came before from the cache.
+_CHUNK_TOKENS = 128
+# Percentile of the divergence that is told beside its mean.
+_TAIL = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,10 @@ class TextScore:
     """How a model predicts a text that is cut into windows.
 
     `nll`: float32 [windows, window - 1], negative log-likelihood (nats) of each token but the
-    first, given those before it in its window. `log_probs`: float16 [kept, vocabulary], the whole
-    distribution at the first `kept` of these positions.
+    first, given those before it in its window. `log_probs`: float32 [windows, kept, vocabulary],
+    the whole distribution at `kept` positions spread evenly over each window. Float32, as half
+    precision would round a log-probability of -10 by up to 0.004, which is more than the divergence
+    of a good int8 model.
     """
 
     nll: Tensor
@@ -40,12 +47,15 @@ class TextScore:
 
 @dataclass(frozen=True, slots=True)
 class QualityLoss:
-    """A model against its reference.
+    """A model against its reference, each figure with its 95% interval (`_low`, `_high`).
 
-    `quality_loss` is perplexity / reference perplexity - 1, with a 95% interval: Student's t over
-    the windows' mean differences of log-likelihood. `kl` is the mean, `kl_p99` the 99th percentile
-    of KL(reference || model) per position, in nats. `top1_agreement` is the share of positions at
-    which both find the same token likeliest.
+    `quality_loss` is perplexity / reference perplexity - 1. Its interval is the paired one: Student
+    t over the windows' mean differences of log-likelihood, exponentiated. `kl` is the mean of
+    KL(reference || model) per position in nats, Student t over the windows' means, not below 0.
+    `kl_p99` is the 99th percentile of it over positions and `top1_agreement` the share of positions
+    at which both models find the same token likeliest; their intervals are a seeded block bootstrap
+    over windows. `windows` and `positions` count what `kl` and the last two rest on; with a single
+    window nothing is known of the spread, so that intervals are infinite or of no width.
     """
 
     perplexity: float
@@ -54,67 +64,107 @@ class QualityLoss:
     quality_loss_low: float
     quality_loss_high: float
     kl: float
+    kl_low: float
+    kl_high: float
     kl_p99: float
+    kl_p99_low: float
+    kl_p99_high: float
     top1_agreement: float
+    top1_agreement_low: float
+    top1_agreement_high: float
+    windows: int
+    positions: int
 
 
 def score_text(
-    decoder: Decoder, token_ids: Sequence[int], window: int, keep_distributions: int
+    decoder: Decoder,
+    token_ids: Sequence[int],
+    window: int,
+    keep_distributions: int,
+    cache_dtype: torch.dtype | None = None,
 ) -> TextScore:
     """Score a text in windows of `window` tokens, each on its own; a shorter rest is left out.
+
+    Keys and values go through a paged cache of `cache_dtype` (None: the model's own), in chunks, as
+    they do in serving: a quantized cache is written and read here too. About `keep_distributions`
+    distributions are kept, as many of each window.
 
     Raises:
         ValueError: the text is shorter than one window, or a window than 2 tokens.
     """
     if window < 2 or len(token_ids) < window:
         raise ValueError(f"{len(token_ids)} tokens do not fill one window of {window}")
-    blocks = list(range(-(-window // _BLOCK_SIZE)))
-    cache = KVCache.allocate(decoder.spec, len(blocks), _BLOCK_SIZE, decoder.dtype, decoder.device)
-    metadata = build_attention_metadata([blocks], [window], [window], _BLOCK_SIZE, decoder.device)
-    positions = torch.arange(window, device=decoder.device)
-    nll: list[Tensor] = []
-    kept: list[Tensor] = []
-    num_kept = 0
+    spec = decoder.spec
+    num_windows = len(token_ids) // window
+    kept = min(window - 1, -(-keep_distributions // num_windows))
+    positions = torch.linspace(0, window - 2, kept).round().long()
+    shape = (-(-window // _BLOCK_SIZE), spec.num_kv_heads, _BLOCK_SIZE, spec.head_dim)
+    caches = [
+        LayerCache.allocate(shape, cache_dtype or decoder.dtype, decoder.device)
+        for _ in range(spec.num_layers)
+    ]
+    nll = torch.empty((num_windows, window - 1))
+    log_probs = torch.empty((num_windows, kept, spec.vocab_size))
     with torch.inference_mode():
-        for start in range(0, len(token_ids) - window + 1, window):
-            ids = torch.tensor(token_ids[start : start + window], device=decoder.device)
-            hidden = decoder.forward(ids, positions, cache.layers, [metadata] * len(cache.layers))
-            log_probs = decoder.logits(hidden[:-1]).float().log_softmax(-1)
-            nll.append(-log_probs.gather(1, ids[1:, None])[:, 0].cpu())
-            if num_kept < keep_distributions:
-                kept.append(log_probs[: keep_distributions - num_kept].half().cpu())
-                num_kept += len(kept[-1])
-    vocabulary = decoder.spec.vocab_size
-    return TextScore(
-        torch.stack(nll), torch.cat(kept) if kept else torch.empty((0, vocabulary)).half()
-    )
+        for index in range(num_windows):
+            ids = torch.tensor(token_ids[index * window : (index + 1) * window])
+            for start, rows in _predictions(decoder, caches, ids.to(decoder.device)):
+                end = start + len(rows)
+                targets = ids[start + 1 : end + 1].to(rows.device)
+                nll[index, start:end] = -rows.gather(1, targets[:, None])[:, 0].cpu()
+                here = (positions >= start) & (positions < end)
+                chosen = (positions[here] - start).to(rows.device)
+                log_probs[index, here] = rows[chosen].cpu()
+    return TextScore(nll, log_probs)
 
 
-def compare(model: TextScore, reference: TextScore) -> QualityLoss:
+def _predictions(
+    decoder: Decoder, caches: Sequence[LayerCache], ids: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """Log-probabilities of the next token by chunk: (first position, float32 [rows, vocabulary]).
+
+    The last token of the window predicts what lies beyond it and is left out.
+    """
+    window = len(ids)
+    blocks = list(range(caches[0].num_blocks))
+    for start in range(0, window, _CHUNK_TOKENS):
+        end = min(start + _CHUNK_TOKENS, window)
+        metadata = build_attention_metadata(
+            [blocks], [end - start], [end], _BLOCK_SIZE, decoder.device
+        )
+        positions = torch.arange(start, end, device=decoder.device)
+        hidden = decoder.forward(ids[start:end], positions, caches, [metadata] * len(caches))
+        hidden = hidden[: window - 1 - start]
+        if len(hidden):
+            yield start, decoder.logits(hidden).float().log_softmax(-1)
+
+
+def compare(model: TextScore, reference: TextScore, seed: int = 0) -> QualityLoss:
     """The loss of a model against its reference, both scored on the same text and windows."""
     difference = (model.nll.double() - reference.nll.double()).mean(dim=1)
-    mean = float(difference.mean())
-    margin = 0.0
-    if len(difference) > 1:
-        error = float(difference.std()) / math.sqrt(len(difference))
-        margin = float(stats.t.ppf(0.975, len(difference) - 1)) * error
-    # A few positions at a time: whole vocabularies in float64 would take gigabytes.
-    chunks = zip(
-        torch.split(reference.log_probs, 64), torch.split(model.log_probs, 64), strict=True
-    )
-    kl = torch.cat([_divergence(p.double(), q.double()) for p, q in chunks])
+    pairs = list(zip(reference.log_probs, model.log_probs, strict=True))
+    # A window at a time: all distributions in float64 would take gigabytes.
+    kl = np.stack([_divergence(p.double(), q.double()).numpy() for p, q in pairs])
+    agree = np.stack([(p.argmax(-1) == q.argmax(-1)).double().numpy() for p, q in pairs])
+    nats, nats_low, nats_high = mean_interval(difference.numpy())
+    mean, mean_low, mean_high = mean_interval(kl.mean(axis=1))
+    tail = bootstrap_interval(kl, lambda rows: np.quantile(rows, _TAIL, axis=1), seed)
+    agreement = bootstrap_interval(agree, _mean_of_rows, seed)
     return QualityLoss(
-        perplexity=model.perplexity,
-        reference_perplexity=reference.perplexity,
-        quality_loss=_relative(mean),
-        quality_loss_low=_relative(mean - margin),
-        quality_loss_high=_relative(mean + margin),
-        kl=float(kl.mean()),
-        kl_p99=float(kl.quantile(0.99)),
-        top1_agreement=float(
-            (reference.log_probs.argmax(-1) == model.log_probs.argmax(-1)).double().mean()
-        ),
+        model.perplexity,
+        reference.perplexity,
+        *(_relative(nats), _relative(nats_low), _relative(nats_high)),
+        *(mean, max(0.0, mean_low), mean_high),
+        *tail,
+        *agreement,
+        windows=kl.shape[0],
+        positions=kl.size,
     )
+
+
+def _mean_of_rows(rows: Values) -> Values:
+    means: Values = rows.mean(axis=1)
+    return means
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
