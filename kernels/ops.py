@@ -5,6 +5,8 @@ dimension. Floating dtypes are float32, bfloat16 and float16. Caches are describ
 ``kernels.layer_cache``.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +40,8 @@ __all__ = [
     "build_attention_metadata",
     "dequantize",
     "embedding",
+    "gelu_and_mul",
+    "head_rms_norm",
     "linear",
     "pack_dense",
     "pack_int4",
@@ -45,13 +49,19 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rotary_embedding",
+    "route",
     "silu_and_mul",
+    "soft_cap",
     "write_kv",
 ]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps) * weight`` by rows; x [T, D], weight [D] -> [T, D]."""
+    """``x / sqrt(mean(x^2) + eps) * weight`` by rows; x [T, D], weight [D] -> [T, D].
+
+    A weight in x's dtype multiplies what was rounded to it (Llama); a float32 weight multiplies in
+    float32, and the product is rounded once (Gemma, whose weight is 1 + w).
+    """
     normed = cpu_elementwise.rms_norm(x, None, weight, eps)
     return plain.rms_norm(x, weight, eps) if normed is None else normed
 
@@ -59,7 +69,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``residual + x`` and its norm; x, residual [T, D] -> (normed, residual).
 
-    ``residual`` is updated in place and returned; x is left as it is.
+    ``residual`` is updated in place and returned; x is left as it is. Weights as in ``rms_norm``.
     """
     normed = cpu_elementwise.rms_norm(x, residual, weight, eps)
     if normed is None:
@@ -68,14 +78,26 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return normed, residual
 
 
+def head_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``rms_norm`` over the head dimension, in place; x [T, H, Dh], weight [Dh] -> x.
+
+    The heads of one token are contiguous; the stride between tokens is free, so a view of a fused
+    QKV works.
+    """
+    x.copy_(plain.rms_norm(x, weight, eps))
+    return x
+
+
 def rotary_embedding(
     q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rotate q [T, Hq, Dh] and k [T, Hkv, Dh] in place by their positions, and return them.
 
     Pairs are ``(i, i + Dh/2)`` (the "rotate half" convention of Hugging Face's Llama).
-    positions: int64 [T]. cos_sin_cache: float32 [max_position, Dh], cosines then sines. The heads
-    of one token are contiguous; the stride between tokens is free, so a view of a fused QKV works.
+    positions: int64 [T]. cos_sin_cache: float32 [max_position, Dh], cosines then sines; a table
+    narrower than Dh, [max_position, R], turns the first R dimensions of each head (partial rotary
+    embedding, pairs ``(i, i + R/2)``). The heads of one token are contiguous; the stride between
+    tokens is free, so a view of a fused QKV works.
     """
     if not cpu_elementwise.rotary_embedding(q, k, positions, cos_sin_cache):
         plain.rotary_embedding(q, k, positions, cos_sin_cache)
@@ -86,6 +108,32 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(x[:, :I]) * x[:, I:]``; x [T, 2 I] -> [T, I]."""
     out = cpu_elementwise.silu_and_mul(x)
     return plain.silu_and_mul(x) if out is None else out
+
+
+def gelu_and_mul(x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+    """``gelu(x[:, :I]) * x[:, I:]``; x [T, 2 I] -> [T, I].
+
+    GELU by the error function, or by ``tanh``, its approximation (``gelu_pytorch_tanh``).
+    """
+    return plain.gelu_and_mul(x, approximate)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(x / cap)``, elementwise in float32, in x's dtype; of Gemma 2's logits."""
+    return torch.tanh(x.float() / cap).mul_(cap).to(x.dtype)
+
+
+def route(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Which experts take each token: the ``top_k`` of the softmax, largest first.
+
+    logits [T, E] -> (weights float32 [T, top_k], experts int64 [T, top_k]). The softmax is in
+    float32 and over all experts; with ``normalize`` the chosen weights are divided by their sum,
+    which is the softmax over the chosen ones alone (Mixtral; Qwen3-MoE's ``norm_topk_prob``).
+    """
+    weights, experts = torch.softmax(logits.float(), dim=-1).topk(top_k, dim=-1)
+    if normalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights, experts
 
 
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:

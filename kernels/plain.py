@@ -9,23 +9,30 @@ from kernels.metadata import AttentionMetadata
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Norm in float32, rounded to x's dtype before the weight, as Hugging Face's Llama does."""
+    """Norm over the last dimension in float32.
+
+    Rounded to x's dtype before a weight of that dtype, as Hugging Face's Llama does; a weight in
+    float32 multiplies before the rounding, as in its Gemma.
+    """
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
+    if weight.dtype == x.dtype:
+        return normed.to(x.dtype) * weight
+    return (normed * weight.float()).to(x.dtype)
 
 
 def rotary_embedding(
     q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rotate in float32, in place."""
-    half = q.shape[-1] // 2
+    """Rotate the table's width of each head in float32, in place."""
+    turning = cos_sin_cache.shape[-1]
+    half = turning // 2
     angles = cos_sin_cache.index_select(0, positions).float().unsqueeze(1)
     cos, sin = angles[..., :half], angles[..., half:]
     for x in (q, k):
-        first, second = x[..., :half].float(), x[..., half:].float()
+        first, second = x[..., :half].float(), x[..., half:turning].float()
         turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        x.copy_(turned)
+        x[..., :turning] = turned
     return q, k
 
 
@@ -33,6 +40,12 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(gate) * up``."""
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def gelu_and_mul(x: Tensor, approximate: str) -> Tensor:
+    """``gelu(gate) * up``."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.gelu(gate, approximate=approximate) * up
 
 
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
@@ -75,6 +88,28 @@ def gather(data: Tensor, scales: Tensor | None, block_tables: Tensor, dtype: tor
     return (pages * gather_pages(scales.unsqueeze(-1), block_tables)).to(dtype)
 
 
+def _decode_pages(
+    metadata: AttentionMetadata, block_size: int, window: int
+) -> tuple[Tensor, Tensor | None]:
+    """Block tables of the leading decodes, cut to the pages that their windows reach into.
+
+    Returns int [num_decodes, n] and the logical number of each row's first page (None: all 0).
+    """
+    count = metadata.num_decodes
+    lengths = metadata.context_lens_list[:count]
+    pages = -(-max(lengths) // block_size)
+    if not window:
+        return metadata.block_tables[:count, :pages], None
+    firsts = [max(0, length - window) // block_size for length in lengths]
+    width = max(
+        -(-length // block_size) - first for length, first in zip(lengths, firsts, strict=True)
+    )
+    first_pages = torch.tensor(firsts, device=metadata.block_tables.device)
+    wanted = first_pages[:, None] + torch.arange(width, device=first_pages.device)
+    # Where a row is narrower than the widest, its last page stands in and is masked.
+    return metadata.block_tables[:count].gather(1, wanted.clamp_(max=pages - 1)), first_pages
+
+
 def decode_attention(
     q: Tensor,
     cache: LayerCache,
@@ -86,9 +121,7 @@ def decode_attention(
     """Attention of the leading ``num_decodes`` sequences, one query each, as batched matmuls."""
     count = metadata.num_decodes
     heads, kv_heads, head_dim = q.shape[1], cache.num_kv_heads, q.shape[2]
-    longest = max(metadata.context_lens_list[:count])
-    pages = -(-longest // cache.block_size)
-    tables = metadata.block_tables[:count, :pages]
+    tables, first_pages = _decode_pages(metadata, cache.block_size, window)
     keys = gather(cache.keys, cache.key_scales, tables, q.dtype)
     values = gather(cache.values, cache.value_scales, tables, q.dtype)
     grouped = q[:count].reshape(count, kv_heads, heads // kv_heads, head_dim)
@@ -97,6 +130,8 @@ def decode_attention(
         scores = soft_cap * torch.tanh(scores / soft_cap)
     position = torch.arange(keys.shape[2], device=q.device)
     lengths = metadata.context_lens[:count, None]
+    if first_pages is not None:
+        position = position + first_pages[:, None] * cache.block_size
     beyond = position >= lengths
     if window:
         beyond = beyond | (position < lengths - window)

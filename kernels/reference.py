@@ -25,12 +25,17 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def rotary_embedding(
     q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rotate pairs ``(i, i + head_dim/2)`` of every head by the angle of the token's position."""
+    """Rotate pairs ``(i, i + turning/2)`` of every head by the angle of the token's position.
+
+    ``turning`` is the table's width; dimensions of the head beyond it stay.
+    """
     cos, sin = cos_sin_cache[positions].to(q.dtype).unsqueeze(1).chunk(2, dim=-1)
+    turning = cos_sin_cache.shape[-1]
 
     def rotate(x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        first, second = x[..., :turning].chunk(2, dim=-1)
+        turned = [first * cos - second * sin, second * cos + first * sin]
+        return torch.cat([*turned, x[..., turning:]], dim=-1)
 
     return rotate(q), rotate(k)
 
@@ -39,6 +44,33 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(gate) * up`` where x is ``[gate, up]`` along the last dimension."""
     gate, up = x.chunk(2, dim=-1)
     return gate * torch.sigmoid(gate) * up
+
+
+def gelu_and_mul(x: Tensor, approximate: str) -> Tensor:
+    """``gelu(gate) * up``, by the error function or by its approximation with tanh."""
+    gate, up = x.chunk(2, dim=-1)
+    if approximate == "none":
+        return gate * 0.5 * (1 + torch.erf(gate / 2**0.5)) * up
+    inner = (2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+    return gate * 0.5 * (1 + torch.tanh(inner)) * up
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(x / cap)``."""
+    return cap * torch.tanh(x / cap)
+
+
+def route(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    """The ``top_k`` largest probabilities of each row and where they stand, largest first."""
+    weights, experts = [], []
+    for row in logits:
+        probabilities = torch.exp(row - row.max())
+        probabilities = probabilities / probabilities.sum()
+        order = sorted(range(len(row)), key=lambda i: -float(row[i]))[:top_k]
+        chosen = probabilities[order]
+        weights.append(chosen / chosen.sum() if normalize else chosen)
+        experts.append(torch.tensor(order))
+    return torch.stack(weights), torch.stack(experts)
 
 
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:

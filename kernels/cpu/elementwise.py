@@ -49,6 +49,8 @@ def rotary_embedding(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Ten
         return False
     if cos_sin_cache.dtype != torch.float32 or not cos_sin_cache.is_contiguous():
         return False
+    if cos_sin_cache.shape[1] != q.shape[2]:
+        return False
     if positions.dtype != torch.int64 or not positions.is_contiguous():
         return False
     native.rotary_embedding(
