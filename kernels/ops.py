@@ -15,37 +15,55 @@ from kernels import plain
 from kernels.cpu import attention as cpu_attention
 from kernels.cpu import elementwise as cpu_elementwise
 from kernels.cpu import matmul as cpu_matmul
-from kernels.cpu import packed as cpu_packed
 from kernels.layer_cache import LayerCache
+from kernels.linears import (
+    concat,
+    dequantize,
+    linear,
+    pack_dense,
+    pack_fp8,
+    pack_int4,
+    pack_int8,
+    pack_int8_groups,
+    pack_table4,
+)
 from kernels.metadata import AttentionMetadata, build_attention_metadata
 from kernels.weights import (
+    ConcatWeight,
     DenseWeight,
+    Fp8Weight,
     Int4Weight,
+    Int8GroupWeight,
     Int8Weight,
     LinearWeight,
-    check_int4,
-    check_int8,
-    pack_nibbles,
-    unpack_nibbles,
+    Table4Weight,
 )
 
 __all__ = [
     "AttentionMetadata",
+    "ConcatWeight",
     "DenseWeight",
+    "Fp8Weight",
     "Int4Weight",
+    "Int8GroupWeight",
     "Int8Weight",
     "LayerCache",
     "LinearWeight",
+    "Table4Weight",
     "add_rms_norm",
     "build_attention_metadata",
+    "concat",
     "dequantize",
     "embedding",
     "gelu_and_mul",
     "head_rms_norm",
     "linear",
     "pack_dense",
+    "pack_fp8",
     "pack_int4",
     "pack_int8",
+    "pack_int8_groups",
+    "pack_table4",
     "paged_attention",
     "rms_norm",
     "rotary_embedding",
@@ -177,85 +195,3 @@ def embedding(token_ids: Tensor, weight: DenseWeight) -> Tensor:
         rows = cpu_matmul.embedding(token_ids.flatten(), weight)
         return rows.view(*token_ids.shape, weight.shape[1])
     return F.embedding(token_ids, weight.data)
-
-
-def pack_dense(weight: Tensor, bias: Tensor | None = None) -> DenseWeight:
-    """Lay out a float weight [N, K] for ``linear``; bias [N] in the same dtype."""
-    packed = cpu_matmul.pack_dense(weight, bias)
-    if packed is not None:
-        return packed
-    return DenseWeight(weight.contiguous(), bias, (weight.shape[0], weight.shape[1]))
-
-
-def pack_int8(q: Tensor, scales: Tensor, bias: Tensor | None = None) -> Int8Weight:
-    """Lay out int8 [N, K] with per-output-channel ``scales`` [N]: ``w = q * scales[:, None]``.
-
-    Raises ValueError for other shapes or dtypes.
-    """
-    check_int8(q, scales)
-    packed = cpu_matmul.pack_int8(q, scales, bias) or cpu_packed.pack_int8(q, scales, bias)
-    if packed is not None:
-        return packed
-    return Int8Weight(q.contiguous(), scales.float().flatten(), bias, (q.shape[0], q.shape[1]))
-
-
-def pack_int4(
-    q: Tensor, scales: Tensor, zeros: Tensor, group_size: int, bias: Tensor | None = None
-) -> Int4Weight:
-    """Lay out integers 0..15 [N, K] quantized in groups of ``group_size`` along K.
-
-    ``w[n, k] = (q[n, k] - zeros[n, g]) * scales[n, g]``, g = k // group_size; zeros in units of q.
-    Raises ValueError for other shapes or values.
-    """
-    check_int4(q, scales, zeros, group_size)
-    for pack in (cpu_matmul.pack_int4, cpu_packed.pack_int4):
-        packed = pack(q, scales, zeros, group_size, bias)
-        if packed is not None:
-            return packed
-    shape = (q.shape[0], q.shape[1])
-    return Int4Weight(pack_nibbles(q), scales.float(), zeros.float(), bias, shape, group_size)
-
-
-def linear(x: Tensor, weight: LinearWeight) -> Tensor:
-    """``x @ w.T + bias``; x [..., K] -> [..., N] in x's dtype.
-
-    Int8: every row of x is quantized by its own maximum, so no row depends on another. Int4:
-    weights are widened, activations keep their precision.
-    """
-    if weight.layout != "plain":
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        if weight.layout == "amx":
-            out = cpu_matmul.linear(rows, weight)
-        elif isinstance(weight, Int4Weight):
-            out = cpu_packed.int4_linear(rows, weight)
-        else:
-            assert isinstance(weight, Int8Weight)
-            out = cpu_packed.int8_linear(rows, weight)
-        return out if x.dim() == 2 else out.view(*x.shape[:-1], weight.shape[0])
-    if isinstance(weight, DenseWeight):
-        return F.linear(x, weight.data, weight.bias)
-    if isinstance(weight, Int8Weight):
-        quantized, row_scales = plain.quantize_rows(x.reshape(-1, x.shape[-1]))
-        products = plain.int8_matmul(quantized, weight.data)
-        out = (products.float() * row_scales * weight.scales).to(x.dtype)
-        if weight.bias is not None:
-            out = out + weight.bias
-        return out.view(*x.shape[:-1], weight.shape[0])
-    return F.linear(x, dequantize(weight).to(x.dtype), weight.bias)
-
-
-def dequantize(weight: LinearWeight) -> Tensor:
-    """The weight [N, K] that ``linear`` multiplies by: float32, or a dense weight's own dtype."""
-    if weight.layout == "amx":
-        return cpu_matmul.dequantize(weight)
-    if isinstance(weight, DenseWeight):
-        return weight.data
-    if isinstance(weight, Int8Weight):
-        if weight.layout == "onednn":
-            return cpu_packed.dequantize_int8(weight)
-        return weight.data.float() * weight.scales[:, None]
-    if weight.layout != "plain":
-        return cpu_packed.widen(weight, torch.float32)
-    n, k = weight.shape
-    groups = unpack_nibbles(weight.data).view(n, -1, weight.group_size).float()
-    return ((groups - weight.zeros[..., None]) * weight.scales[..., None]).view(n, k)

@@ -228,25 +228,3 @@ def paged_attention(
         )
         token = end
     return out
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 per row: x [M, K] -> (int8 [M, K], float32 scales [M, 1])."""
-    wide = x.float()
-    largest = wide.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
-    return torch.round(wide * inverse).to(torch.int8), largest / 127.0
-
-
-def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """int8 [M, K] x int8 [N, K] -> int32 [M, N].
-
-    CUDA's kernel wants more than 16 rows and multiples of 8, so the operands are padded there.
-    """
-    if a.device.type != "cuda":
-        return torch._int_mm(a, b.t())
-    m, k = a.shape
-    n = b.shape[0]
-    a = F.pad(a, (0, -k % 8, 0, max(32 - m, 0)))
-    b = F.pad(b, (0, -k % 8, 0, -n % 8))
-    return torch._int_mm(a, b.t())[:m, :n]

@@ -4,12 +4,22 @@ Panels are described in ``native/amx_matmul.cpp``. A row's result does not depen
 computed with, to the last bit, whatever their number.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.native import DTYPE_CODES, has_amx, library
-from kernels.weights import DenseWeight, Int4Weight, Int8Weight, LinearWeight
+from kernels.weights import (
+    DenseWeight,
+    Fp8Weight,
+    Int4Weight,
+    Int8GroupWeight,
+    Int8Weight,
+    LinearWeight,
+    Table4Weight,
+)
 
 PANEL = 32  # output columns per panel
 TILE = 16  # columns, and rows of 4 bytes of K, per tile
@@ -52,16 +62,38 @@ def pack_dense(weight: Tensor, bias: Tensor | None) -> DenseWeight | None:
     return DenseWeight(to_panels(weight), _wide_bias(bias), shape, "amx")
 
 
-def pack_int8(q: Tensor, scales: Tensor, bias: Tensor | None) -> Int8Weight | None:
-    """Panels of an int8 weight; None where AMX is not to be had."""
-    if q.device.type != "cpu" or not has_amx():
+def pack_int8(weight: Int8Weight) -> Int8Weight | None:
+    """Panels of a plain int8 weight; None where AMX is not to be had or outliers are split off."""
+    if weight.data.device.type != "cpu" or weight.outlier_threshold or not has_amx():
         return None
-    wide = scales.float().flatten().contiguous()
-    return Int8Weight(to_panels(q), wide, _wide_bias(bias), (q.shape[0], q.shape[1]), "amx")
+    panels, bias = to_panels(weight.data), _wide_bias(weight.bias)
+    return replace(weight, data=panels, scales=weight.scales.contiguous(), bias=bias, layout="amx")
+
+
+def pack_int8_groups(weight: Int8GroupWeight) -> Int8GroupWeight | None:
+    """None."""
+    return None
+
+
+def pack_fp8(weight: Fp8Weight) -> Fp8Weight | None:
+    """None."""
+    return None
+
+
+def pack_table4(
+    q: Tensor, scales: Tensor, table: Tensor, group_size: int, bias: Tensor | None
+) -> Table4Weight | None:
+    """None."""
+    return None
 
 
 def pack_int4(
-    q: Tensor, scales: Tensor, zeros: Tensor, group_size: int, bias: Tensor | None
+    q: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    group_size: int,
+    bias: Tensor | None,
+    permutation: Tensor | None,
 ) -> Int4Weight | None:
     """Panels of an int4 weight; None where AMX is not to be had or groups split a step."""
     if q.device.type != "cpu" or group_size % INT4_STEP or not has_amx():
@@ -78,6 +110,7 @@ def pack_int4(
         (q.shape[0], q.shape[1]),
         group_size,
         "amx",
+        permutation,
     )
 
 

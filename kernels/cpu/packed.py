@@ -1,12 +1,13 @@
 """Quantized linear layers on CPUs without AMX: oneDNN's and ATen's packed layouts, native int4."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import plain
+from kernels import plain_linear
 from kernels.cpu.native import DTYPE_CODES, library
 from kernels.weights import Int4Weight, Int8Weight, pack_nibbles
 
@@ -41,17 +42,21 @@ def onednn_is_exact() -> bool:
     return torch.equal(out, expected)
 
 
-def pack_int8(q: Tensor, scales: Tensor, bias: Tensor | None) -> Int8Weight | None:
-    """oneDNN's layout; None where it is not to be had or not exact."""
-    if q.device.type != "cpu" or not onednn_is_exact():
+def pack_int8(weight: Int8Weight) -> Int8Weight | None:
+    """A plain weight in oneDNN's layout; None where it is not to be had or not exact."""
+    if weight.data.device.type != "cpu" or not onednn_is_exact():
         return None
-    packed = torch.ops.onednn.qlinear_prepack(q.contiguous(), None)
-    shape = (q.shape[0], q.shape[1])
-    return Int8Weight(packed, scales.float().flatten().contiguous(), bias, shape, "onednn")
+    packed = torch.ops.onednn.qlinear_prepack(weight.data, None)
+    return replace(weight, data=packed, scales=weight.scales.contiguous(), layout="onednn")
 
 
 def pack_int4(
-    q: Tensor, scales: Tensor, zeros: Tensor, group_size: int, bias: Tensor | None
+    q: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    group_size: int,
+    bias: Tensor | None,
+    permutation: Tensor | None,
 ) -> Int4Weight | None:
     """Nibbles for the native kernel, or ATen's layout; None where neither takes these groups."""
     if q.device.type != "cpu":
@@ -60,24 +65,35 @@ def pack_int4(
     if library() is not None and group_size % NATIVE_STEP == 0:
         wide = None if bias is None else bias.float().contiguous()
         parts = (scales.float().contiguous(), zeros.float().contiguous())
-        return Int4Weight(pack_nibbles(q), *parts, wide, (n, k), group_size, "native")
+        return Int4Weight(pack_nibbles(q), *parts, wide, (n, k), group_size, "native", permutation)
     if n % 16 or group_size not in ATEN_GROUPS:
         return None
     data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.to(torch.int32).contiguous(), 1)
-    return Int4Weight(data, scales.float(), zeros.float(), bias, (n, k), group_size, "aten")
+    parts = (scales.float(), zeros.float())
+    return Int4Weight(data, *parts, bias, (n, k), group_size, "aten", permutation)
 
 
 def int8_linear(x: Tensor, weight: Int8Weight) -> Tensor:
     """x [M, K] against a weight in layout "onednn"."""
-    rows, row_scales = plain.quantize_rows(x)
-    out = (_onednn_matmul(rows, weight.data, weight.scales) * row_scales).to(x.dtype)
+    split = plain_linear.split_outliers(x, weight.outlier_threshold)
+    rows, row_scales = plain_linear.quantize_rows(x if split is None else split[0])
+    out = _onednn_matmul(rows, weight.data, weight.scales) * row_scales
+    if split is not None:
+        _, columns, outliers = split
+        out += outliers.float() @ _onednn_columns(weight, columns)
+    out = out.to(x.dtype)
     return out if weight.bias is None else out + weight.bias
 
 
+def _onednn_columns(weight: Int8Weight, columns: Tensor) -> Tensor:
+    """float32 [C, N]: the chosen columns of a layout that only a matmul can read back."""
+    chosen = F.one_hot(columns, weight.shape[1]).to(torch.int8)
+    return _onednn_matmul(chosen, weight.data, weight.scales)
+
+
 def dequantize_int8(weight: Int8Weight) -> Tensor:
-    """float32 [N, K] of a weight in layout "onednn", which only a matmul can read back."""
-    eye = torch.eye(weight.shape[1], dtype=torch.int8)
-    return _onednn_matmul(eye, weight.data, weight.scales).t().contiguous()
+    """float32 [N, K] of a weight in layout "onednn"."""
+    return _onednn_columns(weight, torch.arange(weight.shape[1])).t().contiguous()
 
 
 def _aten_int4(x: Tensor, weight: Int4Weight) -> Tensor:
