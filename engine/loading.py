@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from engine.checkpoints.model_folder import ModelFolder, open_model_folder
+from engine.checkpoints.open_source import open_source
 from engine.config import EngineConfig
 from engine.detokenizer import StreamDetokenizer
 from engine.engine import CacheShape, Engine
@@ -17,26 +18,26 @@ from engine.errors import ConfigError, EnvironmentLacks
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
 from engine.models.spec import DecoderSpec
-from engine.quantize.methods import Method
 from engine.runner import ModelRunner
 from engine.step_record import StepRecord
 from engine.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_METHODS: dict[str, Method] = {"none": "none", "int8": "int8", "int4": "int4"}
 
 
 @dataclass(slots=True)
 class LoadedModel:
     """A model on its device with its KV cache, and what else its folder told.
 
-    `tokenizer` is None if the folder has none: prompts must then be token ids.
+    `tokenizer` is None if the folder has none: prompts must then be token ids. `notes` are
+    sentences on what of the checkpoint is served otherwise than it is stored.
     """
 
     runner: ModelRunner
     spec: DecoderSpec
     tokenizer: Tokenizer | None
     eos_token_ids: tuple[int, ...]
+    notes: list[str] = field(default_factory=list)
 
     def engine(
         self, config: EngineConfig, on_step: Callable[[StepRecord], None] | None = None
@@ -111,13 +112,14 @@ def load_model(config: EngineConfig) -> LoadedModel:
     device = resolve_device(config)
     eos_token_ids = folder.eos_token_ids()
     tokenizer = _tokenizer(config, folder)
+    source = open_source(folder)
     try:
         decoder = load_decoder(
-            folder.weights(),
+            source,
             spec,
             resolve_dtype(config, spec),
             device,
-            _METHODS[config.quantization],
+            config.quantization,
         )
     except torch.OutOfMemoryError as error:
         raise EnvironmentLacks(
@@ -127,7 +129,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     runner = ModelRunner(decoder, config, max_model_len, eos_token_ids)
     runner.warmup()
     _return_freed_memory()
-    return LoadedModel(runner, spec, tokenizer, eos_token_ids)
+    return LoadedModel(runner, spec, tokenizer, eos_token_ids, source.notes)
 
 
 def _return_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""The decoder: pre-norm attention and gated MLP blocks over a paged KV cache.
+"""The decoder: embeddings, blocks over a paged KV cache, a norm and an output head.
 
 Weights are plain tensors in the kernels' layouts and the forward pass is plain function calls: at
 batch 1 a step of a small model takes milliseconds, and module dispatch would be felt.
@@ -7,40 +7,22 @@ batch 1 a step of a small model takes milliseconds, and module dispatch would be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.models.rope import cos_sin_table
+from engine.models.block import Layer, run_block
+from engine.models.rope import layer_tables
 from engine.models.spec import DecoderSpec
 from kernels import ops
 from kernels.ops import AttentionMetadata, DenseWeight, LayerCache, LinearWeight
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Weights of one block; query, key and value are fused, and so are gate and up."""
-
-    input_norm: Tensor
-    qkv: LinearWeight
-    output: LinearWeight
-    post_attention_norm: Tensor
-    gate_up: LinearWeight
-    down: LinearWeight
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        matrices = (self.qkv, self.output, self.gate_up, self.down)
-        norms = (self.input_norm, self.post_attention_norm)
-        return sum(m.nbytes for m in matrices) + sum(n.nbytes for n in norms)
-
-
 class Decoder:
     """One loaded model.
 
-    `embedding` may be the very object that `head` is (tied weights, held once).
+    `embedding` may be the very object that `head` is (tied weights, held once). `rotary_tables` has
+    the table of each layer once `set_max_position` was called.
     """
 
     def __init__(
@@ -60,7 +42,7 @@ class Decoder:
         self.head = head
         self.dtype = dtype
         self.device = device
-        self._cos_sin = torch.empty(0)
+        self.rotary_tables: list[Tensor] = []
 
     @property
     def nbytes(self) -> int:
@@ -70,9 +52,8 @@ class Decoder:
         return sum(layer.nbytes for layer in self.layers) + embeddings
 
     def set_max_position(self, num_positions: int) -> None:
-        """Make the rotary table for positions below `num_positions`."""
-        table = cos_sin_table(self.spec.rope, self.spec.head_dim, num_positions)
-        self._cos_sin = table.to(self.device)
+        """Make the rotary tables for positions below `num_positions`."""
+        self.rotary_tables = layer_tables(self.spec, num_positions, self.device)
 
     def forward(
         self,
@@ -87,30 +68,35 @@ class Decoder:
         them. Layers may share a metadata, and those of different block groups may share a cache.
         Returns [T, hidden] in the model's dtype.
         """
-        spec = self.spec
-        heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        eps, scale = spec.rms_norm_eps, head_dim**-0.5
-        windows = spec.layer_windows
-        num_tokens = token_ids.shape[0]
-        residual = ops.embedding(token_ids, self.embedding)
-        x = ops.rms_norm(residual, self.layers[0].input_norm, eps)
-        last = len(self.layers) - 1
+        spec, tables = self.spec, self.rotary_tables
+        residual = embed(spec, self.embedding, token_ids)
+        x = None
         for index, layer in enumerate(self.layers):
-            qkv = ops.linear(x, layer.qkv).view(num_tokens, -1, head_dim)
-            q = qkv.narrow(1, 0, heads)
-            k = qkv.narrow(1, heads, kv_heads)
-            v = qkv.narrow(1, heads + kv_heads, kv_heads)
-            q, k = ops.rotary_embedding(q, k, positions, self._cos_sin)
-            ops.write_kv(k, v, caches[index], metadata[index].slots)
-            attended = ops.paged_attention(q, caches[index], metadata[index], scale, windows[index])
-            x = ops.linear(attended.reshape(num_tokens, heads * head_dim), layer.output)
-            x, residual = ops.add_rms_norm(x, residual, layer.post_attention_norm, eps)
-            x = ops.silu_and_mul(ops.linear(x, layer.gate_up))
-            x = ops.linear(x, layer.down)
-            norm = self.final_norm if index == last else self.layers[index + 1].input_norm
-            x, residual = ops.add_rms_norm(x, residual, norm, eps)
-        return x
+            x, residual = run_block(
+                spec,
+                index,
+                layer,
+                x,
+                residual,
+                positions,
+                tables[index],
+                caches[index],
+                metadata[index],
+            )
+        assert x is not None
+        return ops.add_rms_norm(x, residual, self.final_norm, spec.rms_norm_eps)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the vocabulary; hidden [S, hidden] -> [S, vocabulary] in the model's dtype."""
-        return ops.linear(hidden, self.head)
+        scores = ops.linear(hidden, self.head)
+        cap = self.spec.logit_soft_cap
+        return ops.soft_cap(scores, cap) if cap else scores
+
+
+def embed(spec: DecoderSpec, embedding: DenseWeight, token_ids: Tensor) -> Tensor:
+    """The first residual; token_ids int64 [T] -> [T, hidden], memory of its own."""
+    rows = ops.embedding(token_ids, embedding)
+    if spec.embedding_scale != 1.0:
+        # The scale is rounded before it multiplies, as the model was trained: sqrt(3072) is 55.5.
+        rows *= torch.tensor(spec.embedding_scale, dtype=rows.dtype)
+    return rows

@@ -1,122 +1,203 @@
-"""From a folder's tensors to a `Decoder`, one layer at a time.
+"""From a checkpoint's tensors to a `Decoder`, one layer at a time.
 
 Each layer is read from the mapped files, fused, converted, quantized and laid out before the next
-is touched, and the files are unmapped in between: at the peak there are the finished weights and
-one layer's originals.
+is touched, experts one by one, and the files are unmapped in between: at the peak there are the
+finished weights and one layer's originals.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.checkpoints.safetensors_files import SafetensorsFiles
-from engine.models.decoder import Decoder, Layer
+from engine.checkpoints.source import TensorSource
+from engine.errors import ConfigError, ModelError
+from engine.models.block import Layer, Mlp
+from engine.models.decoder import Decoder
+from engine.models.experts import Experts
 from engine.models.spec import DecoderSpec
-from engine.quantize.methods import Method, pack_head, pack_linear
-from kernels.ops import LinearWeight, pack_dense
-
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads tensors into memory of their own, in the wanted dtype and on the wanted device."""
-
-    files: SafetensorsFiles
-    dtype: torch.dtype
-    device: torch.device
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        # A copy always: a view would keep the file mapped, and change if the file does.
-        return self.files.read(name, shape).to(self.device, self.dtype, copy=True)
-
-    def fuse(self, names: list[str], rows: list[int], columns: int) -> Tensor:
-        """Stack weights [rows[i], columns] without a second copy of any."""
-        # Looked up first: sizes that the files do not have must not be allocated.
-        mapped = [
-            self.files.read(name, (count, columns)) for name, count in zip(names, rows, strict=True)
-        ]
-        fused = torch.empty(sum(rows), columns, dtype=self.dtype, device=self.device)
-        for part, source in zip(torch.split(fused, rows), mapped, strict=True):
-            part.copy_(source)
-        return fused
-
-    def fuse_bias(self, names: list[str], rows: list[int]) -> Tensor:
-        parts = [self.read(name, (count,)) for name, count in zip(names, rows, strict=True)]
-        return torch.cat(parts)
-
-    def linear(
-        self,
-        prefix: str,
-        names: list[str],
-        rows: list[int],
-        columns: int,
-        bias: bool,
-        method: Method,
-    ) -> LinearWeight:
-        weight = self.fuse([f"{prefix}.{name}.weight" for name in names], rows, columns)
-        added = self.fuse_bias([f"{prefix}.{name}.bias" for name in names], rows) if bias else None
-        return pack_linear(weight, added, method)
+from engine.models.tensors import LinearParts, Root, layer_linears, layer_norms, router
+from engine.quantize import forms
+from engine.quantize.forms import DenseForm, LinearForm
+from engine.quantize.methods import quantize_head, quantize_weight
+from kernels import ops
+from kernels.ops import DenseWeight, LinearWeight, pack_dense
 
 
 def load_decoder(
-    files: SafetensorsFiles,
+    source: TensorSource,
     spec: DecoderSpec,
     dtype: torch.dtype,
     device: torch.device,
-    quantization: Method,
+    quantization: str,
 ) -> Decoder:
     """Read, quantize and lay out a model.
 
+    `quantization` is `none`, which keeps what the checkpoint has, or a method of
+    `engine.quantize.methods` that needs no calibration.
+
     Raises:
         ModelError: a tensor is missing, unreadable or of another shape than the config says.
+        ConfigError: a method for a checkpoint that is quantized already.
     """
-    reader = _Reader(files, dtype, device)
-    embedding = pack_dense(reader.read(EMBEDDING, (spec.vocab_size, spec.hidden_size)))
-    if not spec.tie_word_embeddings:
-        head_weight = reader.read(HEAD, (spec.vocab_size, spec.hidden_size))
-        head = pack_head(head_weight, quantization)
-        del head_weight
-    elif quantization == "none":
-        head = embedding
-    else:
-        source = reader.read(EMBEDDING, (spec.vocab_size, spec.hidden_size))
-        head = pack_head(source, quantization)
-        del source
-    files.release()
+    if quantization != "none" and source.quantization is not None:
+        raise ConfigError(
+            f"quantization={quantization} was asked for, but the checkpoint is already quantized "
+            f"({source.quantization}): set quantization=none, or give the unquantized model"
+        )
+    reader = LayerReader(source, spec, dtype, device, quantization)
+    embedding, head = reader.embedding_and_head()
+    source.release()
     layers = []
     for index in range(spec.num_layers):
-        layers.append(_load_layer(reader, spec, index, quantization))
-        files.release()
-    final_norm = reader.read(FINAL_NORM, (spec.hidden_size,))
-    files.release()
+        layers.append(reader.layer(index))
+        source.release()
+    final_norm = reader.norm(reader.root.final_norm, spec.hidden_size)
+    source.release()
     return Decoder(spec, embedding, layers, final_norm, head, dtype, device)
 
 
-def _load_layer(reader: _Reader, spec: DecoderSpec, index: int, method: Method) -> Layer:
-    prefix = f"model.layers.{index}"
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    q_size = spec.qkv_sizes[0]
-    return Layer(
-        input_norm=reader.read(f"{prefix}.input_layernorm.weight", (hidden,)),
-        qkv=reader.linear(
-            attention,
-            ["q_proj", "k_proj", "v_proj"],
-            list(spec.qkv_sizes),
-            hidden,
-            spec.attention_bias,
-            method,
-        ),
-        output=reader.linear(attention, ["o_proj"], [hidden], q_size, spec.attention_bias, method),
-        post_attention_norm=reader.read(f"{prefix}.post_attention_layernorm.weight", (hidden,)),
-        gate_up=reader.linear(
-            mlp, ["gate_proj", "up_proj"], [inner, inner], hidden, spec.mlp_bias, method
-        ),
-        down=reader.linear(mlp, ["down_proj"], [hidden], inner, spec.mlp_bias, method),
-    )
+@dataclass(frozen=True, slots=True)
+class LayerReader:
+    """Reads parts of a model into memory of their own, laid out in `dtype` and on `device`."""
+
+    source: TensorSource
+    spec: DecoderSpec
+    dtype: torch.dtype
+    device: torch.device
+    quantization: str = "none"
+
+    @property
+    def root(self) -> Root:
+        """Where the model's tensors are in the checkpoint."""
+        return Root.find(self.spec, self.source)
+
+    def layer(self, index: int) -> Layer:
+        """One block.
+
+        Raises:
+            ModelError: as `load_decoder`.
+        """
+        root = self.root
+        linears = layer_linears(self.spec, root, index)
+        norms = {
+            field: self.norm(name, size)
+            for field, (name, size) in layer_norms(self.spec, root, index).items()
+        }
+        return Layer(
+            qkv=self.linear(linears["qkv"]),
+            output=self.linear(linears["output"]),
+            mlp=self._mlp(index, linears),
+            **norms,
+        )
+
+    def norm(self, name: str, size: int) -> Tensor:
+        """A norm's factors [size]: float32 where the checkpoint has differences from 1."""
+        weight = self.source.read(name, (size,))
+        if self.spec.unit_norms:
+            return weight.to(self.device, torch.float32) + 1.0
+        return weight.to(self.device, self.dtype, copy=True)
+
+    def linear(self, parts: LinearParts) -> LinearWeight:
+        """One linear layer of the decoder, fused from those of the checkpoint."""
+        found = [
+            self.form(prefix, (rows, parts.columns))
+            for prefix, rows in zip(parts.prefixes, parts.rows, strict=True)
+        ]
+        if len(found) == 1:
+            found = [owned(found[0])]  # several are copied where they are stacked
+        return _pack([self._placed(form) for form in found], self._bias(parts), self.dtype)
+
+    def form(self, prefix: str, shape: tuple[int, int]) -> LinearForm:
+        """A linear layer of the checkpoint as it is stored, or quantized if that was asked for."""
+        if self.quantization == "none":
+            return self.source.linear(prefix, shape)
+        weight = self.source.read(f"{prefix}.weight", shape).to(self.device)
+        try:
+            return quantize_weight(weight.to(self.dtype), self.quantization)
+        except ValueError as error:
+            raise ModelError(f"tensor {prefix + '.weight'!r}: {error}") from error
+
+    def embedding_and_head(self) -> tuple[DenseWeight, LinearWeight]:
+        """Embeddings and output head: one object where they are tied and neither is quantized."""
+        shape = (self.spec.vocab_size, self.spec.hidden_size)
+        root = self.root
+        embedding = pack_dense(self._read(f"{root.embedding}.weight", shape))
+        prefix = root.embedding if self.spec.tie_word_embeddings else root.head
+        if self.quantization == "none":
+            form = self.source.linear(prefix, shape)
+            if isinstance(form, DenseForm) and prefix == root.embedding:
+                return embedding, embedding
+        else:
+            try:
+                form = quantize_head(self._read(f"{prefix}.weight", shape), self.quantization)
+            except ValueError as error:
+                raise ModelError(f"tensor {prefix + '.weight'!r}: {error}") from error
+        return embedding, _pack([self._placed(owned(form))], None, self.dtype)
+
+    def _mlp(self, index: int, linears: dict[str, LinearParts]) -> Mlp | Experts:
+        if self.spec.experts is None or not self.spec.has_experts(index):
+            return Mlp(self.linear(linears["gate_up"]), self.linear(linears["down"]))
+        count = self.spec.experts.num_experts
+        shape = (count, self.spec.hidden_size)
+        routes = pack_dense(self._read(router(self.spec, self.root, index), shape))
+        pairs = [
+            tuple(self.linear(linears[f"experts.{i}.{part}"]) for part in ("gate_up", "down"))
+            for i in range(count)
+        ]
+        return Experts(routes, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
+
+    def _bias(self, parts: LinearParts) -> Tensor | None:
+        """The biases of all parts, or None.
+
+        A checkpoint may carry biases that the architecture does not have, as GPTQ's writers do; of
+        zeros they are nothing, others would be lost.
+        """
+        names = [f"{prefix}.bias" for prefix in parts.prefixes]
+        biases = []
+        for name, rows in zip(names, parts.rows, strict=True):
+            if not parts.bias and name not in self.source:
+                continue
+            biases.append(self._read(name, (rows,)))
+            if not parts.bias and bool(biases[-1].any()):
+                raise ModelError(
+                    f"tensor {name!r} is not zero, but {self.spec.architecture} with this "
+                    "config.json has no such bias"
+                )
+        return torch.cat(biases) if parts.bias else None
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        # A copy always: a view would keep the file mapped, and change if the file does.
+        return self.source.read(name, shape).to(self.device, self.dtype, copy=True)
+
+    def _placed(self, form: LinearForm) -> LinearForm:
+        if self.device.type == "cpu":
+            return form
+        return _mapped(form, lambda tensor: tensor.to(self.device))
+
+
+def owned(form: LinearForm) -> LinearForm:
+    """The same form in memory of its own, which no unmapped file takes away."""
+    return _mapped(form, lambda tensor: tensor.clone())
+
+
+def _mapped(form: LinearForm, change: Any) -> LinearForm:
+    changes = {
+        field.name: change(value)
+        for field in dataclasses.fields(form)
+        if isinstance(value := getattr(form, field.name), Tensor)
+    }
+    return dataclasses.replace(form, **changes)
+
+
+def _pack(found: list[LinearForm], bias: Tensor | None, dtype: torch.dtype) -> LinearWeight:
+    form = forms.stack(found)
+    if isinstance(form, forms.Int8ChannelForm) and not form.outlier_threshold:
+        return ops.pack_int8(form.q, form.scales, bias)
+    if isinstance(form, forms.IntGroupForm) and form.bits == 4 and form.g_idx is None:
+        return ops.pack_int4(form.q, form.scales, form.zeros, form.group_size, bias)
+    return forms.pack(found, bias, dtype)

@@ -286,8 +286,8 @@ def test_quantized_logits_are_those_of_the_dequantized_model(
         fused = [
             (layer.qkv, [attention.q_proj, attention.k_proj, attention.v_proj]),
             (layer.output, [attention.o_proj]),
-            (layer.gate_up, [mlp.gate_proj, mlp.up_proj]),
-            (layer.down, [mlp.down_proj]),
+            (layer.mlp.gate_up, [mlp.gate_proj, mlp.up_proj]),
+            (layer.mlp.down, [mlp.down_proj]),
         ]
         for weight, modules in fused:
             rows = dequantize(weight).split([m.out_features for m in modules])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine import LLM
+from tests.engine.tiny_models import VOCABULARY, TinyModel
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -29,46 +28,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide_heads": {"head_dim": 32, "num_key_value_heads": 1},
     "no_gqa": {"num_key_value_heads": 4},
 }
-VOCABULARY = 128
 
 
-@dataclass(frozen=True)
-class TinyLlama:
-    folder: Path
-    model: LlamaForCausalLM
-
-    def greedy(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """What transformers generates greedily."""
-        out = self.model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-        return out[0, len(prompt) :].tolist()
-
-    def llm(self, **knobs: Any) -> LLM:
-        """The engine on this model, single-threaded unless asked otherwise."""
-        return LLM(
-            str(self.folder), **{"device": "cpu", "max_model_len": 96, "num_threads": 1, **knobs}
-        )
-
-    def certain(self, prompt: list[int], output: list[int], gap: float = 1e-3) -> int:
-        """How many tokens of `output` no rounding can change.
-
-        A token whose lead over the second in transformers' own logits is below `gap` is a tie that
-        float32 rounding may decide either way, and what follows it with it.
-        """
-        top = self.logits(prompt + output)[len(prompt) - 1 : -1].topk(2).values
-        close = (top[:, 0] - top[:, 1] < gap).nonzero()
-        return int(close[0]) if len(close) else len(output)
-
-    def logits(self, tokens: list[int]) -> torch.Tensor:
-        """float32 [len(tokens), vocabulary]."""
-        with torch.inference_mode():
-            return self.model(torch.tensor([tokens])).logits[0].float()
+TinyLlama = TinyModel
 
 
 def make_tiny_llama(

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from engine.models.config_fields import ConfigFields
-from engine.models.llama import rope_spec
+from engine.models.read_rope import read_rope
 from engine.models.rope import cos_sin_table, inverse_frequencies
 from engine.models.spec import RopeSpec
 
@@ -39,7 +39,9 @@ def test_frequencies_are_transformers(parameters: dict[str, float], head_dim: in
         head_dim=head_dim, max_position_embeddings=131072, rope_parameters=parameters
     )
     theirs = LlamaRotaryEmbedding(config).inv_freq
-    spec = rope_spec(ConfigFields({"rope_parameters": parameters}, "config.json"), 131072)
+    spec, _ = read_rope(
+        ConfigFields({"rope_parameters": parameters}, "config.json"), head_dim, 131072, 1e4
+    )
     torch.testing.assert_close(inverse_frequencies(spec, head_dim), theirs, rtol=1e-6, atol=0)
 
 

@@ -1,0 +1,1 @@
+"""One file for each family: how its config says what its decoder looks like."""
