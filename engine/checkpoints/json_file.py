@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
     return value
+
+
+def finite_number(value: object) -> float | None:
+    """`value` as a float if it is a finite number; None for all else, true and false included."""
+    if type(value) not in (int, float):
+        return None
+    assert isinstance(value, int | float)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoints.gguf.find import find_gguf
+from engine.checkpoints.gguf.source import open_gguf
 from engine.checkpoints.json_file import read_json_object
 from engine.checkpoints.safetensors_files import SafetensorsFiles
 from engine.errors import ModelError
@@ -16,7 +18,8 @@ class ModelFolder:
     """A folder that was found to hold a `config.json`; weights are looked for when asked for.
 
     `config` is the content of `config.json`; `generation_config` that of
-    `generation_config.json`, empty if there is none.
+    `generation_config.json`, empty if there is none. Of a GGUF file, `path` is the file and
+    `config` what a `config.json` would say.
     """
 
     path: Path
@@ -26,7 +29,7 @@ class ModelFolder:
     @property
     def config_path(self) -> Path:
         """Where `config` was read from, for messages."""
-        return self.path / "config.json"
+        return self.path if self.path.is_file() else self.path / "config.json"
 
     def weights(self) -> SafetensorsFiles:
         """Open the folder's safetensors.
@@ -60,19 +63,25 @@ class ModelFolder:
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:
-    """Open a folder in Hugging Face's layout; weights are not touched yet.
+    """Open a folder in Hugging Face's layout, or a GGUF file; weights are not touched yet.
 
     Raises:
-        ModelError: no such folder, no or a broken `config.json`, or a checkpoint that is already
-            quantized (`quantization_config`), which this engine does not read.
+        ModelError: no such folder, no or a broken `config.json`, or a GGUF file that is broken or
+            one of several.
     """
     folder = Path(path).expanduser()
     if not str(path):
         raise ModelError("no model was given: name the folder of a Hugging Face model")
     if not folder.exists():
         raise ModelError(f"model folder {folder} does not exist: give the path of a local folder")
+    gguf = find_gguf(folder)
+    if gguf is not None:
+        config, _ = open_gguf(gguf)
+        return ModelFolder(path=gguf, config=config, generation_config={})
     if not folder.is_dir():
-        raise ModelError(f"model {folder} is a file: give the folder that holds its config.json")
+        raise ModelError(
+            f"model {folder} is a file: give the folder that holds its config.json, or a .gguf file"
+        )
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ModelError(
@@ -80,14 +89,6 @@ def open_model_folder(path: str | Path) -> ModelFolder:
             "*.safetensors"
         )
     config = read_json_object(config_path)
-    quantized = config.get("quantization_config")
-    if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise ModelError(
-            f"{config_path}: the checkpoint is already quantized (quant_method {method!r}); this "
-            "engine reads float checkpoints and quantizes them itself: give the unquantized model "
-            "and set quantization to int8 or int4"
-        )
     generation_path = folder / "generation_config.json"
     generation = read_json_object(generation_path) if generation_path.is_file() else {}
     return ModelFolder(path=folder, config=config, generation_config=generation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ from torch import Tensor
 
 from engine.checkpoints.json_file import read_json_object
 from engine.errors import ModelError
+from engine.quantize.forms import DenseForm, LinearForm
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# The last is a power of two in a byte, the scale of newer FP8 checkpoints.
+SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
 
 
 class SafetensorsFiles:
-    """Named tensors over the shards of a folder.
+    """Named tensors over the shards of a folder: a `TensorSource` of floats.
 
-    Files are mapped when their first tensor is read, and unmapped by `release`; a tensor returned
-    by `read` is a view of the map and keeps it alive, so copy what should outlive it.
+    Readers of quantized formats take their parts from it by `raw`. Files are mapped when their
+    first tensor is read, and unmapped by `release`; a tensor returned by `read` is a view of the
+    map and keeps it alive, so copy what should outlive it.
     """
 
     def __init__(self, folder: Path, shard_of: dict[str, Path], listed_in: Path) -> None:
@@ -52,8 +57,26 @@ class SafetensorsFiles:
             )
         raise ModelError(f"{folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
 
+    @property
+    def quantization(self) -> str | None:
+        """None: tensors are read as they are stored."""
+        return None
+
+    @property
+    def notes(self) -> list[str]:
+        """None: nothing is read otherwise than it is stored."""
+        return []
+
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
+
+    def names(self) -> Iterable[str]:
+        """All tensors, in no order that means anything."""
+        return self._shard_of.keys()
+
+    def problem(self, name: str, text: str) -> ModelError:
+        """An error on the tensor `name`, which names the file that holds it."""
+        return ModelError(f"{self._shard_of.get(name, self._listed_in)}: tensor {name!r} {text}")
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor `name`, in the checkpoint's dtype and mapped from its file.
@@ -61,28 +84,79 @@ class SafetensorsFiles:
         Raises:
             ModelError: no such tensor, another shape than `shape`, or not a float dtype.
         """
-        path = self._shard_of.get(name)
-        if path is None:
+        if name not in self:
             raise ModelError(f"{self._listed_in} has no tensor {name!r} of shape {list(shape)}")
-        try:
-            tensor: Tensor = self._handle(path).get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+        tensor = self._get(name)
         if tuple(tensor.shape) != shape:
-            raise ModelError(
-                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, config.json asks for "
-                f"{list(shape)}"
+            raise self.problem(
+                name, f"has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
             )
         if tensor.dtype not in FLOAT_DTYPES:
-            raise ModelError(
-                f"{path}: tensor {name!r} is of {_dtype_name(tensor.dtype)}; float32, bfloat16 or "
-                "float16 is wanted"
+            raise self.problem(
+                name, f"is of {_dtype_name(tensor.dtype)}; float32, bfloat16 or float16 is wanted"
             )
         return tensor
+
+    def linear(self, prefix: str, shape: tuple[int, int]) -> LinearForm:
+        """The float weight [N, K] of the linear layer `prefix`.
+
+        Raises:
+            ModelError: as `read`.
+        """
+        return DenseForm(self.read(f"{prefix}.weight", shape))
+
+    def dtype(self, name: str) -> str:
+        """The stored dtype in safetensors' spelling ("F8_E4M3"), from the header alone."""
+        try:
+            return str(self._handle(self._shard_of[name]).get_slice(name).get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise self.problem(name, f"cannot be read: {error}") from error
+
+    def raw(self, name: str, dtypes: Iterable[torch.dtype], *shapes: tuple[int, ...]) -> Tensor:
+        """The tensor `name` as it is stored, a part of a quantized layer.
+
+        It must be of one of `dtypes`, and of one of `shapes` if any are given.
+
+        Raises:
+            ModelError: no such tensor, unreadable, or of another dtype or shape.
+        """
+        if name not in self:
+            wanted = f" of shape {list(shapes[0])}" if shapes else ""
+            raise ModelError(
+                f"{self._listed_in} has no tensor {name!r}{wanted}, which the quantized layer needs"
+            )
+        tensor = self._get(name)
+        if tensor.dtype not in dtypes:
+            wanted = " or ".join(_dtype_name(dtype) for dtype in dtypes)
+            raise self.problem(name, f"is of {_dtype_name(tensor.dtype)}; {wanted} is wanted")
+        if shapes and tuple(tensor.shape) not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in shapes)
+            raise self.problem(
+                name, f"has shape {list(tensor.shape)}; the layer and its format ask for {wanted}"
+            )
+        return tensor
+
+    def scales(self, name: str, *shapes: tuple[int, ...]) -> Tensor:
+        """Scales as float32.
+
+        Raises:
+            ModelError: as `raw`, or some are infinite or not a number.
+        """
+        values = self.raw(name, SCALE_DTYPES, *shapes).float()
+        if not bool(torch.isfinite(values).all()):
+            raise self.problem(name, "holds scales that are infinite or not a number")
+        return values
 
     def release(self) -> None:
         """Unmap all files; they are mapped again when a tensor is read."""
         self._open.clear()
+
+    def _get(self, name: str) -> Tensor:
+        try:
+            tensor: Tensor = self._handle(self._shard_of[name]).get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise self.problem(name, f"cannot be read: {error}") from error
+        return tensor
 
     def _handle(self, path: Path) -> Any:
         handle = self._open.get(path)

@@ -17,6 +17,9 @@ from torch import Tensor
 from kernels import ops
 from kernels.ops import LinearWeight
 
+# Integers in groups are multiplied as these many bits; others lie in the next wider.
+KERNEL_BITS = (4, 8)
+
 
 @dataclass(frozen=True, slots=True)
 class DenseForm:
@@ -205,7 +208,7 @@ def pack(forms: Sequence[LinearForm], bias: Tensor | None, dtype: torch.dtype) -
 def has_path(form: LinearForm) -> bool:
     """Whether the kernels multiply by this form as it is; if not, `pack` makes floats of it."""
     if isinstance(form, IntGroupForm):
-        return form.bits in (4, 8) and form.shape[1] % form.group_size == 0
+        return form.bits <= KERNEL_BITS[-1] and form.shape[1] % form.group_size == 0
     if isinstance(form, TableForm):
         return form.shape[1] % form.group_size == 0
     return True
@@ -235,7 +238,8 @@ def _pack_one(form: LinearForm, bias: Tensor | None, dtype: torch.dtype) -> Line
             permutation = None
         else:
             q = q[:, permutation]
-    if form.bits == 4:
+    # Fewer bits lie in wider integers: exact, and far smaller than floats.
+    if form.bits <= KERNEL_BITS[0]:
         return ops.pack_int4(q, form.scales, form.zeros, form.group_size, bias, permutation)
     return ops.pack_int8_groups(
         (q.to(torch.int16) - 128).to(torch.int8),
