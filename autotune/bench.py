@@ -24,6 +24,7 @@ from autotune.load.open_loop import run_load
 from autotune.measure import Measurement, at_rate, measure
 from autotune.model_info import read_model_info, with_default_model
 from autotune.quality import QualityMeter, check_measurable
+from autotune.quality_guard import quality_entries, uncertain_limits
 from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder, utc_now
 from autotune.slo import parse_slo
 from autotune.traffic import load_traffic
@@ -136,9 +137,8 @@ def bench(
         say("scoring the held-out text")
         with tempfile.TemporaryDirectory() as scratch:
             quality = QualityMeter(Path(scratch)).measure(loaded, base)
-        if quality is not None:
-            measurement.metrics["quality"] = quality
-            measurement.metrics.update({name: quality[name] for name in ("quality_loss", "kl")})
+        measurement.metrics.update(quality_entries(quality))
+        notes += uncertain_limits(parsed, quality)
     return BenchOutcome(
         config=base,
         model=model.to_json(),

@@ -21,6 +21,7 @@ _FINGERPRINT_BYTES = 1 << 20
 class ModelInfo:
     """Facts of a model folder; `max_model_len` in tokens is the engine's limit under the config.
 
+    `quantization` is the `quant_method` of a checkpoint whose weights are quantized, else None.
     `fingerprint` is a SHA-256 over config.json and the size and both ends of every weights file.
     """
 
@@ -31,6 +32,7 @@ class ModelInfo:
     vocab_size: int
     max_model_len: int
     fingerprint: str
+    quantization: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -70,7 +72,15 @@ def read_model_info(config: EngineConfig) -> ModelInfo:
         vocab_size=spec.vocab_size,
         max_model_len=min(limit, config.max_model_len) if config.max_model_len else limit,
         fingerprint=_fingerprint(path, folder.config),
+        quantization=_quantization(folder.config),
     )
+
+
+def _quantization(config: dict[str, Any]) -> str | None:
+    described = config.get("quantization_config")
+    if not described:
+        return None
+    return str(described.get("quant_method")) if isinstance(described, dict) else str(described)
 
 
 def _name(path: Path) -> str:

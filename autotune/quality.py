@@ -1,4 +1,8 @@
-"""The quality of a loaded model on the held-out text, against its unquantized self."""
+"""The quality of a loaded model on the held-out text, against its unquantized self.
+
+The reference has the checkpoint's own weights (of a checkpoint that is quantized already, those)
+and a KV cache in the model's dtype. A configuration is scored with the cache that it serves with.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autotune.embedded import HELD_OUT
 from autotune.errors import BadInput
 from autotune.slo import Slo
-from engine.config import EngineConfig
+from engine.config import KNOBS, EngineConfig
 from engine.errors import EnvironmentLacks
+from engine.kv_cache import kv_bytes_per_token
 from engine.loading import LoadedModel, load_model
 from engine.quantize.quality import TextScore, compare, score_text
 from engine.tokenizer import has_tokenizer
@@ -23,11 +29,13 @@ from engine.tokenizer import has_tokenizer
 # Enough text for a relative change of perplexity of well under 1% to stand out. Models above
 # FULL_TEXT_PARAMETERS read less, so that scoring stays short beside loading them.
 TEXT_TOKENS = 8192
-LEAST_TEXT_TOKENS = 1024
+LEAST_TEXT_TOKENS = 2048
 FULL_TEXT_PARAMETERS = 250_000_000
-WINDOW_TOKENS = 512
-# Whole distributions take vocabulary x 2 bytes a position.
-KEPT_DISTRIBUTIONS = 512
+WINDOW_TOKENS = 256
+# Whole distributions take vocabulary x 4 bytes a position, of the model and of its reference.
+KEPT_DISTRIBUTIONS = 4096
+KEPT_BYTES = 256 << 20
+_REFERENCE_FILE = "quality_reference.safetensors"
 
 
 class QualityMeter:
@@ -38,25 +46,28 @@ class QualityMeter:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._reference_file = folder / "quality_reference.safetensors"
-        self._known: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self._reference_file = folder / _REFERENCE_FILE
+        self._known: dict[tuple[str, str, str], dict[str, Any] | None] = {}
         self._reference: TextScore | None = None
 
     def measure(
         self, loaded: LoadedModel, config: EngineConfig, *, load_reference: bool = True
     ) -> dict[str, Any] | None:
-        """`QualityLoss` as a dict, None for what is not finite.
+        """`QualityLoss` as a dict, None for what is not finite; with what it is the quality of.
+
+        That is `variant` (as people call it), `quantization`, `kv_cache_dtype`, the `weight_bytes`
+        held and `kv_bytes_per_token`.
 
         None if the model has no tokenizer to read the text with, or there is no reference. The
         unquantized model, if it has not been scored before, is loaded beside the given one with
         `load_reference`; where it does not fit beside it, there is no reference.
         """
-        key = (config.quantization, config.dtype)
+        key = (config.quantization, config.dtype, _cache_knob(config))
         if key in self._known:
             return self._known[key]
-        score = _score(loaded)
+        score = _score(loaded, config)
         reference = score
-        if score is not None and config.quantization == "none":
+        if score is not None and is_reference(config):
             self._keep(score)
         elif score is not None:
             reference = self._read_reference()
@@ -64,12 +75,14 @@ class QualityMeter:
                 reference = self._load_reference(config)
             if reference is None:
                 return None  # not remembered: a later trial may bring the reference
-        self._known[key] = _loss(score, reference)
+        loss = _loss(score, reference)
+        self._known[key] = None if loss is None else {**_identity(loaded, config), **loss}
         return self._known[key]
 
     def _load_reference(self, config: EngineConfig) -> TextScore | None:
         try:
-            reference = _score(load_model(config.replace(quantization="none")))
+            plain = reference_config(config)
+            reference = _score(load_model(plain), plain)
         except (EnvironmentLacks, MemoryError):
             return None
         if reference is not None:
@@ -114,11 +127,56 @@ def _loss(score: TextScore | None, reference: TextScore | None) -> dict[str, Any
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _score(loaded: LoadedModel) -> TextScore | None:
+def reference_config(config: EngineConfig) -> EngineConfig:
+    """The same config without quantization, against which its quality is measured."""
+    cache = {"kv_cache_dtype": "auto"} if "kv_cache_dtype" in KNOBS else {}
+    return config.replace(quantization="none", **cache)
+
+
+def is_reference(config: EngineConfig) -> bool:
+    """Whether a config quantizes nothing."""
+    return config.quantization == "none" and _cache_knob(config) == "auto"
+
+
+def variant_name(config: EngineConfig) -> str:
+    """What a config quantizes, as people would say it: `awq`, `int8 + fp8 cache`, `none`."""
+    if _cache_knob(config) == "auto":
+        return config.quantization
+    cache = f"{_cache_knob(config)} cache"
+    return cache if config.quantization == "none" else f"{config.quantization} + {cache}"
+
+
+def forget_reference(folder: Path) -> None:
+    """Remove the reference's score, which is large and of no use once a run has ended."""
+    with contextlib.suppress(OSError):
+        (folder / _REFERENCE_FILE).unlink(missing_ok=True)
+
+
+def _cache_knob(config: EngineConfig) -> str:
+    return str(getattr(config, "kv_cache_dtype", "auto"))
+
+
+def _identity(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any]:
+    return {
+        "variant": variant_name(config),
+        "quantization": config.quantization,
+        "kv_cache_dtype": _cache_knob(config),
+        "weight_bytes": loaded.runner.decoder.nbytes,
+        "kv_bytes_per_token": kv_bytes_per_token(loaded.spec, _cache_dtype(loaded, config)),
+    }
+
+
+def _cache_dtype(loaded: LoadedModel, config: EngineConfig) -> torch.dtype:
+    quantized = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+    return quantized.get(_cache_knob(config), loaded.runner.decoder.dtype)
+
+
+def _score(loaded: LoadedModel, config: EngineConfig) -> TextScore | None:
     if loaded.tokenizer is None:
         return None
     wanted = TEXT_TOKENS * FULL_TEXT_PARAMETERS // max(1, loaded.spec.num_parameters)
     most = max(LEAST_TEXT_TOKENS, min(TEXT_TOKENS, wanted))
     token_ids = loaded.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))[:most]
     window = min(WINDOW_TOKENS, loaded.runner.max_model_len, len(token_ids))
-    return score_text(loaded.runner.decoder, token_ids, window, KEPT_DISTRIBUTIONS)
+    kept = min(KEPT_DISTRIBUTIONS, KEPT_BYTES // (4 * loaded.spec.vocab_size))
+    return score_text(loaded.runner.decoder, token_ids, window, kept, _cache_dtype(loaded, config))

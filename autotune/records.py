@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 _TABLES = ("requests", "steps")
 
 Outcome = Literal["finished", "refused", "timed_out", "failed"]
-TrialOutcome = Literal["ok", "out_of_memory", "crash", "timeout", "rejected"]
+TrialOutcome = Literal["ok", "out_of_memory", "crash", "timeout", "rejected", "quality"]
 TrialKind = Literal["calibration", "search", "proof"]
 
 
@@ -98,9 +98,11 @@ class TrialRecord:
     """One measurement of one configuration under the workload: a line of `trials.jsonl`.
 
     `metrics` has the keys of `bench --json`; it is None when the trial failed. `objective` is None
-    when nothing could be measured. `round` is the repetition within the proof. `rate` is the mean
-    offered load in requests per second; with the capacity objective the highest rate that met the
-    SLO, whose metrics these are.
+    when nothing could be measured. `quality` is the harm of the config's quantization, where it was
+    measured; with the outcome `quality` it broke a limit of the SLO, so that no load was offered:
+    `slo` then holds the limits on the quality alone. `round` is the repetition within the proof.
+    `rate` is the mean offered load in requests per second; with the capacity objective the highest
+    rate that met the SLO, whose metrics these are.
     """
 
     number: int
@@ -118,6 +120,7 @@ class TrialRecord:
     slo: list[LimitResult] = field(default_factory=list)
     slo_met: bool = False
     objective: float | None = None
+    quality: dict[str, Any] | None = None
 
     @property
     def missed(self) -> float:

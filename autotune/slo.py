@@ -18,6 +18,7 @@ from autotune.records import LimitResult, RequestRecord
 from autotune.slo_grammar import DEFAULT_STATISTIC, LATENCIES, Limit, SloError, parse_limits
 
 __all__ = [
+    "QUALITY_METRICS",
     "UNMEASURED_VIOLATION",
     "Limit",
     "Slo",
@@ -29,7 +30,8 @@ __all__ = [
 # Violation of a limit whose statistic is infinite or was never measured; above every finite
 # violation that a search is likely to meet, so that "nothing finished" is the worst of all.
 UNMEASURED_VIOLATION = 1000.0
-_QUALITY = ("quality_loss", "kl")
+# Limits on the quality of the answers; these are also the keys of a measured quality.
+QUALITY_METRICS = ("quality_loss", "kl", "top1_agreement")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,20 @@ class Slo:
     @property
     def needs_quality(self) -> bool:
         """Whether a limit is about the quality of the answers, which a load does not measure."""
-        return any(limit.metric in _QUALITY for limit in self.limits)
+        return bool(self.guard.limits)
+
+    @property
+    def guard(self) -> Slo:
+        """The limits on the quality alone."""
+        return Slo(tuple(limit for limit in self.limits if limit.metric in QUALITY_METRICS))
 
     def evaluate(self, metrics: Mapping[str, Any]) -> list[LimitResult]:
         """How each limit fares, from the metrics of one measurement (the keys of `bench`).
 
         Latency statistics come from `metrics["slo_statistics"]` where `compute_metrics` was given
         this SLO: there, requests that did not finish count as infinitely late. Without that entry
-        they come from the statistics over finished requests. `quality_loss` and `kl` are entries
-        of the metrics, beside the others.
+        they come from the statistics over finished requests. `quality_loss`, `kl` and
+        `top1_agreement` are entries of the metrics, beside the others.
 
         A statistic that was not measured is a violation of at least `UNMEASURED_VIOLATION`, more
         the fewer requests finished. TPOT and ITL of requests that all have one token are met.

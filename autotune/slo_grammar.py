@@ -2,12 +2,14 @@
 
     slo    := limit ("," limit)*
     limit  := latency op number time      e.g. ttft<200ms, p99(tpot)<=0.1s, mean(e2e)<3s
-            | share op number ["%"]       error_rate<1%, goodput>=0.99, quality_loss<1%
+            | share op number ["%"]       error_rate<1%, goodput>=0.99, quality_loss<1%,
+                                          top1_agreement>=98%
             | "throughput" op number "tok/s"
             | "kl" op number              nats a token, against the unquantized model
 
 Latencies are `ttft`, `tpot`, `itl` and `e2e`; without a named statistic a limit holds the 95th
-percentile. Whitespace is free.
+percentile. `quality_loss` (relative perplexity), `kl` and `top1_agreement` limit the harm of a
+quantization: `autotune.quality_guard`. Whitespace is free.
 """
 
 from __future__ import annotations
@@ -37,8 +39,14 @@ _KINDS: Mapping[str, Kind] = {
     "throughput": "rate",
     "quality_loss": "share",
     "kl": "number",
+    "top1_agreement": "share",
 }
-_AT_LEAST = ("goodput", "throughput")
+_AT_LEAST = ("goodput", "throughput", "top1_agreement")
+# Shares that a limit holds up rather than down, and what they are shares of.
+_SHARES_HELD_UP = {
+    "goodput": "requests that meet every per-request limit",
+    "top1_agreement": "tokens on which the model and its unquantized self agree",
+}
 _SECONDS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
 _METRICS_TEXT = ", ".join(_KINDS)
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[0-9]+)?")
@@ -257,10 +265,10 @@ class _Parser:
 
     def _plausible(self, metric: str, operator: Operator, bound: float, at: int) -> None:
         """Refuse bounds that nothing or everything meets."""
-        if metric == "goodput":
+        if metric in _SHARES_HELD_UP:
             if not 0 < bound <= 1 or (bound == 1 and operator == ">"):
                 self._fail(
-                    "goodput is the share of requests that meet every per-request limit",
+                    f"{metric} is the share of {_SHARES_HELD_UP[metric]}",
                     "a share above 0 and below 1 (or >=1), such as 0.99 or 99%",
                     at,
                 )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.search.messages import Failed, Measured
+from autotune.search.messages import Answer, BrokeGuard, Failed
 from autotune.slo import Slo
 
 # First steps away from the starting rate; then the bracket is halved on a logarithmic scale.
@@ -26,12 +26,12 @@ class Capacity:
 
 
 def find_capacity(
-    measure_at: Callable[[float], Measured | Failed],
+    measure_at: Callable[[float], Answer],
     slo: Slo,
     start: float,
     probes: int,
     keep: Callable[[], None] = lambda: None,
-) -> Capacity | Failed:
+) -> Capacity | BrokeGuard | Failed:
     """Find the highest rate factor that meets the SLO with a fixed number of loads.
 
     From `start` the rate is raised or lowered by `BRACKET_STEP` until the outcome changes, then the
@@ -43,7 +43,7 @@ def find_capacity(
     factor = start
     for _ in range(probes):
         reply = measure_at(factor)
-        if isinstance(reply, Failed):
+        if isinstance(reply, (BrokeGuard, Failed)):
             return reply
         met = all(r.met for r in slo.evaluate(reply.metrics)) and reply.metrics["load_delivered"]
         if met:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import signal
@@ -16,6 +17,9 @@ from typing import IO
 from autotune.errors import EnvironmentMissing, Interrupted
 from autotune.records import RunFolder
 from autotune.search.messages import (
+    QUANTIZING,
+    Answer,
+    BrokeGuard,
     Failed,
     Lacking,
     MeasureCommand,
@@ -25,7 +29,8 @@ from autotune.search.messages import (
     encode,
 )
 
-# Beyond a trial's own limits: loading weights, rebuilding the cache, compiling kernels.
+# Beyond a trial's own limits: loading weights, rebuilding the cache, compiling kernels, or one
+# layer of a quantization that is made for the first time.
 OVERHEAD_LIMIT_S = 300.0
 
 
@@ -55,10 +60,11 @@ class Evaluator:
         self._answered = False
         self._deaths = 0
 
-    def measure(self, command: MeasureCommand, time_limit: float) -> Measured | Failed:
+    def measure(self, command: MeasureCommand, time_limit: float) -> Answer:
         """Measure once; a crash, a hang or a lack of memory is an answer, not an exception.
 
-        `time_limit` is what load and drain may take, in seconds.
+        `time_limit` is what load and drain may take, in seconds. A child that quantizes weights is
+        no hang as long as it tells of progress and keeps to the command's `quantize_limit`.
 
         Raises:
             Interrupted: `stop` was set.
@@ -67,7 +73,8 @@ class Evaluator:
         """
         child = self._running_child()
         assert child.stdin is not None
-        deadline = time.monotonic() + time_limit + OVERHEAD_LIMIT_S
+        limit = time_limit + OVERHEAD_LIMIT_S
+        deadline, quantized_by = time.monotonic() + limit, None
         try:
             child.stdin.write(encode(command))
             child.stdin.flush()
@@ -80,9 +87,18 @@ class Evaluator:
                 return self._death()
             if line == b"":
                 self.close()
-                return Failed("timeout", f"no answer within {time_limit + OVERHEAD_LIMIT_S:.0f} s")
+                if deadline == quantized_by:
+                    return Failed("timeout", _took_too_long(command))
+                return Failed("timeout", f"no answer within {limit:.0f} s")
             reply = decode(line)
             if isinstance(reply, Progress):
+                now = time.monotonic()
+                if reply.phase == QUANTIZING:
+                    if quantized_by is None and command.quantize_limit is not None:
+                        quantized_by = now + command.quantize_limit
+                    deadline = min(now + limit, quantized_by or math.inf)
+                elif quantized_by is not None:
+                    deadline, quantized_by = now + limit, None
                 if self._on_progress is not None:
                     self._on_progress(reply)
             elif isinstance(reply, Lacking):
@@ -90,7 +106,7 @@ class Evaluator:
                     f"{reply.reason}; what was measured is kept: put that right and go on with "
                     f"autotune run --resume {self._folder.path}"
                 )
-            elif isinstance(reply, (Measured, Failed)):
+            elif isinstance(reply, (Measured, BrokeGuard, Failed)):
                 self._answered = True
                 return reply
 
@@ -175,3 +191,12 @@ class Evaluator:
         except OSError:
             return "no output"
         return lines[-1].decode(errors="replace")[:300] if lines else "no output"
+
+
+def _took_too_long(command: MeasureCommand) -> str:
+    method = command.config.get("quantization")
+    return (
+        f"quantizing the weights with {method} took longer than the {command.quantize_limit:.0f} s "
+        "that the budget leaves for it: raise --budget, or prepare them with autotune quantize "
+        f"--method {method} and tune the checkpoint that it writes"
+    )

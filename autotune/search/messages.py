@@ -1,8 +1,8 @@
 """What the search and its trial process say to each other: one JSON object a line.
 
 The search sends `MeasureCommand`s on the child's standard input. The child answers each with any
-number of `Progress` and then exactly one `Measured`, `Failed` or `Lacking`; a child that dies
-answers nothing, which the search reads as a crash.
+number of `Progress` and then exactly one `Measured`, `BrokeGuard`, `Failed` or `Lacking`; a child
+that dies answers nothing, which the search reads as a crash.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
+
+# Phase of a `Progress` while weights are quantized for the first time, which may take minutes.
+QUANTIZING = "quantizing"
 
 FailureKind = Literal["out_of_memory", "rejected", "crash", "timeout"]
 
@@ -21,7 +24,9 @@ class MeasureCommand:
 
     `rate_factor` multiplies the window's arrival rate; None offers every request at once.
     `drain_limit` is how many seconds after the last arrival unfinished requests become misses.
-    The request and step records go to disk under `trial`.
+    With `guarded`, no load is offered where the quality breaks a limit of the SLO. Quantizing the
+    weights for the first time may take `quantize_limit` seconds; None sets no limit. The request
+    and step records go to disk under `trial`.
     """
 
     trial: int
@@ -31,11 +36,13 @@ class MeasureCommand:
     drain_limit: float
     seed: int
     slo: str
+    guarded: bool = False
+    quantize_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The load is running: requests sent and finished so far, of how many."""
+    """What is going on; `finished` of `total` requests of a load, or layers that are quantized."""
 
     phase: str
     finished: int = 0
@@ -47,6 +54,13 @@ class Measured:
     """The metrics (keys of `bench --json`) of one measurement."""
 
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokeGuard:
+    """The quality breaks a limit of the SLO, so no load was offered; None: it has no measure."""
+
+    quality: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +78,11 @@ class Lacking:
     reason: str
 
 
-Reply = Progress | Measured | Failed | Lacking
+Reply = Progress | Measured | BrokeGuard | Failed | Lacking
+Answer = Measured | BrokeGuard | Failed
 _KINDS: dict[str, type[Reply] | type[MeasureCommand]] = {
-    kind.__name__: kind for kind in (MeasureCommand, Progress, Measured, Failed, Lacking)
+    kind.__name__: kind
+    for kind in (MeasureCommand, Progress, Measured, BrokeGuard, Failed, Lacking)
 }
 
 

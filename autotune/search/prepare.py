@@ -18,8 +18,9 @@ from autotune.errors import BadInput, EnvironmentMissing
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
 from autotune.model_info import ModelInfo, read_model_info, with_default_model
-from autotune.quality import check_measurable
+from autotune.quality import check_measurable, forget_reference
 from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord, utc_now
+from autotune.search.methods_offered import offer_for
 from autotune.search.options import TuneOptions
 from autotune.search.schedule import Schedule, plan_schedule
 from autotune.search.space import SearchSpace, load_space
@@ -131,9 +132,12 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
             "model back"
         )
     check_measurable(options.parsed_slo, base)
+    notes: list[str] = []
     if run is None:
         space_file = Path(options.space_file) if options.space_file else None
-        space = load_space(hardware["device"], options.narrowing, space_file).nearest(base)
+        offer = offer_for(hardware, quantized=model.quantization is not None)
+        space = load_space(hardware["device"], options.narrowing, space_file, offer).nearest(base)
+        notes = offer.notes_on(base)
     else:
         space = SearchSpace({name: tuple(v) for name, v in run["search_space"].items()})
     probes = CAPACITY_PROBES if options.objective == "capacity" else 1
@@ -148,7 +152,7 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     traffic = None
     if run is None or not run["workload"]:
         traffic = load_traffic(traffic_options, model, base, options.seed)
-    prepared = Prepared(run or {}, options, model, base, space, schedule, traffic)
+    prepared = Prepared(run or {}, options, model, base, space, schedule, traffic, notes)
     if run is None:
         prepared.run = _new_run(prepared, hardware, command)
         folder.write_json(folder.run_json, prepared.run)
@@ -212,7 +216,7 @@ def offer_traffic(
     offered = traffic.windows(rate, schedule.window_s, count=1 + options.rounds)
     write_windows(folder, offered.windows)
     prepared.num_windows = len(offered.windows)
-    prepared.notes = [*notes, *offered.notes]
+    prepared.notes = [*prepared.notes, *notes, *offered.notes]
     prepared.run["workload"] = offered.description
     prepared.run["num_windows"] = prepared.num_windows
     prepared.run["notes"] = prepared.notes
@@ -228,6 +232,7 @@ def conclude(
     run["result"] = result
     if status == "done":
         folder.merge_parts()
+        forget_reference(folder.path)
         folder.write_json(folder.lock, _lock(run))
     # Last: a run that was killed before this line is not done, and concludes when it is resumed.
     folder.write_json(folder.run_json, run)

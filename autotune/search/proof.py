@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.metrics import compute_metrics
+from autotune.quality_guard import breaks_guard
 from autotune.records import LimitResult, RequestRecord, RunFolder, TrialRecord
 from autotune.search.gain import Gain, paired_gain
 from autotune.search.objective import Objective
-from autotune.slo import Slo
+from autotune.slo import QUALITY_METRICS, Slo
 from engine.config import EngineConfig
 from engine.step_record import StepRecord
 
@@ -33,13 +34,17 @@ class Contender:
 
 
 def choose_finalists(
-    records: Sequence[TrialRecord], objective: Objective, count: int
+    records: Sequence[TrialRecord], objective: Objective, count: int, slo: Slo
 ) -> list[TrialRecord]:
-    """The search trials worth proving, best first; the default, the first record, is not one."""
+    """The search trials worth proving, best first; the default, the first record, is not one.
+
+    A config whose quality breaks the SLO is none, however fast and however few the others are.
+    """
     seen: list[Mapping[str, Any]] = [records[0].config]
     chosen: list[TrialRecord] = []
     for record in ranked(records, objective):
-        if record.config not in seen and len(chosen) < count:
+        feasible = not breaks_guard(slo, record.slo)
+        if feasible and record.config not in seen and len(chosen) < count:
             seen.append(record.config)
             chosen.append(record)
     return chosen
@@ -164,7 +169,7 @@ def _pooled(
     metrics["offered_rate"] = None if None in offered else sum(offered) / len(offered)
     # Quality belongs to the weights and not to a round's load.
     first = trials[0].metrics or {}
-    metrics |= {n: first[n] for n in ("quality", "quality_loss", "kl") if n in first}
+    metrics |= {n: first[n] for n in ("quality", *QUALITY_METRICS) if n in first}
     rates = [t.metrics.get("capacity_requests_per_s") for t in trials if t.metrics]
     if all(rate is not None for rate in rates):
         metrics["capacity_requests_per_s"] = sum(r for r in rates if r is not None) / len(rates)

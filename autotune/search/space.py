@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from autotune.errors import BadInput
+from autotune.search.methods_offered import Offer, seed_methods
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
 
@@ -65,7 +66,8 @@ class SearchSpace:
         """Points to measure before the sampler is asked, with the reason of each.
 
         The default comes first. Each other one moves one knob to an end of its list (or to each
-        other choice), dearest reload first, so that a short budget sees the largest effects.
+        other choice), dearest reload first, so that a short budget sees the largest effects. Of the
+        quantizations only one of each speed is among them: see `methods_offered`.
         """
         start = self.point_of(default)
         assert start is not None, "the space is widened by the default first"
@@ -75,7 +77,11 @@ class SearchSpace:
         )
         for name in names:
             values = self.values[name]
-            ends = (values[0], values[-1]) if self.is_ordinal(name) else values
+            ends: Sequence[Any] = values
+            if name == "quantization":
+                ends = seed_methods(values, start[name])
+            elif self.is_ordinal(name):
+                ends = (values[0], values[-1])
             seeds += [
                 (f"extreme: {name}={_plain(value)}", {**start, name: value})
                 for value in dict.fromkeys(ends)
@@ -85,15 +91,20 @@ class SearchSpace:
 
 
 def load_space(
-    device: str, narrowing: Mapping[str, Sequence[Any]], path: Path | None = None
+    device: str,
+    narrowing: Mapping[str, Sequence[Any]],
+    path: Path | None = None,
+    offer: Offer | None = None,
 ) -> SearchSpace:
     """The space of a device type, from `search_spaces/<device>.yaml` or from a user's file.
 
     `narrowing` replaces the values of single knobs. A knob with a single value is not searched.
+    Of the knobs in `offer` only the values there can be chosen: the space that is shipped lists
+    what some device runs fast, and a user who names another value is told.
 
     Raises:
         BadInput: the file or the narrowing names an unknown knob, one that has no effect on this
-            device, or a value that the engine refuses.
+            device, or a value that the engine refuses or that is not offered here.
     """
     source = path if path is not None else resources.files("search_spaces") / f"{device}.yaml"
     try:
@@ -106,6 +117,10 @@ def load_space(
     for name, choices in {**raw, **narrowing}.items():
         where = "the command line" if name in narrowing else str(source)
         checked = _checked(name, choices, device, where)
+        if offer is not None and name in offer.values:
+            if name in narrowing or path is not None:
+                offer.check(name, checked, where)
+            checked = tuple(v for v in checked if v in offer.values[name])
         if len(checked) > 1:
             values[name] = checked
     return SearchSpace(values)

@@ -28,6 +28,9 @@ STUDY_NAME = "autotune"
 # Violation told to the sampler for a trial that crashed, ran out of memory or timed out: worse
 # than any measured violation is likely to be, so such points are ranked last.
 FAILURE_VIOLATION = 100.0
+# Of a trial that offered no load because its quality broke the SLO: to be avoided like a miss of
+# that limit, not like a crash. It keeps such trials out of what importances are computed from.
+UNOFFERED_VIOLATION = 1.0
 # Stands for the objective of a trial that measured none when less is better. Infeasible trials are
 # ranked by their violation, so its size does not matter as long as it is finite.
 UNMEASURED_COST = 1e9
@@ -167,7 +170,8 @@ class Study:
 
 def constraints_of(record: TrialRecord) -> dict[str, float]:
     """Constraints of a trial, at most 0 where met: its outcome and each limit of the SLO."""
-    constraints = {"outcome": 0.0 if record.outcome == "ok" else FAILURE_VIOLATION}
+    outcomes = {"ok": 0.0, "quality": UNOFFERED_VIOLATION}
+    constraints = {"outcome": outcomes.get(record.outcome, FAILURE_VIOLATION)}
     constraints |= {result.limit: result.violation for result in record.slo}
     return constraints
 

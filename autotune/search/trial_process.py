@@ -22,8 +22,10 @@ from typing import Any, BinaryIO
 from autotune.load.open_loop import run_load
 from autotune.measure import at_rate, measure
 from autotune.quality import QualityMeter
+from autotune.quality_guard import broken_limits, quality_entries
 from autotune.records import RunFolder
 from autotune.search.messages import (
+    BrokeGuard,
     Failed,
     Lacking,
     MeasureCommand,
@@ -75,7 +77,12 @@ class TrialProcess:
         try:
             config = EngineConfig.from_mapping(command.config)
             engine = self._engine_for(config)
-            return self._measure(engine, config, command)
+            # Before the load: it is cheaper, and where the guard breaks there is no load to pay.
+            slo = parse_slo(command.slo)
+            quality = self._quality_of(config, slo)
+            if command.guarded and broken_limits(slo, quality):
+                return BrokeGuard(quality)
+            return self._measure(engine, config, command, slo, quality)
         except ConfigError as error:
             return Failed("rejected", str(error))
         except EnvironmentLacks as error:
@@ -121,8 +128,19 @@ class TrialProcess:
         self._model = self._engine = self._config = None
         gc.collect()
 
-    def _measure(self, engine: Engine, config: EngineConfig, command: MeasureCommand) -> Reply:
-        slo = parse_slo(command.slo)
+    def _quality_of(self, config: EngineConfig, slo: Slo) -> dict[str, Any] | None:
+        assert self._model is not None
+        self._reply(Progress("scoring the held-out text"))
+        return self._quality.measure(self._model, config, load_reference=slo.needs_quality)
+
+    def _measure(
+        self,
+        engine: Engine,
+        config: EngineConfig,
+        command: MeasureCommand,
+        slo: Slo,
+        quality: dict[str, Any] | None,
+    ) -> Reply:
         requests = at_rate(self._windows.window(command.window), command.rate_factor)
         self._warm_up(engine, requests)
         engine.clear_prefix_cache()
@@ -135,17 +153,9 @@ class TrialProcess:
             seed=command.seed,
             on_progress=lambda done: self._reply(Progress("load", done.left, done.total)),
         )
-        self._add_quality(measurement.metrics, config, slo)
+        measurement.metrics.update(quality_entries(quality))
         self._folder.write_part(command.trial, measurement.records, measurement.steps)
         return Measured(measurement.metrics)
-
-    def _add_quality(self, metrics: dict[str, Any], config: EngineConfig, slo: Slo) -> None:
-        """Put `quality_loss`, `kl` and what belongs to them into the metrics."""
-        assert self._model is not None
-        quality = self._quality.measure(self._model, config, load_reference=slo.needs_quality)
-        if quality is not None:
-            metrics["quality"] = quality
-            metrics |= {name: quality[name] for name in ("quality_loss", "kl")}
 
     def _warm_up(self, engine: Engine, requests: Sequence[LoadRequest]) -> None:
         self._reply(Progress("warm-up"))

@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.records import LimitResult, RunFolder, TrialKind, TrialRecord, utc_now
+from autotune.quality_guard import guard_reason
+from autotune.records import LimitResult, RunFolder, TrialKind, TrialOutcome, TrialRecord, utc_now
 from autotune.search.capacity import find_capacity
 from autotune.search.evaluator import Evaluator
-from autotune.search.messages import Failed, MeasureCommand, Measured
+from autotune.search.messages import Answer, BrokeGuard, Failed, MeasureCommand, Measured
 from autotune.search.objective import Objective
 from autotune.search.schedule import Schedule
 from autotune.slo import Slo
@@ -49,20 +50,33 @@ class TrialRunner:
         self._seed = seed
         self._at_once = at_once
         self.next_number = next_number
+        self._guarded = False
+        self._quantize_limit: float | None = None
         # Where the next capacity search begins: near the last answer the bracket is found fastest.
         self._capacity_start = 1.0
 
     def run(
-        self, kind: TrialKind, source: str, config: EngineConfig, window: int = 0, round_: int = 0
+        self,
+        kind: TrialKind,
+        source: str,
+        config: EngineConfig,
+        window: int = 0,
+        round_: int = 0,
+        *,
+        guarded: bool = False,
+        quantize_limit: float | None = None,
     ) -> TrialRecord:
         """Measure `config` under a window of the workload; failures are records too.
+
+        `guarded` and `quantize_limit` are those of `MeasureCommand`.
 
         Raises:
             autotune.errors.Interrupted: the search was stopped; nothing is recorded.
         """
         number = self.next_number
         began, started_at = time.monotonic(), utc_now()
-        reply: Measured | Failed
+        self._guarded, self._quantize_limit = guarded, quantize_limit
+        reply: Answer
         if kind != "calibration" and self._objective.name == "capacity":
             reply = self._capacity(number, config, window)
         else:
@@ -92,7 +106,7 @@ class TrialRunner:
 
     def _measure(
         self, number: int, config: EngineConfig, window: int, factor: float | None
-    ) -> Measured | Failed:
+    ) -> Answer:
         # What arrives at once is worked off after its last arrival, so that is the measurement.
         drain_limit = (
             self._schedule.calibration_s
@@ -107,11 +121,13 @@ class TrialRunner:
             drain_limit=drain_limit,
             seed=self._seed,
             slo=str(self._slo),
+            guarded=self._guarded,
+            quantize_limit=self._quantize_limit,
         )
         load = self._schedule.window_s / (factor or 1.0)
         return self._evaluator.measure(command, load + drain_limit)
 
-    def _capacity(self, number: int, config: EngineConfig, window: int) -> Measured | Failed:
+    def _capacity(self, number: int, config: EngineConfig, window: int) -> Answer:
         found = find_capacity(
             lambda factor: self._measure(number, config, window, factor),
             self._slo,
@@ -119,7 +135,7 @@ class TrialRunner:
             self._schedule.probes,
             keep=lambda: self._folder.set_part_aside(number),
         )
-        if isinstance(found, Failed):
+        if isinstance(found, (BrokeGuard, Failed)):
             return found
         # The records of the last load lie on disk; the metrics are those of the best one.
         self._folder.take_part_back(number)
@@ -136,13 +152,18 @@ class TrialRunner:
         kind: TrialKind,
         source: str,
         config: EngineConfig,
-        reply: Measured | Failed,
+        reply: Answer,
         round_: int,
         started_at: str,
         began: float,
     ) -> TrialRecord:
         metrics = reply.metrics if isinstance(reply, Measured) else None
-        limits: list[LimitResult] = [] if metrics is None else self._slo.evaluate(metrics)
+        quality = _quality(reply)
+        limits: list[LimitResult] = []
+        if metrics is not None:
+            limits = self._slo.evaluate(metrics)
+        elif isinstance(reply, BrokeGuard):
+            limits = self._slo.guard.evaluate(quality or {})
         objective = None
         if metrics is not None and kind != "calibration":
             objective = self._objective.value(metrics, self._slo)
@@ -151,10 +172,10 @@ class TrialRunner:
             kind=kind,
             source=source,
             config=config.to_dict(),
-            outcome=reply.kind if isinstance(reply, Failed) else "ok",
+            outcome=_outcome(reply),
             seconds=time.monotonic() - began,
             started_at=started_at,
-            reason=reply.reason if isinstance(reply, Failed) else None,
+            reason=self._reason(reply),
             rate=None if metrics is None else metrics["offered_rate"],
             seed=self._seed,
             round=round_,
@@ -162,4 +183,22 @@ class TrialRunner:
             slo=limits,
             slo_met=metrics is not None and all(r.met for r in limits),
             objective=objective,
+            quality=quality,
         )
+
+    def _reason(self, reply: Answer) -> str | None:
+        if isinstance(reply, BrokeGuard):
+            return guard_reason(self._slo, reply.quality)
+        return reply.reason if isinstance(reply, Failed) else None
+
+
+def _outcome(reply: Answer) -> TrialOutcome:
+    if isinstance(reply, BrokeGuard):
+        return "quality"
+    return reply.kind if isinstance(reply, Failed) else "ok"
+
+
+def _quality(reply: Answer) -> dict[str, Any] | None:
+    if isinstance(reply, Measured):
+        return reply.metrics.get("quality")
+    return reply.quality if isinstance(reply, BrokeGuard) else None

@@ -11,22 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import Interrupted
+from autotune.quality_guard import qualities, uncertain_limits
 from autotune.records import RunFolder, TrialRecord
 from autotune.search.evaluator import Evaluator
 from autotune.search.events import Listener, Silent
+from autotune.search.methods_offered import heirs
 from autotune.search.options import TuneOptions
 from autotune.search.prepare import Prepared, conclude, offer_traffic, open_folder, prepare
-from autotune.search.proof import choose_finalists, judge, ranked
+from autotune.search.proof import Contender, choose_finalists, judge, ranked
 from autotune.search.study import Study, combined_improvements
 from autotune.search.trials import TrialRunner
 from autotune.search.verdict import changed_knobs, result_json
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
+from engine.quantize.method_table import METHODS
 
 # How many points are asked for at once, to be measured in the order that reloads least often.
 WAVE = 4
 # The space counts as exhausted after so many suggestions in a row that were measured before.
 MAX_REPEATS = 50
+# Knobs that decide the quality; the model's dtype is the same for all trials.
+QUALITY_KNOBS = ("quantization", "kv_cache_dtype")
+# Quantizing with a calibrated method takes at most so much of the search time that is left, so that
+# a large model's calibration does not eat the search; on a short budget, so many seconds.
+QUANTIZE_SHARE = 1 / 3
+MIN_QUANTIZE_S = 20.0
 
 
 def tune(
@@ -86,6 +95,7 @@ class _Search:
     ) -> None:
         self._prepared = prepared
         self._options = prepared.options
+        self._default = prepared.base.to_dict()
         self._folder = folder
         self._listener = listener
         self._slo = prepared.options.parsed_slo
@@ -137,8 +147,14 @@ class _Search:
             self._objective,
             self._objective.unit(self._slo),
             self._study.importances() if self._study else {},
-            self._prepared.notes,
+            [*self._prepared.notes, *self._quality_notes(contenders)],
+            qualities(self._searched, self._slo),
         )
+
+    def _quality_notes(self, contenders: Sequence[Contender]) -> list[str]:
+        """What the measured values leave open of the limits on the quality."""
+        measured = [(c.metrics or {}).get("quality") for c in contenders]
+        return list(dict.fromkeys(n for q in measured for n in uncertain_limits(self._slo, q)))
 
     @property
     def proof_has_intervals(self) -> bool:
@@ -217,13 +233,15 @@ class _Search:
             wave = [study.ask() for _ in range(self._wave_size(num_seeds))]
             wave.sort(key=lambda s: self._reload_rank(s.point))
             for suggestion in wave:
-                known = self._known(suggestion.point)
+                known = self._known(suggestion.point) or self._foreseen(suggestion.point)
                 if known is not None:
                     repeats += 1
                     study.tell(suggestion, known)
                 elif self._may_go_on():
                     repeats = 0
-                    study.tell(suggestion, self._measure(suggestion.source, suggestion.point))
+                    record = self._measure(suggestion.source, suggestion.point)
+                    study.tell(suggestion, record)
+                    self._enqueue_heirs(record)
 
     def _wave_size(self, num_seeds: int) -> int:
         """How many points to order together: none may push one out that was meant to come first."""
@@ -255,8 +273,44 @@ class _Search:
                 return record
         return None
 
+    def _foreseen(self, point: Mapping[str, Any]) -> TrialRecord | None:
+        """A trial that tells what this point would come to, as it quantizes in the same way.
+
+        The quality does not depend on other knobs, and neither does what quantizing takes.
+        """
+        knobs = [name for name in QUALITY_KNOBS if name in KNOBS]
+        for record in self._searched:
+            hopeless = record.outcome == "quality" or (
+                record.outcome == "timeout" and METHODS[record.config["quantization"]].calibrated
+            )
+            if hopeless and all(record.config[n] == point.get(n, self._default[n]) for n in knobs):
+                return record
+        return None
+
+    def _enqueue_heirs(self, record: TrialRecord) -> None:
+        """Where a method broke the guard, try those that are as fast and gentler."""
+        method = record.config["quantization"]
+        if record.outcome != "quality" or METHODS[method].calibrated:
+            return
+        space = self._prepared.space
+        point = {name: record.config[name] for name in space.values}
+        for heir in heirs(method, space.values.get("quantization", ())):
+            candidate = {**point, "quantization": heir}
+            if self._study is not None and not (
+                self._known(candidate) or self._foreseen(candidate)
+            ):
+                self._study.enqueue(f"as fast as {method} and calibrated", candidate)
+
+    def _quantize_limit(self) -> float | None:
+        """Longest time that quantizing the weights for one trial may take."""
+        budget = self._options.budget_s
+        if budget is None:
+            return None
+        left = self._prepared.schedule.search_time_left(self._spent(), self._trial_s())
+        return max(MIN_QUANTIZE_S, left * QUANTIZE_SHARE)
+
     def _measure(self, source: str, point: Mapping[str, Any]) -> TrialRecord:
-        default = self._prepared.base.to_dict()
+        default = self._default
         changes = {n: c[1] for n, c in changed_knobs(default, {**default, **point}).items()}
         self._listener.trial_started(self._trials.next_number, source, changes)
         try:
@@ -264,7 +318,14 @@ class _Search:
         except ConfigError as error:
             record = self._trials.reject(source, {**default, **point}, str(error))
         else:
-            record = self._trials.run("search", source, config)
+            # Every claim is a gain over the default, so that it is measured whatever its quality.
+            record = self._trials.run(
+                "search",
+                source,
+                config,
+                guarded=bool(self._searched) and self._slo.needs_quality,
+                quantize_limit=self._quantize_limit() if self._searched else None,
+            )
         self._searched.append(record)
         self._listener.trial_ended(record, self._best())
         return record
@@ -273,7 +334,8 @@ class _Search:
         return next(iter(ranked(self._searched, self._objective)), None)
 
     def _finalists(self) -> list[TrialRecord]:
-        return choose_finalists(self._searched, self._objective, self._options.finalists)
+        count = self._options.finalists
+        return choose_finalists(self._searched, self._objective, count, self._slo)
 
     def _prove(self) -> None:
         contenders = [self._searched[0], *self._finalists()]

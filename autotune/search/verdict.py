@@ -56,8 +56,9 @@ def result_json(
     unit: str,
     importances: Mapping[str, float],
     notes: Sequence[str],
+    quality: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `result` of `run.json`."""
+    """The `result` of `run.json`; `quality` is what is known of each way of quantizing."""
     default, winner = contenders[0], choose_winner(contenders)
     gain = winner.gain or Gain(1.0, 1.0, 1.0, 0.0, "ratio")
     delivered = default.load_delivered and winner.load_delivered
@@ -87,6 +88,7 @@ def result_json(
         "slo": [asdict(limit) for limit in winner.slo],
         "baseline_slo": [asdict(limit) for limit in default.slo],
         "notes": list(notes),
+        "quality": dict(quality or {}),
     }
 
 

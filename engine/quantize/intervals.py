@@ -28,6 +28,8 @@ def mean_interval(window_means: Values) -> tuple[float, float, float]:
     mean = float(window_means.mean())
     if window_means.size < 2:
         return mean, -math.inf, math.inf
+    if not math.isfinite(mean):  # broken weights: no spread to speak of
+        return mean, mean, mean
     error = float(window_means.std(ddof=1)) / math.sqrt(window_means.size)
     margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, window_means.size - 1)) * error
     return mean, mean - margin, mean + margin
@@ -43,6 +45,8 @@ def bootstrap_interval(
     interval holds the middle 95% of what the resamples give (the percentile method, Efron 1979).
     """
     value = float(statistic(windows.reshape(1, -1))[0])
+    if not math.isfinite(value):
+        return value, value, value
     generator = np.random.default_rng(seed)
     drawn = []
     for _ in range(RESAMPLES // 100):  # a hundred at a time bounds the memory

@@ -202,7 +202,7 @@ def test_finalists_are_the_best_that_met_the_slo_then_the_nearest(tmp_path: Path
         write_trial(folder, 2, FAST, 0.05, kind="search"),
         write_trial(folder, 3, FAST, 0.05, kind="search"),
     ]
-    finalists = choose_finalists(search, OBJECTIVE, 5)
+    finalists = choose_finalists(search, OBJECTIVE, 5, SLO)
     assert [t.config for t in finalists] == [FAST, SLOW]
 
 

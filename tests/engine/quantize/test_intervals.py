@@ -24,6 +24,16 @@ def test_one_window_tells_nothing_of_the_spread() -> None:
     assert mean_interval(np.array([0.25])) == (0.25, -math.inf, math.inf)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_has_no_interval(broken: float) -> None:
+    windows = np.array([[0.1, 0.2], [0.3, broken]])
+    for found in (
+        mean_interval(windows.mean(axis=1)),
+        bootstrap_interval(windows, lambda rows: rows.mean(axis=1), 0),
+    ):
+        assert not any(math.isfinite(value) for value in found)
+
+
 def test_bootstrap_takes_windows_for_what_is_independent() -> None:
     """Positions of a window are alike, so that few windows are few observations.
 
