@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.cpu.native_build import NativeBuildError, build
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CACHE_CODES = {**DTYPE_CODES, torch.int8: 3, torch.float8_e4m3fn: 4}
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[type]] = {
@@ -20,12 +21,12 @@ _SIGNATURES: dict[str, list[type]] = {
     "rotary_embedding": [_I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
     "silu_and_mul": [_I, _P, _P, _L, _L, _I],
     "write_kv": [_P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
-    "decode_attention": [_I, _P, _P, _P, _P, _L, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I],
-    "amx_attention": [_P, _P, _P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _L, _L, _F, _I],
+    "decode_attention": [_I, _I, _P, _I],
+    "amx_attention": [_I, _P, _I],
     "int4_widen": [_I, _P, _P, _P, _L, _L, _L, _P, _I],
     "int4_linear": [_P, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I],
     "panel_embedding": [_P, _P, _L, _L, _P, _I],
-    "amx_linear": [_I, _I, _P, _L, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I, _I],
+    "amx_linear": [_P, _I, _P, _L, _L, _I, _L, _F, _P, _I, _I],
 }
 
 
