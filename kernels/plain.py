@@ -7,6 +7,8 @@ from torch import Tensor
 from kernels.layer_cache import LayerCache, quantize_heads
 from kernels.metadata import AttentionMetadata
 
+PIECE = 256  # queries of a windowed prefill chunk that are attended together, at least
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Norm over the last dimension in float32.
@@ -201,6 +203,39 @@ def _capped_attention(
     return attended.permute(2, 0, 1, 3).reshape(new, heads, head_dim)
 
 
+def prefill_chunks(
+    q: Tensor,
+    cache: LayerCache,
+    metadata: AttentionMetadata,
+    scale: float,
+    window: int,
+    soft_cap: float,
+    out: Tensor,
+) -> None:
+    """Attention of all sequences but the leading decodes, into their rows of ``out``.
+
+    With a window, queries are taken in pieces as long as it (or PIECE), so that the work grows
+    with the window, not with the context.
+    """
+    token = metadata.num_decodes
+    for i in range(metadata.num_decodes, len(metadata.query_lens)):
+        end = token + metadata.query_lens[i]
+        context = metadata.context_lens_list[i]
+        piece = max(window, PIECE) if window else end - token
+        for start in range(token, end, piece):
+            stop = min(start + piece, end)
+            out[start:stop] = prefill_attention(
+                q[start:stop],
+                cache,
+                metadata.block_tables[i],
+                context - (end - stop),
+                scale,
+                window,
+                soft_cap,
+            )
+        token = end
+
+
 def paged_attention(
     q: Tensor,
     cache: LayerCache,
@@ -214,17 +249,5 @@ def paged_attention(
     decodes = metadata.num_decodes
     if decodes:
         out[:decodes] = decode_attention(q, cache, metadata, scale, window, soft_cap)
-    token = decodes
-    for i in range(decodes, len(metadata.query_lens)):
-        end = token + metadata.query_lens[i]
-        out[token:end] = prefill_attention(
-            q[token:end],
-            cache,
-            metadata.block_tables[i],
-            metadata.context_lens_list[i],
-            scale,
-            window,
-            soft_cap,
-        )
-        token = end
+    prefill_chunks(q, cache, metadata, scale, window, soft_cap, out)
     return out

@@ -1,16 +1,49 @@
 """Paged attention on a CPU: native kernels that read the pages where they lie."""
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from kernels import plain
-from kernels.cpu.native import DTYPE_CODES, has_amx, library, takes
+from kernels.cpu.native import CACHE_CODES, DTYPE_CODES, has_amx, library, takes
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 
 LANES = 16  # the head dimension must fill whole vectors
 TILE_DIMENSIONS = 32  # and, on AMX, whole tiles
 LARGEST_TILED_HEAD = 256
+
+
+class AttentionStep(ctypes.Structure):
+    """What one call is asked for; the same struct as in ``native/attention_step.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("key_scales", "value_scales")),
+        *((name, ctypes.c_void_p) for name in ("tables", "context_lens", "query_start", "out")),
+        *((name, ctypes.c_int64) for name in ("table_stride", "sequences", "q_heads", "kv_heads")),
+        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "q_stride", "window")),
+        *((name, ctypes.c_float) for name in ("scale", "soft_cap")),
+    )
+
+
+def _known(q: Tensor, cache: LayerCache, tables: Tensor) -> bool:
+    """Whether dtypes and strides are those that the native kernels read."""
+    if not takes(q) or q.dim() != 3 or q.shape[2] % LANES:
+        return False
+    if not (q.stride(2) == 1 and q.stride(1) == q.shape[2]):
+        return False
+    keys, values = cache.keys, cache.values
+    if not (keys.is_contiguous() and values.is_contiguous() and keys.dtype == values.dtype):
+        return False
+    if cache.key_scales is None or cache.value_scales is None:
+        known = keys.dtype == q.dtype
+    else:
+        scales = cache.key_scales, cache.value_scales
+        known = keys.dtype in CACHE_CODES and keys.dtype not in DTYPE_CODES
+        known = known and all(s.dtype == torch.float32 and s.is_contiguous() for s in scales)
+    return known and tables.dtype == torch.int32 and tables.stride(-1) == 1
 
 
 def paged_attention(
@@ -23,72 +56,44 @@ def paged_attention(
 ) -> Tensor | None:
     """As ``ops.paged_attention``; None if the operands are not of the expected kind."""
     native = library()
-    key_cache, value_cache = cache.keys, cache.values
-    if window or soft_cap or cache.is_quantized:
-        return None
-    if native is None or not takes(q) or q.dim() != 3 or q.shape[2] % LANES:
-        return None
-    if not (q.stride(2) == 1 and q.stride(1) == q.shape[2]):
-        return None
-    if not (q.dtype == key_cache.dtype == value_cache.dtype):
-        return None
-    if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
-        return None
     tables = metadata.block_tables
-    if tables.dtype != torch.int32 or tables.stride(-1) != 1:
+    if native is None or not _known(q, cache, tables):
         return None
     tokens, heads, head_dim = q.shape
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype)
-    if (
+    tiled = (
         q.dtype == torch.bfloat16
         and head_dim % TILE_DIMENSIONS == 0
         and head_dim <= LARGEST_TILED_HEAD
         and has_amx()
-    ):
-        native.amx_attention(
-            q.data_ptr(),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
-            tables.data_ptr(),
-            tables.stride(0),
-            metadata.context_lens.data_ptr(),
-            metadata.query_start.data_ptr(),
-            out.data_ptr(),
-            len(metadata.query_lens),
-            heads,
-            key_cache.shape[1],
-            key_cache.shape[2],
-            head_dim,
-            q.stride(0),
-            scale,
-            torch.get_num_threads(),
-        )
-        return out
+    )
     decodes = metadata.num_decodes
+    step = AttentionStep(
+        q.data_ptr(),
+        cache.keys.data_ptr(),
+        cache.values.data_ptr(),
+        None if cache.key_scales is None else cache.key_scales.data_ptr(),
+        None if cache.value_scales is None else cache.value_scales.data_ptr(),
+        tables.data_ptr(),
+        metadata.context_lens.data_ptr(),
+        metadata.query_start.data_ptr(),
+        out.data_ptr(),
+        tables.stride(0),
+        len(metadata.query_lens) if tiled else decodes,
+        heads,
+        cache.num_kv_heads,
+        cache.block_size,
+        head_dim,
+        q.stride(0),
+        window,
+        scale,
+        soft_cap,
+    )
+    cache_code, threads = CACHE_CODES[cache.keys.dtype], torch.get_num_threads()
+    if tiled:
+        native.amx_attention(cache_code, ctypes.byref(step), threads)
+        return out
     if decodes:
-        native.decode_attention(
-            DTYPE_CODES[q.dtype],
-            q.data_ptr(),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
-            tables.data_ptr(),
-            tables.stride(0),
-            metadata.context_lens.data_ptr(),
-            out.data_ptr(),
-            decodes,
-            heads,
-            key_cache.shape[1],
-            key_cache.shape[2],
-            head_dim,
-            q.stride(0),
-            scale,
-            torch.get_num_threads(),
-        )
-    token = decodes
-    for i in range(decodes, len(metadata.query_lens)):
-        end = token + metadata.query_lens[i]
-        out[token:end] = plain.prefill_attention(
-            q[token:end], cache, tables[i], metadata.context_lens_list[i], scale
-        )
-        token = end
+        native.decode_attention(DTYPE_CODES[q.dtype], cache_code, ctypes.byref(step), threads)
+    plain.prefill_chunks(q, cache, metadata, scale, window, soft_cap, out)
     return out

@@ -4,31 +4,19 @@
 // share a tile. Scores come transposed, S[key][column]: keys are read from their pages as left
 // operands without being copied, and softmax runs down the lanes without horizontal reductions.
 // A context is worked off in chunks of CHUNK positions, each with its own maximum, merged in order.
-// Masked keys add exact zeros. So the result for a query depends on its position and its context
+// Masked keys add exact zeros. Quantized keys and values are integers, or as few bits, to the tiles;
+// their scales multiply scores and weights in float32. So the result for a query depends on its position and its context
 // alone: not on the batch, on threads, or on whether it came as a decode or within a prefill chunk.
-#include "amx_tiles.h"
+#include "amx_pages.h"
 
 #if AMX_KERNELS
 #include <cmath>
 #include <vector>
 
-constexpr int64_t CHUNK = 256;       // positions per softmax maximum
-constexpr int64_t STEP = 32;         // positions per pair of key tiles
-constexpr int64_t COLUMNS = 16;      // columns per tile
+constexpr int64_t COLUMNS = 16;        // columns per tile
 constexpr int64_t ITEM_COLUMNS = 128;  // columns that share one interleaving of the values
 
-struct Step {
-    const bf16 *q, *key_cache, *value_cache;
-    const int32_t* tables;
-    const int32_t* context_lens;
-    const int32_t* query_start;
-    bf16* out;
-    int64_t table_stride, q_heads, kv_heads, block_size, dh, q_stride;
-    float scale;
-    int64_t group() const { return q_heads / kv_heads; }
-};
-
-// One unit of work: columns of one kv head of one sequence over a range of chunks.
+// One unit of work: columns of one kv head of one sequence over positions [begin, end).
 struct Item {
     int64_t sequence, head, column, columns, begin, end;
     int64_t parts;  // > 1: this is the first of so many items whose states must be merged
@@ -85,50 +73,34 @@ static inline void transpose(__m512i r[16]) {
 }
 
 // Queries as right operands: [dh / 32][16 pairs of dimensions][16 columns][2].
-static void pack_queries(const Step& s, const Item& w, int64_t column, int64_t count, uint32_t* to) {
+static void pack_queries(const AttentionStep& s, const Item& w, int64_t column, int64_t count, uint32_t* to) {
     for (int64_t c = 0; c < COLUMNS; c++) {
         // Columns beyond the last repeat the first: computed, never written.
         int64_t flat = column + (c < count ? c : 0);
         int64_t token = s.query_start[w.sequence] + flat / s.group();
-        const bf16* q = s.q + token * s.q_stride + (w.head * s.group() + flat % s.group()) * s.dh;
+        const bf16* q = (const bf16*)s.q + token * s.q_stride + (w.head * s.group() + flat % s.group()) * s.dh;
         for (int64_t pair = 0; pair < s.dh / 2; pair++) memcpy(to + pair * 16 + c, q + pair * 2, 4);
     }
 }
 
 struct Workspace {
+    Pages pages;
     uint32_t* queries;  // [dh / 2][16]
-    char* values;       // [CHUNK / 32][dh / 16] tiles
-    char* keys;         // [CHUNK][dh], only where pages do not hold whole tiles
     float* scores;      // [CHUNK][16]
     char* weights;      // [CHUNK / 32] tiles of [16 columns][32 keys]
     float* products;    // State of one chunk
-};
 
-// Values of 32 positions, pairs of positions interleaved; positions beyond the context are zero,
-// because what lies there may be anything, and 0 * NaN is NaN.
-static void interleave_values(const bf16* const* rows, int64_t count, int64_t dh, char* tiles) {
-    alignas(64) static const bf16 zeros[256] = {};
-    __m512i low, high;
-    {
-        alignas(64) uint16_t a[32], b[32];
-        for (int i = 0; i < 32; i++) {
-            a[i] = (uint16_t)(i / 2 + (i % 2) * 32);
-            b[i] = (uint16_t)(16 + i / 2 + (i % 2) * 32);
-        }
-        low = _mm512_load_si512(a);
-        high = _mm512_load_si512(b);
+    static int64_t bytes(int64_t dh) {
+        return Pages::bytes(dh) + CHUNK * (64 + 32) + dh * 32 + State::floats(dh) * 4;
     }
-    for (int64_t pair = 0; pair < 16; pair++) {
-        const bf16* even = 2 * pair < count ? rows[2 * pair] : zeros;
-        const bf16* odd = 2 * pair + 1 < count ? rows[2 * pair + 1] : zeros;
-        for (int64_t d = 0; d < dh; d += 32) {
-            __m512i e = _mm512_loadu_si512(even + d), o = _mm512_loadu_si512(odd + d);
-            char* to = tiles + d / 16 * 1024 + pair * 64;
-            _mm512_store_si512(to, _mm512_permutex2var_epi16(e, low, o));
-            _mm512_store_si512(to + 1024, _mm512_permutex2var_epi16(e, high, o));
-        }
+    explicit Workspace(char* memory, int64_t dh) {
+        pages.place(memory, dh);
+        scores = (float*)(memory + Pages::bytes(dh));
+        weights = (char*)(scores + CHUNK * COLUMNS);
+        queries = (uint32_t*)(weights + CHUNK * 32);
+        products = (float*)(queries + dh * 8);
     }
-}
+};
 
 // scores[key][column] for 32 keys given as two groups of 16 rows.
 static void score(const bf16* k0, const bf16* k1, int64_t dh, const uint32_t* queries, float* to) {
@@ -145,17 +117,41 @@ static void score(const bf16* k0, const bf16* k1, int64_t dh, const uint32_t* qu
     _tile_stored(1, to + 256, 64);
 }
 
-// Softmax down the keys; writes weights as left operands and the chunk's maximum and sum.
-static void soften(float* scores, int64_t steps, int64_t begin, const int32_t* limits, float scale,
+// What 16 columns see: positions from `from` to `to`, both included.
+struct Reach {
+    alignas(64) int32_t from[COLUMNS], to[COLUMNS];
+    int32_t first, last, all_from, all_to;  // any column sees first .. last, every one all_*
+};
+
+static Reach reach_of(const AttentionStep& s, int64_t before, int64_t column, int64_t count) {
+    Reach r;
+    for (int64_t c = 0; c < COLUMNS; c++) {
+        int64_t position = before + (column + (c < count ? c : 0)) / s.group();
+        r.to[c] = (int32_t)position;
+        r.from[c] = (int32_t)s.first_seen(position);
+    }
+    // Columns are ordered by position, those beyond the last repeat the first.
+    r.first = r.from[0], r.all_to = r.to[0];
+    r.last = r.to[count - 1], r.all_from = r.from[count - 1];
+    return r;
+}
+
+// Softmax down the keys of `steps` from position `begin` on; writes weights as left operands and
+// the maximum and sum. Scales, if any, are those of the keys and values.
+static void soften(const AttentionStep& s, float* scores, int64_t steps, int64_t begin,
+                   const Reach& reach, const float* key_scales, const float* value_scales,
                    char* weights, State to) {
-    vi limit;
-    memcpy(&limit, limits, sizeof limit);
-    int32_t lowest = limits[0];
-    for (int c = 1; c < COLUMNS; c++) lowest = limits[c] < lowest ? limits[c] : lowest;
+    vi from, until;
+    memcpy(&from, reach.from, sizeof from);
+    memcpy(&until, reach.to, sizeof until);
     vf best = splat(-INFINITY);
     for (int64_t i = 0; i < steps * STEP; i++) {
-        vf v = load(scores + i * 16) * scale;
-        if (begin + i > lowest) v = select(limit >= (int32_t)(begin + i), v, splat(-INFINITY));
+        int32_t position = (int32_t)(begin + i);
+        vf v = load(scores + i * 16) * s.scale;
+        if (key_scales) v *= key_scales[i];
+        if (s.soft_cap) v = s.soft_cap * vtanh(v / s.soft_cap);
+        if (position > reach.all_to || position < reach.all_from)
+            v = select((until >= position) & (from <= position), v, splat(-INFINITY));
         store(scores + i * 16, v);
         best = vmax(best, v);
     }
@@ -167,10 +163,15 @@ static void soften(float* scores, int64_t steps, int64_t begin, const int32_t* l
     for (int64_t step = 0; step < steps; step++) {
         __m512i pairs[16];
         for (int64_t i = 0; i < 16; i++) {
-            const float* at = scores + (step * STEP + 2 * i) * 16;
-            vf a = vexp(load(at) - finite), b = vexp(load(at + 16) - finite);
+            int64_t key = step * STEP + 2 * i;
+            vf a = vexp(load(scores + key * 16) - finite);
+            vf b = vexp(load(scores + key * 16 + 16) - finite);
             even += a;
             odd += b;
+            if (value_scales) {
+                a *= value_scales[key];
+                b *= value_scales[key + 1];
+            }
             __m512bh both = _mm512_cvtne2ps_pbh(bit_copy<__m512>(b), bit_copy<__m512>(a));
             pairs[i] = _mm512_permutexvar_epi16(interleave, (__m512i)both);
         }
@@ -213,136 +214,111 @@ static void weigh(const char* weights, const char* values, int64_t steps, int64_
     if (NT > 3) _tile_stored(3, to + 48, dh * 4);
 }
 
-static void write_columns(const Step& s, const Item& w, int64_t column, int64_t count,
+static void write_columns(const AttentionStep& s, const Item& w, int64_t column, int64_t count,
                           const State& state) {
     for (int64_t c = 0; c < count; c++) {
         int64_t flat = column + c;
         int64_t token = s.query_start[w.sequence] + flat / s.group();
-        bf16* to = s.out + (token * s.q_heads + w.head * s.group() + flat % s.group()) * s.dh;
+        bf16* to = (bf16*)s.out + (token * s.q_heads + w.head * s.group() + flat % s.group()) * s.dh;
         for (int64_t d = 0; d < s.dh; d += LANES)
             store(to + d, load(state.out + c * s.dh + d) / state.sum[c]);
     }
 }
 
-static void attend(const Step& s, const Item& w, Workspace ws, float* states) {
-    int64_t context = s.context_lens[w.sequence], dh = s.dh, group = s.group();
-    int64_t queries = s.query_start[w.sequence + 1] - s.query_start[w.sequence];
-    const int32_t* table = s.tables + w.sequence * s.table_stride;
-    bool whole_tiles = s.block_size % 16 == 0;
-    int64_t blocks = (w.columns + COLUMNS - 1) / COLUMNS;
-    auto row = [&](const bf16* cache, int64_t position) {
-        int64_t page = (table[position / s.block_size] * s.kv_heads + w.head) * s.block_size;
-        return cache + (page + position % s.block_size) * dh;
-    };
-    for (int64_t begin = w.begin; begin < w.end; begin += CHUNK) {
-        int64_t end = begin + CHUNK < w.end ? begin + CHUNK : w.end;
-        int64_t steps = (end - begin + STEP - 1) / STEP;
-        const bf16 *keys[CHUNK / 16], *values[CHUNK];
-        for (int64_t at = begin; at < end; at++)
-            values[at - begin] = at > begin && at % s.block_size ? values[at - begin - 1] + dh
-                                                                 : row(s.value_cache, at);
-        for (int64_t i = 0; i < steps; i++) {
-            // Pages are too short for the hardware to run ahead, so ask for the keys of these
-            // positions, needed soon, and for the values of the next ones, needed first.
-            for (int64_t j = i * STEP; j < (i + 1) * STEP && j < end - begin; j++) {
-                const char* key = (const char*)(s.key_cache + (values[j] - s.value_cache));
-                for (int64_t line = 0; line < dh * 2; line += 64) _mm_prefetch(key + line, _MM_HINT_T1);
-                if (j + STEP >= end - begin) continue;
-                const char* value = (const char*)values[j + STEP];
-                for (int64_t line = 0; line < dh * 2; line += 64) _mm_prefetch(value + line, _MM_HINT_T0);
-            }
-            interleave_values(values + i * STEP, end - begin - i * STEP, dh,
-                              ws.values + i * dh * 64);
-            for (int64_t t = 0; t < 2; t++) {
-                int64_t first = begin + i * STEP + t * 16;
-                if (first >= context) {
-                    keys[i * 2 + t] = keys[i * 2];
-                } else if (whole_tiles) {
-                    keys[i * 2 + t] = row(s.key_cache, first);
-                } else {
-                    char* copy = ws.keys + (i * 2 + t) * 16 * dh * 2;
-                    for (int64_t j = 0; j < 16; j++) {
-                        int64_t at = first + j < context ? first + j : context - 1;
-                        memcpy(copy + j * dh * 2, row(s.key_cache, at), dh * 2);
-                    }
-                    keys[i * 2 + t] = (const bf16*)copy;
-                }
-            }
-        }
-        for (int64_t b = 0; b < blocks; b++) {
-            int64_t column = w.column + b * COLUMNS;
-            int64_t count = w.column + w.columns - column < COLUMNS ? w.column + w.columns - column
-                                                                   : COLUMNS;
-            int32_t limits[COLUMNS], furthest = 0;
-            for (int64_t c = 0; c < COLUMNS; c++) {
-                limits[c] = (int32_t)(context - queries + (column + (c < count ? c : 0)) / group);
-                furthest = limits[c] > furthest ? limits[c] : furthest;
-            }
-            State state(states + b * State::floats(dh));
-            if (furthest < begin) continue;
-            int64_t needed = (furthest - begin) / STEP + 1;
-            if (needed > steps) needed = steps;
-            pack_queries(s, w, column, count, ws.queries);
-            for (int64_t i = 0; i < needed; i++)
-                score(keys[2 * i], keys[2 * i + 1], dh, ws.queries, ws.scores + i * STEP * 16);
-            State part = begin == w.begin ? state : State(ws.products);
-            soften(ws.scores, needed, begin, limits, s.scale, ws.weights, part);
-            for (int64_t d = 0; d < dh; d += 64) {
-                const char* v = ws.values + d / 16 * 1024;
-                if (dh - d >= 64) weigh<4>(ws.weights, v, needed, dh, part.out + d);
-                else weigh<2>(ws.weights, v, needed, dh, part.out + d);
-            }
-            if (begin != w.begin) merge(state, part, dh);
-        }
+// One chunk's keys and values for 16 columns; the state of what they see.
+static void attend_columns(const AttentionStep& s, const Workspace& ws, const Span& span,
+                           const Reach& reach, State to) {
+    const int64_t dh = s.dh;
+    int64_t skipped = reach.first > span.begin ? (reach.first - span.begin) / STEP : 0;
+    int64_t needed = (reach.last - span.begin) / STEP + 1;
+    if (needed > span.steps()) needed = span.steps();
+    int64_t steps = needed - skipped, at = skipped * STEP;
+    for (int64_t i = 0; i < steps; i++) {
+        const char* const* keys = ws.pages.keys + (skipped + i) * 2;
+        score((const bf16*)keys[0], (const bf16*)keys[1], dh, ws.queries,
+              ws.scores + i * STEP * 16);
     }
-    if (w.partial) return;
-    for (int64_t b = 0; b < blocks; b++) {
-        int64_t column = w.column + b * COLUMNS, left = w.column + w.columns - column;
-        write_columns(s, w, column, left < COLUMNS ? left : COLUMNS,
-                      State(states + b * State::floats(dh)));
+    const bool quantized = s.key_scales;
+    soften(s, ws.scores, steps, span.begin + at, reach,
+           quantized ? ws.pages.key_scales + at : nullptr,
+           quantized ? ws.pages.value_scales + at : nullptr, ws.weights, to);
+    for (int64_t d = 0; d < dh; d += 64) {
+        const char* v = ws.pages.values + skipped * dh * 64 + d / 16 * 1024;
+        if (dh - d >= 64) weigh<4>(ws.weights, v, steps, dh, to.out + d);
+        else weigh<2>(ws.weights, v, steps, dh, to.out + d);
     }
 }
 
-static void plan(const Step& s, int64_t sequences, std::vector<Item>& items) {
-    for (int64_t i = 0; i < sequences; i++) {
+template <class C>
+static void attend(const AttentionStep& s, const Item& w, Workspace& ws, float* states) {
+    int64_t context = s.context_lens[w.sequence], dh = s.dh;
+    int64_t before = context - (s.query_start[w.sequence + 1] - s.query_start[w.sequence]);
+    const int32_t* table = s.tables + w.sequence * s.table_stride;
+    int64_t blocks = (w.columns + COLUMNS - 1) / COLUMNS;
+    auto count_of = [&](int64_t b) {
+        int64_t left = w.columns - b * COLUMNS;
+        return left < COLUMNS ? left : COLUMNS;
+    };
+    bool started[ITEM_COLUMNS / COLUMNS] = {};
+    for (int64_t chunk = w.begin / CHUNK * CHUNK; chunk < w.end; chunk += CHUNK) {
+        Span span;
+        span.first = chunk > w.begin ? chunk : w.begin;
+        span.begin = span.first / STEP * STEP;
+        span.end = chunk + CHUNK < w.end ? chunk + CHUNK : w.end;
+        ready_pages<C>(s, table, w.head, span, ws.pages);
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t column = w.column + b * COLUMNS;
+            Reach reach = reach_of(s, before, column, count_of(b));
+            if (reach.last < span.begin || reach.first >= span.end) continue;
+            pack_queries(s, w, column, count_of(b), ws.queries);
+            State state(states + b * State::floats(dh));
+            State part = started[b] ? State(ws.products) : state;
+            attend_columns(s, ws, span, reach, part);
+            if (started[b]) merge(state, part, dh);
+            started[b] = true;
+        }
+    }
+    if (w.partial) return;
+    for (int64_t b = 0; b < blocks; b++)
+        write_columns(s, w, w.column + b * COLUMNS, count_of(b),
+                      State(states + b * State::floats(dh)));
+}
+
+static void plan(const AttentionStep& s, std::vector<Item>& items) {
+    for (int64_t i = 0; i < s.sequences; i++) {
         int64_t context = s.context_lens[i];
         int64_t queries = s.query_start[i + 1] - s.query_start[i];
         int64_t columns = queries * s.group();
         for (int64_t h = 0; h < s.kv_heads; h++)
             if (queries == 1) {
+                int64_t first = s.first_seen(context - 1), first_chunk = first / CHUNK;
+                int64_t parts = (context - 1) / CHUNK - first_chunk + 1;
                 for (int64_t c = 0; c < columns; c += COLUMNS) {
-                    int64_t parts = (context + CHUNK - 1) / CHUNK;
                     int64_t count = columns - c < COLUMNS ? columns - c : COLUMNS;
                     for (int64_t p = 0; p < parts; p++) {
-                        int64_t end = (p + 1) * CHUNK < context ? (p + 1) * CHUNK : context;
-                        items.push_back({i, h, c, count, p * CHUNK, end, p ? 0 : parts, parts > 1});
+                        int64_t chunk = (first_chunk + p) * CHUNK;
+                        int64_t end = chunk + CHUNK < context ? chunk + CHUNK : context;
+                        items.push_back({i, h, c, count, p ? chunk : first, end, p ? 0 : parts,
+                                         parts > 1});
                     }
                 }
             } else {
                 for (int64_t c = 0; c < columns; c += ITEM_COLUMNS) {
                     int64_t count = columns - c < ITEM_COLUMNS ? columns - c : ITEM_COLUMNS;
+                    int64_t query = context - queries + c / s.group();
                     int64_t last = context - queries + (c + count - 1) / s.group();
-                    items.push_back({i, h, c, count, 0, last + 1, 1, false});
+                    items.push_back({i, h, c, count, s.first_seen(query), last + 1, 1, false});
                 }
             }
     }
 }
-#endif
 
-// Shapes as in kernels.ops; query_start int32 [sequences + 1]; dh a multiple of 32, at most 256.
-EXPORT void amx_attention(const void* q, const void* key_cache, const void* value_cache,
-                          const int32_t* tables, int64_t table_stride, const int32_t* context_lens,
-                          const int32_t* query_start, void* out, int64_t sequences, int64_t q_heads,
-                          int64_t kv_heads, int64_t block_size, int64_t dh, int64_t q_stride,
-                          float scale, int threads) {
-#if AMX_KERNELS
-    Step step{(const bf16*)q, (const bf16*)key_cache, (const bf16*)value_cache, tables,
-              context_lens,   query_start,            (bf16*)out,               table_stride,
-              q_heads,        kv_heads,               block_size,               dh,
-              q_stride,       scale};
+template <class C>
+static void attend_all(const AttentionStep& step, int threads) {
+    const int64_t dh = step.dh;
     static thread_local std::vector<Item> planned;
     planned.clear();
-    plan(step, sequences, planned);
+    plan(step, planned);
     const Item* items = planned.data();
     int64_t count = (int64_t)planned.size();
     int64_t state_floats = State::floats(dh);
@@ -355,18 +331,11 @@ EXPORT void amx_attention(const void* q, const void* key_cache, const void* valu
     {
         configure_tiles(16);
         int64_t own = ITEM_COLUMNS / COLUMNS * state_floats * 4;
-        char* memory = scratch<4>(own + state_floats * 4 + CHUNK * (dh * 4 + 64 + 32) + dh * 32);
-        Workspace ws;
-        float* states = (float*)memory;
-        ws.values = memory + own;
-        ws.keys = ws.values + CHUNK * dh * 2;
-        ws.scores = (float*)(ws.keys + CHUNK * dh * 2);
-        ws.weights = (char*)(ws.scores + CHUNK * 16);
-        ws.queries = (uint32_t*)(ws.weights + CHUNK * 32);
-        ws.products = (float*)(ws.queries + dh * 8);
+        float* states = (float*)scratch<4>(own + Workspace::bytes(dh));
+        Workspace ws((char*)states + own, dh);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < count; i++)
-            attend(step, items[i], ws, items[i].partial ? kept + i * state_floats : states);
+            attend<C>(step, items[i], ws, items[i].partial ? kept + i * state_floats : states);
         if (merging) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < count; i++) {
@@ -379,9 +348,16 @@ EXPORT void amx_attention(const void* q, const void* key_cache, const void* valu
         }
         _tile_release();
     }
+}
+#endif
+
+// Queries in bf16, the cache in bf16, I8 or E4M3; dh a multiple of 32, at most 256.
+EXPORT void amx_attention(int cache_type, const AttentionStep* step, int threads) {
+#if AMX_KERNELS
+    if (cache_type == I8) attend_all<i8>(*step, threads);
+    else if (cache_type == E4M3) attend_all<e4m3>(*step, threads);
+    else attend_all<bf16>(*step, threads);
 #else
-    (void)q, (void)key_cache, (void)value_cache, (void)tables, (void)table_stride;
-    (void)context_lens, (void)query_start, (void)out, (void)sequences, (void)q_heads;
-    (void)kv_heads, (void)block_size, (void)dh, (void)q_stride, (void)scale, (void)threads;
+    (void)cache_type, (void)step, (void)threads;
 #endif
 }

@@ -3,8 +3,10 @@
 // The unit of work is (sequence, kv head, chunk of CHUNK positions). All query heads of a group are
 // served by one reading of their keys and values. Chunks depend on positions only, never on the
 // batch or the number of threads, and are merged in order: a sequence's result is bit-identical
-// whatever it is batched with. Softmax merging as in Flash-Decoding (partial max, sum, weighted sum).
-#include "common.h"
+// whatever it is batched with. A window's first chunk begins where the window does. Softmax merging
+// as in Flash-Decoding (partial max, sum, weighted sum).
+#include "attention_step.h"
+#include "kv_formats.h"
 #include <cmath>
 #include <vector>
 
@@ -66,67 +68,82 @@ static void values_of(int nv, const float* p, const T* v, int64_t dh, int64_t n,
     else add_values<T, H, 1>(p, v, dh, n, out);
 }
 
-template <class T>
-static void attend_chunk(const T* q, const T* key_cache, const T* value_cache, const int32_t* table,
-                         int64_t begin, int64_t end, int64_t head, int64_t kv_heads, int64_t group,
-                         int64_t block_size, int64_t dh, float scale, Partial to) {
+// Positions [begin, end) of one kv head of one sequence, for all query heads of its group.
+template <class T, class C>
+static void attend_chunk(const AttentionStep& s, int64_t sequence, int64_t head, int64_t begin,
+                         int64_t end, Partial to) {
+    const int64_t group = s.group(), dh = s.dh, count = end - begin;
+    const T* q = (const T*)s.q + sequence * s.q_stride + head * group * dh;
+    const int32_t* table = s.tables + sequence * s.table_stride;
     static thread_local std::vector<float> scratch;
     scratch.assign(group * (dh + CHUNK), 0.0f);
-    float* wide = scratch.data();          // [group, dh] the queries, scaled
-    float* scores = wide + group * dh;     // [group, CHUNK]
-    for (int64_t i = 0; i < group * dh; i++) wide[i] = to_float(q[i]) * scale;
+    float* wide = scratch.data();       // [group, dh] the queries, scaled
+    float* scores = wide + group * dh;  // [group, CHUNK]
+    for (int64_t i = 0; i < group * dh; i++) wide[i] = to_float(q[i]) * s.scale;
     for (int64_t i = 0; i < group * dh; i++) to.out[i] = 0.0f;
 
-    auto pages = [&](const T* cache, auto&& visit) {
+    // Runs of rows that lie in one page: the first one's number, how many, and where in the chunk.
+    auto pages = [&](auto&& visit) {
         for (int64_t at = begin; at < end;) {
-            int64_t offset = at % block_size;
-            int64_t keys = block_size - offset < end - at ? block_size - offset : end - at;
-            const T* rows =
-                cache + ((table[at / block_size] * kv_heads + head) * block_size + offset) * dh;
-            visit(rows, keys, at - begin);
+            int64_t offset = at % s.block_size;
+            int64_t keys = s.block_size - offset < end - at ? s.block_size - offset : end - at;
+            visit((table[at / s.block_size] * s.kv_heads + head) * s.block_size + offset, keys,
+                  at - begin);
             at += keys;
         }
     };
-    pages(key_cache, [&](const T* rows, int64_t keys, int64_t at) {
+    auto multiply = [&](const float* scales) {
+        pages([&](int64_t row, int64_t keys, int64_t at) {
+            for (int64_t h = 0; h < group; h++)
+                for (int64_t i = 0; i < keys; i++) scores[h * CHUNK + at + i] *= scales[row + i];
+        });
+    };
+    pages([&](int64_t row, int64_t keys, int64_t at) {
+        const C* rows = (const C*)s.keys + row * dh;
         for (int64_t h = 0; h < group; h += 4)
             for (int64_t d = 0; d < dh; d += 64) {
                 int nv = dh - d >= 64 ? 4 : (int)((dh - d) / LANES);
                 const float* qh = wide + h * dh + d;
-                float* s = scores + h * CHUNK + at;
+                float* to_scores = scores + h * CHUNK + at;
                 switch (group - h) {
-                    case 1: scores_of<T, 1>(nv, qh, dh, rows + d, dh, keys, s); break;
-                    case 2: scores_of<T, 2>(nv, qh, dh, rows + d, dh, keys, s); break;
-                    case 3: scores_of<T, 3>(nv, qh, dh, rows + d, dh, keys, s); break;
-                    default: scores_of<T, 4>(nv, qh, dh, rows + d, dh, keys, s);
+                    case 1: scores_of<C, 1>(nv, qh, dh, rows + d, dh, keys, to_scores); break;
+                    case 2: scores_of<C, 2>(nv, qh, dh, rows + d, dh, keys, to_scores); break;
+                    case 3: scores_of<C, 3>(nv, qh, dh, rows + d, dh, keys, to_scores); break;
+                    default: scores_of<C, 4>(nv, qh, dh, rows + d, dh, keys, to_scores);
                 }
             }
     });
-    int64_t count = end - begin;
+    if (s.key_scales) multiply(s.key_scales);
     for (int64_t h = 0; h < group; h++) {
-        float* s = scores + h * CHUNK;
-        for (int64_t i = count; i % LANES; i++) s[i] = -INFINITY;
+        float* row = scores + h * CHUNK;
+        if (s.soft_cap)
+            for (int64_t i = 0; i < count; i += LANES)
+                store(row + i, s.soft_cap * vtanh(load(row + i) / s.soft_cap));
+        for (int64_t i = count; i % LANES; i++) row[i] = -INFINITY;
         vf best = splat(-INFINITY);
-        for (int64_t i = 0; i < count; i += LANES) best = vmax(load(s + i), best);
+        for (int64_t i = 0; i < count; i += LANES) best = vmax(load(row + i), best);
         to.max[h] = reduce_max(best);
         vf sum = splat(0.0f);
         for (int64_t i = 0; i < count; i += LANES) {
-            vf p = vexp(load(s + i) - to.max[h]);
-            store(s + i, p);
+            vf p = vexp(load(row + i) - to.max[h]);
+            store(row + i, p);
             sum += p;
         }
         to.sum[h] = reduce_add(sum);
     }
-    pages(value_cache, [&](const T* rows, int64_t keys, int64_t at) {
+    if (s.value_scales) multiply(s.value_scales);
+    pages([&](int64_t row, int64_t keys, int64_t at) {
+        const C* rows = (const C*)s.values + row * dh;
         for (int64_t h = 0; h < group; h += 4)
             for (int64_t d = 0; d < dh; d += 64) {
                 int nv = dh - d >= 64 ? 4 : (int)((dh - d) / LANES);
                 const float* p = scores + h * CHUNK + at;
                 float* o = to.out + h * dh + d;
                 switch (group - h) {
-                    case 1: values_of<T, 1>(nv, p, rows + d, dh, keys, o); break;
-                    case 2: values_of<T, 2>(nv, p, rows + d, dh, keys, o); break;
-                    case 3: values_of<T, 3>(nv, p, rows + d, dh, keys, o); break;
-                    default: values_of<T, 4>(nv, p, rows + d, dh, keys, o);
+                    case 1: values_of<C, 1>(nv, p, rows + d, dh, keys, o); break;
+                    case 2: values_of<C, 2>(nv, p, rows + d, dh, keys, o); break;
+                    case 3: values_of<C, 3>(nv, p, rows + d, dh, keys, o); break;
+                    default: values_of<C, 4>(nv, p, rows + d, dh, keys, o);
                 }
             }
     });
@@ -147,24 +164,26 @@ static void merge(const Partial* parts, int64_t count, int64_t group, int64_t dh
     }
 }
 
-template <class T>
-static void decode(const void* q, const void* key_cache, const void* value_cache,
-                   const int32_t* tables, int64_t table_stride, const int32_t* context_lens,
-                   void* out, int64_t sequences, int64_t q_heads, int64_t kv_heads,
-                   int64_t block_size, int64_t dh, int64_t q_stride, float scale, int threads) {
+template <class T, class C>
+static void decode(const AttentionStep& s, int threads) {
     struct Item {
-        int64_t sequence, head, begin, end, first_part;
+        int64_t sequence, head, begin, end;
+        int64_t parts;  // > 0: this is the first of so many chunks of its sequence and head
     };
-    int64_t group = q_heads / kv_heads;
+    const int64_t group = s.group(), dh = s.dh;
     static thread_local std::vector<Item> items_kept;
     static thread_local std::vector<float> partials_kept;
     items_kept.clear();
-    for (int64_t s = 0; s < sequences; s++)
-        for (int64_t h = 0; h < kv_heads; h++)
-            for (int64_t at = 0; at < context_lens[s]; at += CHUNK)
-                items_kept.push_back(
-                    {s, h, at, at + CHUNK < context_lens[s] ? at + CHUNK : context_lens[s],
-                     (int64_t)items_kept.size() - at / CHUNK});
+    for (int64_t i = 0; i < s.sequences; i++)
+        for (int64_t h = 0; h < s.kv_heads; h++) {
+            int64_t context = s.context_lens[i], first = s.first_seen(context - 1);
+            int64_t parts = (context - 1) / CHUNK - first / CHUNK + 1;
+            for (int64_t at = first; at < context; at = (at / CHUNK + 1) * CHUNK) {
+                int64_t next = (at / CHUNK + 1) * CHUNK;
+                items_kept.push_back({i, h, at, next < context ? next : context,
+                                      at == first ? parts : 0});
+            }
+        }
     partials_kept.resize(items_kept.size() * group * (dh + 2));
     // A thread_local named inside the region would be each worker's own, hence these copies.
     const Item* items = items_kept.data();
@@ -179,30 +198,29 @@ static void decode(const void* q, const void* key_cache, const void* value_cache
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < count; i++) {
             const Item& w = items[i];
-            attend_chunk((const T*)q + w.sequence * q_stride + w.head * group * dh,
-                         (const T*)key_cache, (const T*)value_cache,
-                         tables + w.sequence * table_stride, w.begin, w.end, w.head, kv_heads,
-                         group, block_size, dh, scale, part(i));
+            attend_chunk<T, C>(s, w.sequence, w.head, w.begin, w.end, part(i));
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < count; i++) {
             const Item& w = items[i];
-            if (w.begin) continue;
+            if (!w.parts) continue;
             std::vector<Partial> parts;
-            for (int64_t at = 0; at < context_lens[w.sequence]; at += CHUNK)
-                parts.push_back(part(i + at / CHUNK));
-            merge(parts.data(), (int64_t)parts.size(), group, dh,
-                  (T*)out + (w.sequence * q_heads + w.head * group) * dh);
+            for (int64_t p = 0; p < w.parts; p++) parts.push_back(part(i + p));
+            merge(parts.data(), w.parts, group, dh,
+                  (T*)s.out + (w.sequence * s.q_heads + w.head * group) * dh);
         }
     }
 }
 
-EXPORT void decode_attention(int dtype, const void* q, const void* key_cache,
-                             const void* value_cache, const int32_t* tables, int64_t table_stride,
-                             const int32_t* context_lens, void* out, int64_t sequences,
-                             int64_t q_heads, int64_t kv_heads, int64_t block_size, int64_t dh,
-                             int64_t q_stride, float scale, int threads) {
-    auto run = dtype == F32 ? decode<float> : dtype == BF16 ? decode<bf16> : decode<f16>;
-    run(q, key_cache, value_cache, tables, table_stride, context_lens, out, sequences, q_heads,
-        kv_heads, block_size, dh, q_stride, scale, threads);
+template <class T>
+static void decode_from(int cache_type, const AttentionStep& s, int threads) {
+    if (cache_type == I8) decode<T, i8>(s, threads);
+    else if (cache_type == E4M3) decode<T, e4m3>(s, threads);
+    else decode<T, T>(s, threads);
+}
+
+// The cache is of the queries' dtype, I8 or E4M3; dh a multiple of LANES.
+EXPORT void decode_attention(int dtype, int cache_type, const AttentionStep* step, int threads) {
+    auto run = dtype == F32 ? decode_from<float> : dtype == BF16 ? decode_from<bf16> : decode_from<f16>;
+    run(cache_type, *step, threads);
 }
