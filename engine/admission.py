@@ -57,7 +57,7 @@ def refusal_for_size(request: Request, pool: BlockPool, max_model_len: int) -> s
             f"the {what} of {tokens} tokens leaves no room for output within "
             f"max_model_len={max_model_len}; at most {max_model_len - 1} fit"
         )
-    room = pool.num_blocks * pool.block_size
+    room = pool.longest(max_model_len)
     wanted = request.sampling.max_tokens
     if wanted is None:
         total = min(max_model_len, room + 1)

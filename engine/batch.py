@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.config import EngineConfig
 from engine.request import Request, TokenLogprobs
 
 
@@ -71,6 +72,15 @@ class BatchResult:
     logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+
+
+def chunk_size(config: EngineConfig, pending: int, budget: int) -> int:
+    """Tokens of a prompt to compute in a step that has `budget` left; `pending` are left of it."""
+    num_tokens = max(0, min(pending, budget))
+    threshold = config.long_prefill_token_threshold
+    if threshold and config.enable_chunked_prefill:
+        return min(num_tokens, threshold)
+    return num_tokens
 
 
 class Executor(Protocol):

@@ -1,17 +1,18 @@
 """The KV cache's blocks: who owns them, what they hold, which goes next.
 
-A block holds the keys and values of `block_size` tokens. It is in exactly one of three places:
+A block holds the keys and values of `block_size` tokens for one group of layers
+(`engine.block_groups`). It is in exactly one of three places:
 
-- owned by one or more requests (`reference count` > 0),
+- owned by one or more requests (`reference count` > 0), in the same group and position of each,
 - cached: owned by nobody, its content still known to the prefix index, evicted least recently
   used first,
 - free: owned by nobody, content forgotten.
 
-The pool knows block ids only; the tensors behind them are the executor's.
+The pool knows block ids only; the tensors behind them are the executor's. Any block may serve any
+group, one at a time.
 
-The prefix index maps (content of the block before, the block's own tokens) to a block. Contents
-are numbered as they are registered and a number is never used twice, so a key names one token
-sequence from the prompt's first token on: equal keys mean equal prefixes, with no hash to collide.
+The prefix index maps, for each group, the name of a token sequence from the prompt's first token
+on (`BlockTables.digest`) to the block that holds its last `block_size` tokens.
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from engine.block_groups import longest_sequence, window_blocks
+from engine.block_tables import BlockTables, Prefix
 from engine.errors import EngineError
-
-_Key = tuple[int, tuple[int, ...]]
-
-_NO_CONTENT = 0
-"""Content number of what is not registered, and of the empty prefix before a first block."""
+from engine.prefix_index import PrefixIndex
 
 
 class BlockPoolCorrupt(EngineError):
@@ -52,37 +51,44 @@ class BlockPoolStats:
 class BlockPool:
     """A fixed number of blocks; every operation costs O(1) per block it touches.
 
-    A request's block table is a plain list of block ids that the pool extends and empties; between
-    `allocate` and `free` it only grows at its end.
-
     Args:
         num_blocks: blocks in the pool.
         block_size: tokens in a block.
         enable_prefix_caching: whether contents are registered and found again.
+        windows: the tokens that each group of layers sees; 0 means all.
 
     Raises:
-        ValueError: `num_blocks` or `block_size` is below 1.
+        ValueError: `num_blocks` or `block_size` is below 1, or `windows` are not those of one group
+            that sees all tokens or of groups of which some have a window.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        windows: Sequence[int] = (0,),
     ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
                 f"a pool needs at least one block of one token, got num_blocks={num_blocks}, "
                 f"block_size={block_size}"
             )
+        # One group that sees everything is the common case, and the hot paths know it.
+        self.uniform = tuple(windows) == (0,)
+        if not self.uniform and not any(windows):
+            raise ValueError(f"layers without window are one group, got windows={windows}")
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.windows = tuple(windows)
         self.query_tokens = 0
         self.hit_tokens = 0
         self.evictions = 0
         self._enable_prefix_caching = enable_prefix_caching
+        self._full = [g for g, window in enumerate(self.windows) if not window]
+        self._sliding = [(g, window) for g, window in enumerate(self.windows) if window]
         self._references = [0] * num_blocks
-        self._content = [_NO_CONTENT] * num_blocks
-        self._last_content = _NO_CONTENT
-        self._key: list[_Key | None] = [None] * num_blocks
-        self._index: dict[_Key, int] = {}
+        self._index = PrefixIndex(num_blocks, block_size, self.windows)
         # A stack: the block freed last is the likeliest to be in the processor's caches.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -126,40 +132,57 @@ class BlockPool:
             self.clear_prefix_cache()
         self._enable_prefix_caching = enable
 
+    def new_tables(self) -> BlockTables:
+        """Tables without blocks for a sequence in this pool."""
+        return BlockTables.empty(len(self.windows))
+
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that `num_tokens` tokens fill."""
+        """Blocks that `num_tokens` tokens fill in a group that sees all of them."""
         return -(-num_tokens // self.block_size)
 
-    def match_prefix(self, token_ids: Sequence[int]) -> list[int]:
-        """The blocks that hold the longest known prefix of `token_ids`, in order.
+    def longest(self, most: int) -> int:
+        """Tokens of the longest sequence, of at most `most`, that fits the pool alone.
+
+        Windows then slide a token a step if need be: a request alone is given smaller chunks.
+        """
+        return longest_sequence(self.windows, self.num_blocks, self.block_size, most)
+
+    def match_prefix(self, tables: BlockTables, token_ids: Sequence[int]) -> Prefix:
+        """The longest prefix of `token_ids`, whose empty tables are `tables`, that is in the cache.
 
         Never all of `token_ids`: the last token must be computed to get the next one. The blocks
         are not owned by this; hand them to `allocate` before anything else changes the pool.
         """
-        blocks: list[int] = []
-        if not self._index:
-            return blocks
-        size = self.block_size
-        content = _NO_CONTENT
-        for start in range(0, len(token_ids) - size, size):
-            block = self._index.get((content, tuple(token_ids[start : start + size])))
-            if block is None:
-                break
-            blocks.append(block)
-            content = self._content[block]
-        return blocks
+        return self._index.match(tables, token_ids)
 
-    def can_allocate(self, prefix: Sequence[int], num_tokens: int, reserve: int = 0) -> bool:
+    def missing(self, prefix: Prefix, num_tokens: int) -> int:
+        """Blocks beyond `prefix` that a sequence of `num_tokens` tokens comes to own at once."""
+        total = self.blocks_for(num_tokens)
+        count = len(self._full) * (total - prefix.num_blocks)
+        for group, window in self._sliding:
+            shared = len(prefix.blocks[group])
+            most = min(total - prefix.num_blocks + shared, window_blocks(window, self.block_size))
+            count += most - shared
+        return count
+
+    def can_allocate(self, prefix: Prefix, num_tokens: int, reserve: int = 0) -> bool:
         """Whether `allocate` with the same arguments would succeed."""
         references = self._references
-        idle = sum(1 for block in prefix if not references[block])
-        fresh = self.blocks_for(num_tokens) - len(prefix)
-        return fresh + idle + reserve <= self.num_available
+        idle = sum(1 for blocks in prefix.blocks for block in blocks if not references[block])
+        return self.missing(prefix, num_tokens) + idle + reserve <= self.num_available
 
     def allocate(
-        self, table: list[int], prefix: Sequence[int], num_tokens: int, reserve: int = 0
+        self,
+        tables: BlockTables,
+        prefix: Prefix,
+        num_tokens: int,
+        reserve: int = 0,
+        most: int | None = None,
     ) -> bool:
-        """Give the empty `table` the blocks for `num_tokens` tokens, `prefix` shared among them.
+        """Give the empty `tables` the blocks for `num_tokens` tokens, `prefix` shared among them.
+
+        Groups with a window get blocks for the first `most` tokens only, or for fewer if they are
+        not there, but for one token beyond `prefix`; `extend` gives more.
 
         Returns whether it succeeded; it changes nothing if fewer than `reserve` blocks would be
         left available.
@@ -168,111 +191,183 @@ class BlockPool:
             return False
         if self._enable_prefix_caching:
             self.query_tokens += num_tokens
-            self.hit_tokens += len(prefix) * self.block_size
+            self.hit_tokens += prefix.num_blocks * self.block_size
         references = self._references
-        for block in prefix:
-            if not references[block]:
-                del self._cached[block]
-            references[block] += 1
-        table.extend(prefix)
-        for _ in range(self.blocks_for(num_tokens) - len(prefix)):
-            table.append(self._take())
-        return True
+        for group, blocks in enumerate(prefix.blocks):
+            for block in blocks:
+                if not references[block]:
+                    del self._cached[block]
+                references[block] += 1
+            before = tables.given_up[group] = prefix.num_blocks - len(blocks)
+            # Entries that nobody reads; block 0 always exists.
+            tables.groups[group] += [0] * before + blocks
+        self._index.mark_shared(tables, prefix)
+        start = tables.capacity = prefix.num_blocks * self.block_size
+        least = start + 1 if most is None else min(start + 1, most)
+        return self.extend(tables, num_tokens, least, most, reserve)
 
-    def extend(self, table: list[int], num_tokens: int) -> bool:
-        """Make `table` long enough for `num_tokens` tokens; False, and no change, if it cannot."""
-        missing = self.blocks_for(num_tokens) - len(table)
-        if missing > self.num_available:
-            return False
-        for _ in range(missing):
-            table.append(self._take())
-        return True
+    def extend(
+        self,
+        tables: BlockTables,
+        num_tokens: int,
+        least: int | None = None,
+        most: int | None = None,
+        reserve: int = 0,
+    ) -> bool:
+        """Make `tables` long enough for `num_tokens` tokens; False, and no change, if it cannot.
 
-    def register(self, table: list[int], token_ids: list[int], start: int, end: int) -> None:
-        """Make the blocks that tokens `start` to `end` filled findable.
+        Groups with a window are made long enough for the first `most` tokens, or for as many as
+        leave `reserve` blocks available, but at least for `least`; both are all by default.
+        """
+        size = self.block_size
+        total = -(-num_tokens // size)
+        if self.uniform:
+            table = tables.groups[0]
+            missing = total - len(table)
+            if missing > self.num_available:
+                return False
+            for _ in range(missing):
+                table.append(self._take())
+            tables.capacity = len(table) * size
+            return True
+        least = num_tokens if least is None else least
+        most = num_tokens if most is None else most
+        return self._extend_groups(tables, total, least, most, reserve)
+
+    def growth(self, tables: BlockTables, num_tokens: int, least: int) -> int:
+        """Fewest blocks that `extend` with the same arguments takes."""
+        total, needed = self.blocks_for(num_tokens), self.blocks_for(least)
+        groups = tables.groups
+        missing = sum(total - len(groups[group]) for group in self._full)
+        return missing + sum(max(0, needed - len(groups[group])) for group, _ in self._sliding)
+
+    def give_up_before(self, tables: BlockTables, num_tokens: int) -> None:
+        """Give up the blocks that no token after the first `num_tokens` sees.
+
+        The next token, at position `num_tokens`, sees those from `num_tokens - window + 1` on.
+        """
+        for group, window in self._sliding:
+            first = (num_tokens - window + 1) // self.block_size
+            given_up = tables.given_up[group]
+            if first > given_up:
+                for block in tables.groups[group][given_up:first]:
+                    self._release(block)
+                tables.given_up[group] = first
+
+    def register(self, tables: BlockTables, token_ids: Sequence[int], end: int) -> None:
+        """Make the blocks findable that the first `end` tokens fill.
 
         To be called once the step that computed them has run: what the index knows is in the
         cache.
         """
-        if not self._enable_prefix_caching:
-            return
-        size = self.block_size
-        content = self._content
-        first = start // size
-        # Blocks filled while caching was off, or before the cache was cleared, come first.
-        while first and content[table[first - 1]] == _NO_CONTENT:
-            first -= 1
-        for i in range(first, end // size):
-            block = table[i]
-            before = content[table[i - 1]] if i else _NO_CONTENT
-            key = (before, tuple(token_ids[i * size : (i + 1) * size]))
-            known = self._index.get(key)
-            if known is None:
-                self._last_content += 1
-                content[block] = self._last_content
-                self._index[key] = block
-                self._key[block] = key
-            else:
-                # Computed twice at the same time. The copy stays where it is, since tables only
-                # grow; what follows it is registered as following the first.
-                content[block] = content[known]
+        if self._enable_prefix_caching:
+            self._index.register(tables, token_ids, end)
 
-    def free(self, table: list[int]) -> None:
-        """Give up the blocks of `table` and empty it.
+    def free(self, tables: BlockTables) -> None:
+        """Give up the blocks of `tables` and empty them.
 
-        Last block first, so that a sequence's tail is evicted before the prefix it hangs on.
+        Last position first, so that a sequence's tail is evicted before the prefix it hangs on.
         """
-        references = self._references
-        while table:
-            block = table.pop()
-            references[block] -= 1
-            if references[block]:
-                continue
-            if self._key[block] is None:
-                self._content[block] = _NO_CONTENT
-                self._free.append(block)
-            else:
-                self._cached[block] = None
+        if self.uniform:
+            table = tables.groups[0]
+            while table:
+                self._release(table.pop())
+        else:
+            for position in range(max(map(len, tables.groups)) - 1, -1, -1):
+                for table, given_up in zip(tables.groups, tables.given_up, strict=True):
+                    if given_up <= position < len(table):
+                        self._release(table[position])
+            for group, table in enumerate(tables.groups):
+                table.clear()
+                tables.given_up[group] = 0
+        tables.capacity = 0
+        tables.num_registered = 0
 
     def clear_prefix_cache(self) -> None:
         """Forget every content; blocks owned by requests stay theirs."""
-        for block in self._index.values():
-            self._key[block] = None
         self._index.clear()
-        self._content = [_NO_CONTENT] * self.num_blocks
         self._free.extend(self._cached)
         self._cached.clear()
 
-    def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
+    def check_integrity(self, owners: Iterable[BlockTables]) -> None:
         """Check that every block is free, owned or cached, given the tables of all owners.
 
         Raises:
             BlockPoolCorrupt: the books do not add up; the text says which block and why.
         """
-        owners: Counter[int] = Counter()
-        for table in tables:
-            if len(set(table)) != len(table):
-                raise BlockPoolCorrupt(f"a block table lists a block twice: {list(table)}")
-            owners.update(table)
+        counts: Counter[int] = Counter()
+        places: dict[int, tuple[int, int]] = {}
+        for tables in owners:
+            self._check_tables(tables, counts, places)
         free = Counter(self._free)
         for block in range(self.num_blocks):
-            if self._references[block] != owners[block]:
+            if self._references[block] != counts[block]:
                 raise BlockPoolCorrupt(
                     f"block {block} has reference count {self._references[block]} and "
-                    f"{owners[block]} owners"
+                    f"{counts[block]} owners"
                 )
-            places = free[block] + (block in self._cached) + (owners[block] > 0)
-            if places != 1:
-                raise BlockPoolCorrupt(f"block {block} is in {places} places, not in one")
-            key = self._key[block]
-            if key is not None and self._index.get(key) != block:
+            homes = free[block] + (block in self._cached) + (counts[block] > 0)
+            if homes != 1:
+                raise BlockPoolCorrupt(f"block {block} is in {homes} places, not in one")
+            key = self._index.key[block]
+            if key is None:
+                if block in self._cached:
+                    raise BlockPoolCorrupt(f"block {block} is cached but cannot be found")
+                continue
+            if self._index.block(*key) != block:
                 raise BlockPoolCorrupt(f"block {block} has a key that does not lead to it")
-            if block in self._cached and key is None:
-                raise BlockPoolCorrupt(f"block {block} is cached but cannot be found")
-            if free[block] and (key is not None or self._content[block] != _NO_CONTENT):
+            if free[block]:
                 raise BlockPoolCorrupt(f"block {block} is free but its content is known")
-        if len(self._index) != sum(key is not None for key in self._key):
+            if block in places and places[block][0] != key[0]:
+                raise BlockPoolCorrupt(f"block {block} is known in another group than it is used")
+        if len(self._index) != sum(key is not None for key in self._index.key):
             raise BlockPoolCorrupt("the prefix index leads to a block that does not know its key")
+
+    def _check_tables(
+        self, tables: BlockTables, counts: Counter[int], places: dict[int, tuple[int, int]]
+    ) -> None:
+        """Count one owner's blocks and check that they are where others have them."""
+        owned = [block for blocks in tables.owned() for block in blocks]
+        if len(set(owned)) != len(owned):
+            raise BlockPoolCorrupt(f"block tables list a block twice: {tables.owned()}")
+        if tables.capacity != min(map(len, tables.groups)) * self.block_size:
+            raise BlockPoolCorrupt(f"block tables do not reach {tables.capacity} tokens")
+        counts.update(owned)
+        for group, table in enumerate(tables.groups):
+            for position in range(tables.given_up[group], len(table)):
+                place = (group, position)
+                if places.setdefault(table[position], place) != place:
+                    raise BlockPoolCorrupt(f"block {table[position]} is shared by two places")
+
+    def _extend_groups(
+        self, tables: BlockTables, total: int, least: int, most: int, reserve: int
+    ) -> bool:
+        """`extend` with windows; `total` is in blocks."""
+        groups = tables.groups
+        sliding = self._sliding
+        spare = self.num_available - sum(total - len(groups[group]) for group in self._full)
+        length = len(groups[sliding[0][0]])  # windowed groups of a sequence are equally long
+        needed = max(0, self.blocks_for(least) - length)
+        if needed * len(sliding) > spare:
+            return False
+        wanted = self.blocks_for(most) - length
+        count = max(needed, min(wanted, (spare - reserve) // len(sliding)))
+        for group, _ in sliding:
+            groups[group].extend([self._take() for _ in range(count)])
+        for group in self._full:
+            groups[group].extend([self._take() for _ in range(total - len(groups[group]))])
+        tables.capacity = min(map(len, groups)) * self.block_size
+        return True
+
+    def _release(self, block: int) -> None:
+        """Take one owner from a block."""
+        references = self._references
+        references[block] -= 1
+        if not references[block]:
+            if self._index.key[block] is None:
+                self._free.append(block)
+            else:
+                self._cached[block] = None
 
     def _take(self) -> int:
         """A block of one owner, unregistered; the caller made sure that one is available."""
@@ -280,11 +375,7 @@ class BlockPool:
             block = self._free.pop()
         else:
             block, _ = self._cached.popitem(last=False)
-            key = self._key[block]
-            assert key is not None
-            del self._index[key]
-            self._key[block] = None
-            self._content[block] = _NO_CONTENT
+            self._index.forget(block)
             self.evictions += 1
         self._references[block] = 1
         return block

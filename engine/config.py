@@ -122,6 +122,13 @@ class EngineConfig:
         reload="weights",
         choices=("none", "int8", "int4"),
     )
+    kv_cache_dtype: str = _knob(
+        "auto",
+        "Type of the cached keys and values: int8 and fp8 (e4m3) take about half the memory of "
+        "16-bit ones, with a scale for each head of each token; auto is the model's own.",
+        reload="cache",
+        choices=("auto", "int8", "fp8"),
+    )
     block_size: int = _knob(
         16,
         "Tokens in one block of the KV cache.",

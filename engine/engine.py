@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from engine.batch import Batch, BatchResult, Executor
+from engine.block_groups import ONE_GROUP, BlockGroup
 from engine.blocks import BlockPool
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError, EngineError, RequestRefused
@@ -18,10 +19,14 @@ from engine.step_record import StepRecord
 
 
 class CacheShape(NamedTuple):
-    """What a KV cache holds: its blocks, and the longest sequence (tokens) it is to serve."""
+    """What a KV cache holds: its blocks, and the longest sequence (tokens) it is to serve.
+
+    `groups` are the model's layers by what they see; blocks serve all of them.
+    """
 
     num_blocks: int
     max_model_len: int
+    groups: tuple[BlockGroup, ...] = ONE_GROUP
 
 
 class Engine:
@@ -362,7 +367,8 @@ class Engine:
 
 
 def _pool(config: EngineConfig, cache: CacheShape) -> BlockPool:
-    return BlockPool(cache.num_blocks, config.block_size, config.enable_prefix_caching)
+    windows = [group.window for group in cache.groups]
+    return BlockPool(cache.num_blocks, config.block_size, config.enable_prefix_caching, windows)
 
 
 def _check_result(batch: Batch, result: BatchResult) -> None:

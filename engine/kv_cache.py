@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
 
+from engine.block_groups import BlockGroup, longest_sequence, most_owned_blocks
 from engine.config import KNOBS, EngineConfig
 from engine.errors import EnvironmentLacks
 from engine.models.spec import DecoderSpec
 from kernels.layer_cache import LayerCache
 
 CPU_DEFAULT_BYTES = 4 << 30
+CACHE_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+SCALE_BYTES = 4
+
+
+def cache_dtype(config: EngineConfig, model_dtype: torch.dtype) -> torch.dtype:
+    """The type of the cache's elements: that of `kv_cache_dtype`, or the model's own."""
+    return CACHE_DTYPES.get(config.kv_cache_dtype, model_dtype)
 
 
 def kv_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
-    """Bytes that one token's keys and values take over all layers."""
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    """Bytes that one token's keys and values take over all layers, in a cache of `dtype`.
+
+    A quantized cache also has a float32 scale for the key and the value of each head.
+    """
+    return spec.num_layers * _layer_bytes_per_token(spec, dtype)
+
+
+def _layer_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
+    scale = SCALE_BYTES if dtype in CACHE_DTYPES.values() else 0
+    return 2 * spec.num_kv_heads * (spec.head_dim * dtype.itemsize + scale)
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """The cache of each layer."""
+    """The cache of each layer; layers of different block groups share tensors."""
 
     layers: list[LayerCache]
     num_blocks: int
@@ -34,10 +51,15 @@ class KVCache:
         spec: DecoderSpec,
         num_blocks: int,
         block_size: int,
-        dtype: torch.dtype,
+        cache_dtype: torch.dtype,
         device: torch.device,
+        groups: Sequence[BlockGroup] | None = None,
     ) -> KVCache:
         """Allocate and clear the caches.
+
+        A block of a group lies at the same place in as many tensors as the largest group has
+        layers: the j-th layers of all groups share a tensor. Without `groups` each layer has its
+        own.
 
         Clearing touches every page now, so that memory which is not there is missed at the start
         and no step pays for a first touch.
@@ -45,21 +67,25 @@ class KVCache:
         Raises:
             EnvironmentLacks: the device has not that much memory.
         """
+        if groups is None:
+            groups = [BlockGroup(0, tuple(range(spec.num_layers)))]
         shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
+        size = _group_size(groups)
         try:
-            layers = [LayerCache.allocate(shape, dtype, device) for _ in range(spec.num_layers)]
+            tensors = [LayerCache.allocate(shape, cache_dtype, device) for _ in range(size)]
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            wanted = num_blocks * block_size * kv_bytes_per_token(spec, dtype)
+            wanted = num_blocks * block_size * size * _layer_bytes_per_token(spec, cache_dtype)
             raise EnvironmentLacks(
                 f"the KV cache of {_mib(wanted)} does not fit the memory of {device}: lower "
                 "kv_cache_memory_bytes or gpu_memory_utilization"
             ) from error
-        return cls(layers, num_blocks, block_size)
+        place = {layer: j for group in groups for j, layer in enumerate(group.layers)}
+        return cls([tensors[place[i]] for i in range(spec.num_layers)], num_blocks, block_size)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all layers."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes of all layers, shared tensors counted once."""
+        return sum(layer.nbytes for layer in {id(layer): layer for layer in self.layers}.values())
 
 
 def cpu_cache_budget() -> int:
@@ -68,31 +94,45 @@ def cpu_cache_budget() -> int:
 
 
 def num_blocks_for(
-    config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, max_model_len: int, budget: int
+    config: EngineConfig,
+    spec: DecoderSpec,
+    dtype: torch.dtype,
+    max_model_len: int,
+    budget: int,
+    groups: Sequence[BlockGroup] | None = None,
 ) -> int:
-    """Blocks that `budget` bytes hold, and no more than the engine could ever fill.
+    """Blocks of `dtype` that `budget` bytes hold, and no more than the engine could ever fill.
 
     That is `max_num_seqs` sequences of `max_model_len` tokens; as `max_num_seqs` can be raised
-    while the cache stays, not less than its default counts.
+    while the cache stays, not less than its default counts. By default one group has all layers.
 
     Raises:
         EnvironmentLacks: the budget does not hold one sequence of `max_model_len` tokens.
     """
-    per_token = kv_bytes_per_token(spec, dtype)
-    per_block = per_token * config.block_size
-    per_sequence = -(-max_model_len // config.block_size)
+    if groups is None:
+        groups = [BlockGroup(0, tuple(range(spec.num_layers)))]
+    windows = [group.window for group in groups]
+    size = config.block_size
+    per_block = size * _group_size(groups) * _layer_bytes_per_token(spec, dtype)
+    length = -(-max_model_len // size)
+    per_sequence = most_owned_blocks(windows, length, size)
     fitting = budget // per_block
     if fitting < per_sequence:
-        tokens = fitting * config.block_size
+        tokens = longest_sequence(windows, fitting, size, max_model_len)
         lower = f"set max_model_len to at most {tokens} or " if tokens else ""
         raise EnvironmentLacks(
-            f"the KV cache has {_mib(budget)}, room for {tokens} tokens of {per_token} bytes, but "
-            f"one sequence of max_model_len={max_model_len} needs "
-            f"{_mib(per_sequence * per_block)}: {lower}raise kv_cache_memory_bytes to "
-            f"{per_sequence * per_block}"
+            f"the KV cache has {_mib(budget)}, room for a sequence of {tokens} tokens, but one of "
+            f"max_model_len={max_model_len} needs {_mib(per_sequence * per_block)} in blocks of "
+            f"{per_block} bytes: {lower}raise kv_cache_memory_bytes to {per_sequence * per_block}"
         )
     most_sequences = max(config.max_num_seqs, int(KNOBS["max_num_seqs"].default))
-    return min(fitting, per_sequence * most_sequences)
+    # A step's chunk lies beside the windows, and what windows give up stays to be found again.
+    return min(fitting, length * len(groups) * most_sequences)
+
+
+def _group_size(groups: Sequence[BlockGroup]) -> int:
+    """Layers of a group, those that only fill it up included."""
+    return max(len(group.layers) for group in groups)
 
 
 def _mib(num_bytes: int) -> str:

@@ -47,12 +47,12 @@ class LoadedModel:
 
         def rebuild_cache(changed: EngineConfig) -> CacheShape:
             runner.reconfigure(changed, resolve_max_model_len(changed, self.spec))
-            return CacheShape(runner.num_blocks, runner.max_model_len)
+            return CacheShape(runner.num_blocks, runner.max_model_len, runner.groups)
 
         return Engine(
             config,
             runner,
-            CacheShape(runner.num_blocks, runner.max_model_len),
+            CacheShape(runner.num_blocks, runner.max_model_len, runner.groups),
             eos_token_ids=frozenset(self.eos_token_ids),
             vocab_size=self.spec.vocab_size,
             detokenizer=None if self.tokenizer is None else StreamDetokenizer(self.tokenizer),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from engine.block_tables import BlockTables
 from engine.errors import ConfigError
 
 
@@ -119,7 +120,7 @@ class Request:
     """One request and its progress.
 
     `token_ids` holds the prompt followed by the output. The first `num_computed_tokens` of them
-    have their keys and values in the blocks of `block_table`; the rest are still to be computed.
+    have their keys and values in the blocks of `tables`; the rest are still to be computed.
     After a preemption nothing is computed and the whole of `token_ids` is computed again.
 
     `num_cached_tokens` are the prompt tokens that prefix caching spared when the request was first
@@ -138,7 +139,7 @@ class Request:
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
     refusal: str | None = None
-    block_table: list[int] = field(default_factory=list)
+    tables: BlockTables = field(default_factory=BlockTables)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0

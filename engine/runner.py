@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import torch
 
 from engine.batch import Batch, BatchResult, ScheduledSequence
+from engine.block_groups import block_groups, group_of_layer
+from engine.block_tables import BlockTables
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
-from engine.kv_cache import KVCache, cpu_cache_budget, num_blocks_for
+from engine.kv_cache import KVCache, cache_dtype, cpu_cache_budget, num_blocks_for
 from engine.models.decoder import Decoder
 from engine.request import Request, SamplingParams, TokenLogprobs
 from engine.sampler import Sampler
@@ -71,11 +73,10 @@ class ModelRunner:
         """
         start = time.perf_counter()
         with torch.inference_mode():
-            token_ids, positions, last_tokens, metadata = self._inputs.prepare(batch)
+            token_ids, positions, last_tokens, layouts = self._inputs.prepare(batch)
             prepared = time.perf_counter()
-            hidden = self.decoder.forward(
-                token_ids, positions, self.cache.layers, [metadata] * len(self.cache.layers)
-            )
+            metadata = [layouts[group] for group in self._layer_group]
+            hidden = self.decoder.forward(token_ids, positions, self.cache.layers, metadata)
             tokens: list[list[int]] = [[] for _ in batch.sequences]
             logprobs: list[list[TokenLogprobs] | None] = []
             sampling = [i for i, s in enumerate(batch.sequences) if s.samples]
@@ -103,26 +104,31 @@ class ModelRunner:
     def warmup(self) -> None:
         """Run a prompt and a decode through the model, so that no measured step compiles.
 
-        Writes to block 0, so call it before any request runs.
+        Writes to the first blocks, so call it before any request runs.
         """
+        tables = BlockTables([[i % self.num_blocks] for i in range(len(self.groups))])
         length = min(2, self.max_model_len - 1)
         greedy = SamplingParams(temperature=0.0)
         for tokens, chunk in ((length, length), (length + 1, 1)):
             if chunk < 1:
                 continue
-            request = Request("warmup", [0] * tokens, greedy, 0.0, block_table=[0])
+            request = Request("warmup", [0] * tokens, greedy, 0.0, tables=tables)
             sequence = ScheduledSequence(request, tokens - chunk, chunk, True)
             self.execute(Batch([sequence], num_decodes=int(chunk == 1)))
 
     def _build_cache(self, config: EngineConfig, max_model_len: int) -> None:
         decoder = self.decoder
-        budget = self._cache_budget(config, max_model_len)
-        num_blocks = num_blocks_for(config, decoder.spec, decoder.dtype, max_model_len, budget)
         decoder.set_max_position(max_model_len)
+        groups = block_groups(decoder.spec.layer_windows, max_model_len)
+        dtype = cache_dtype(config, decoder.dtype)
+        budget = self._cache_budget(config, max_model_len)
+        num_blocks = num_blocks_for(config, decoder.spec, dtype, max_model_len, budget, groups)
         self.cache = KVCache.allocate(
-            decoder.spec, num_blocks, config.block_size, decoder.dtype, decoder.device
+            decoder.spec, num_blocks, config.block_size, dtype, decoder.device, groups
         )
-        self._inputs = StepInputs(config.block_size, max_model_len, decoder.device)
+        self._inputs = StepInputs(config.block_size, max_model_len, decoder.device, len(groups))
+        self._layer_group = group_of_layer(groups)
+        self.groups = groups
         self._config, self.max_model_len = config, max_model_len
 
     def _cache_budget(self, config: EngineConfig, max_model_len: int) -> int:
@@ -140,12 +146,12 @@ class ModelRunner:
         sequence shares.
         """
         decoder, device = self.decoder, self.decoder.device
-        decoder.set_max_position(max_model_len)
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        cache = KVCache.allocate(decoder.spec, 1, config.block_size, decoder.dtype, device)
+        dtype = cache_dtype(config, decoder.dtype)
+        cache = KVCache.allocate(decoder.spec, 1, config.block_size, dtype, device)
         tokens = config.max_num_batched_tokens
         lengths = [max_model_len] * (tokens // max_model_len)
         lengths += [tokens % max_model_len] if tokens % max_model_len else []

@@ -13,7 +13,7 @@ from bisect import insort
 from operator import attrgetter
 
 from engine.admission import refusal_at_entry, refusal_for_size
-from engine.batch import Batch, BatchResult, ScheduledSequence
+from engine.batch import Batch, BatchResult, ScheduledSequence, chunk_size
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.request import FinishReason, Request, RequestState
@@ -105,6 +105,7 @@ class Scheduler:
         self._entered += 1
         request.rank = rank(request, self._config.scheduling_policy, self._entered)
         request.state = RequestState.WAITING
+        request.tables = self.pool.new_tables()
         self._requests[request.request_id] = request
         self.waiting.push(request)
         return True
@@ -124,15 +125,14 @@ class Scheduler:
         if config.scheduling_policy == "priority" and config.batching_mode == "continuous":
             num_preemptions += self._give_way()
 
-        extend = self.pool.extend
-        block_size = self.pool.block_size
         sequences: list[ScheduledSequence] = []
         prefills: list[Request] = []
+        room = config.max_num_batched_tokens  # bounds the chunk that a prompt can be given
         # Preemption takes the last request of the list: this one or one that is yet to come.
         for request in running:
             num_tokens = len(request.token_ids)
-            if num_tokens > len(request.block_table) * block_size:
-                while not extend(request.block_table, num_tokens):
+            if num_tokens > request.tables.capacity:
+                while not self._grow(request, room - len(sequences)):
                     num_preemptions += 1
                     if self._preempt_last() is request:
                         break
@@ -143,6 +143,8 @@ class Scheduler:
                 sequences.append(ScheduledSequence(request, computed, 1, True))
             else:
                 prefills.append(request)
+                reserved = request.tables.capacity - computed
+                room -= min(reserved, chunk_size(config, num_tokens - computed, room))
         num_decodes = len(sequences)
         budget = config.max_num_batched_tokens - num_decodes
 
@@ -161,6 +163,7 @@ class Scheduler:
         """
         pool = self.pool
         block_size = pool.block_size
+        has_windows = not pool.uniform
         eos = self.eos_token_ids
         finished: list[Request] = []
         for sequence, tokens in zip(batch.sequences, result.tokens, strict=True):
@@ -171,8 +174,10 @@ class Scheduler:
             end = start + sequence.num_tokens
             token_ids = request.token_ids
             if end // block_size != start // block_size:
-                pool.register(request.block_table, token_ids, start, end)
+                pool.register(request.tables, token_ids, end)
             request.num_computed_tokens = end
+            if has_windows:
+                pool.give_up_before(request.tables, end)
             for token in tokens:
                 token_ids.append(token)
                 sampling = request.sampling
@@ -190,7 +195,7 @@ class Scheduler:
                 break
         if finished:
             for request in finished:
-                pool.free(request.block_table)
+                pool.free(request.tables)
                 del self._requests[request.request_id]
             self.running[:] = [r for r in self.running if r.state is _RUNNING]
         return finished
@@ -206,7 +211,7 @@ class Scheduler:
         request.refusal = refusal
         if state is _RUNNING:
             self.running.remove(request)
-            self.pool.free(request.block_table)
+            self.pool.free(request.tables)
         else:
             self.waiting.forget()
         return True
@@ -246,6 +251,8 @@ class Scheduler:
         self.preempt_all()
         self.pool = pool
         self.max_model_len = max_model_len
+        for request in self._requests.values():
+            request.tables = pool.new_tables()
         self._blocked = None
         refused: list[Request] = []
         for request in list(self._requests.values()):
@@ -261,10 +268,10 @@ class Scheduler:
         Raises:
             BlockPoolCorrupt: they do not.
         """
-        self.pool.check_integrity(r.block_table for r in self.running)
+        self.pool.check_integrity(r.tables for r in self.running)
         assert self.running == sorted(self.running, key=_rank)
         assert len(self.running) + len(self.waiting) == len(self._requests)
-        assert all(not r.block_table and not r.num_computed_tokens for r in self.waiting)
+        assert all(not r.tables.capacity and not r.num_computed_tokens for r in self.waiting)
 
     def _admits(self, now: float) -> bool:
         mode = self._config.batching_mode
@@ -287,17 +294,19 @@ class Scheduler:
             if request is None or self._is_blocked(request):
                 return
             num_tokens = len(request.token_ids)
-            prefix = pool.match_prefix(request.token_ids)
-            pending = num_tokens - len(prefix) * pool.block_size
+            prefix = pool.match_prefix(request.tables, request.token_ids)
+            start = prefix.num_blocks * pool.block_size
+            pending = num_tokens - start
             # A recomputed sequence may have outgrown a step; chunks are then the only way.
             if not config.enable_chunked_prefill and (
                 budget < pending <= config.max_num_batched_tokens
             ):
                 return
-            if not pool.allocate(request.block_table, prefix, num_tokens, self._reserve()):
+            end = start + chunk_size(config, pending, budget)
+            if not pool.allocate(request.tables, prefix, num_tokens, self._reserve(), end):
                 self._blocked = (request, pool.num_available)
                 return
-            self._start(request, len(prefix) * pool.block_size)
+            self._start(request, start)
             if budget > 0:
                 budget -= self._append_chunk(sequences, request, budget)
 
@@ -313,15 +322,27 @@ class Scheduler:
         self, sequences: list[ScheduledSequence], request: Request, budget: int
     ) -> int:
         """Schedule the next tokens of a prompt, at most `budget`; returns how many."""
-        config = self._config
         start = request.num_computed_tokens
         pending = len(request.token_ids) - start
-        num_tokens = min(pending, budget)
-        threshold = config.long_prefill_token_threshold
-        if threshold and config.enable_chunked_prefill:
-            num_tokens = min(num_tokens, threshold)
-        sequences.append(ScheduledSequence(request, start, num_tokens, num_tokens == pending))
+        chunk = chunk_size(self._config, pending, budget)
+        num_tokens = min(chunk, request.tables.capacity - start)
+        if num_tokens:
+            sequences.append(ScheduledSequence(request, start, num_tokens, num_tokens == pending))
         return num_tokens
+
+    def _grow(self, request: Request, room: int) -> bool:
+        """Give a running request the blocks for its next tokens; False if it needs others' blocks.
+
+        Where layers have windows, a prompt gets them chunk by chunk, for at most `room` tokens;
+        rather than let others be preempted it is content with a smaller chunk.
+        """
+        num_tokens = len(request.token_ids)
+        if self.pool.uniform:
+            return self.pool.extend(request.tables, num_tokens)
+        start = request.num_computed_tokens
+        pending = num_tokens - start
+        chunk = 1 if pending == 1 else chunk_size(self._config, pending, room)
+        return not chunk or self.pool.extend(request.tables, num_tokens, start + 1, start + chunk)
 
     def _is_blocked(self, request: Request) -> bool:
         """Whether the head of the queue did not fit and no block has come free since.
@@ -344,14 +365,14 @@ class Scheduler:
         if head is None or not running or head.priority >= running[-1].priority:
             return 0
         pool = self.pool
-        prefix = pool.match_prefix(head.token_ids)
+        prefix = pool.match_prefix(head.tables, head.token_ids)
         num_tokens = len(head.token_ids)
         lower = [r for r in running if r.priority > head.priority]
         # Those that run take the blocks that they need in this step before anyone is admitted.
         growth = sum(self._growth(r) for r in running)
-        within_reach = pool.num_available + sum(len(r.block_table) + self._growth(r) for r in lower)
+        within_reach = pool.num_available + sum(r.tables.num_owned + self._growth(r) for r in lower)
         reserve = self._reserve() if len(lower) < len(running) else 0
-        if within_reach < pool.blocks_for(num_tokens) - len(prefix) + reserve + growth:
+        if within_reach < pool.missing(prefix, num_tokens) + reserve + growth:
             return 0  # preempting would not make it fit
         count = 0
         while running and running[-1].priority > head.priority:
@@ -366,12 +387,13 @@ class Scheduler:
 
     def _growth(self, request: Request) -> int:
         """Blocks that a running request needs in the next step beyond those that it has."""
-        return self.pool.blocks_for(len(request.token_ids)) - len(request.block_table)
+        tables = request.tables
+        return self.pool.growth(tables, len(request.token_ids), request.num_computed_tokens + 1)
 
     def _preempt_last(self) -> Request:
         """Send the running request of highest rank back to the queue; its blocks are given up."""
         request = self.running.pop()
-        self.pool.free(request.block_table)
+        self.pool.free(request.tables)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         request.state = RequestState.WAITING

@@ -1,8 +1,8 @@
 """A batch as the tensors that the model's forward pass takes.
 
-Everything is computed with numpy over whole batches. Each request keeps a row of a persistent table
-of its blocks, to which only new blocks are appended, so that a decode step of many long sequences
-does not rewrite what the last one wrote.
+Everything is computed with numpy over whole batches. Each request keeps a row of persistent tables
+of its blocks, one per group of layers, to which only new blocks are appended, so that a decode step
+of many long sequences does not rewrite what the last one wrote.
 """
 
 from __future__ import annotations
@@ -24,32 +24,37 @@ _Int32: TypeAlias = NDArray[np.int32]
 
 @dataclass(slots=True)
 class _Row:
-    """Which request a row of the table belongs to and how many of its blocks are written."""
+    """Which request a row of the tables belongs to and how many blocks of each are written."""
 
     request: Request
     index: int
-    written: int
+    written: list[int]
     num_preemptions: int
 
 
 class StepInputs:
     """Prepares the inputs of steps; one per KV cache.
 
-    `max_model_len` in tokens bounds a request's blocks.
+    `max_model_len` in tokens bounds a request's blocks in each of its `num_groups` block tables.
     """
 
-    def __init__(self, block_size: int, max_model_len: int, device: torch.device) -> None:
+    def __init__(
+        self, block_size: int, max_model_len: int, device: torch.device, num_groups: int = 1
+    ) -> None:
         self._block_size = block_size
         self._max_blocks = -(-max_model_len // block_size)
         self._device = device
-        self._table: _Int32 = np.zeros((16, self._max_blocks), dtype=np.int32)
+        self._num_groups = num_groups
+        # [group, row, block]
+        self._tables: _Int32 = np.zeros((num_groups, 16, self._max_blocks), dtype=np.int32)
         self._rows: dict[str, _Row] = {}
         self._free: list[int] = list(range(16))
 
-    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, AttentionMetadata]:
-        """Token ids and positions, int64 [T]; the sampling sequences' last tokens, int64; layout.
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[AttentionMetadata]]:
+        """Token ids and positions, int64 [T]; the sampling sequences' last tokens, int64; layouts.
 
-        The last tokens are indices into the T tokens of the step.
+        The last tokens are indices into the T tokens of the step. There is one layout for each
+        group of layers; they differ in their blocks only.
         """
         sequences = batch.sequences
         block_size = self._block_size
@@ -72,45 +77,51 @@ class StepInputs:
             positions = np.arange(len(token_ids)) + np.repeat(contexts - ends, lengths)
             table_row = np.repeat(rows, lengths)
         block, offset = np.divmod(positions, block_size)
-        slots = self._table[table_row, block].astype(np.int64) * block_size + offset
         width = -(-max(context_lens) // block_size)
         query_start = np.zeros(len(sequences) + 1, dtype=np.int32)
         query_start[1:] = ends
         last = ends - 1
         if not all(s.samples for s in sequences):
             last = last[[s.samples for s in sequences]]
-        metadata = AttentionMetadata(
-            block_tables=self._tensor(self._table[rows, :width]),
-            context_lens=self._tensor(contexts.astype(np.int32)),
-            query_start=self._tensor(query_start),
-            slots=self._tensor(slots),
-            query_lens=query_lens,
-            context_lens_list=context_lens,
-            num_decodes=batch.num_decodes,
-        )
+        context_tensor = self._tensor(contexts.astype(np.int32))
+        start_tensor = self._tensor(query_start)
+        layouts = [
+            AttentionMetadata(
+                block_tables=self._tensor(table[rows, :width]),
+                context_lens=context_tensor,
+                query_start=start_tensor,
+                slots=self._tensor(table[table_row, block].astype(np.int64) * block_size + offset),
+                query_lens=query_lens,
+                context_lens_list=context_lens,
+                num_decodes=batch.num_decodes,
+            )
+            for table in self._tables
+        ]
         ids = self._tensor(np.array(token_ids, dtype=np.int64))
-        return ids, self._tensor(positions), self._tensor(last), metadata
+        return ids, self._tensor(positions), self._tensor(last), layouts
 
     def _table_rows(self, batch: Batch) -> NDArray[np.int64]:
-        """The table's row of each sequence, with all of its blocks written."""
+        """The tables' row of each sequence, with all of its blocks written."""
         rows = np.empty(len(batch.sequences), dtype=np.int64)
-        if len(self._rows) + len(batch.sequences) > len(self._table):
+        if len(self._rows) + len(batch.sequences) > self._tables.shape[1]:
             self._make_room(batch)
         known = self._rows
         for i, sequence in enumerate(batch.sequences):
             request = sequence.request
-            blocks = request.block_table
             row = known.get(request.request_id)
             if row is None:
                 row = known[request.request_id] = _Row(
-                    request, self._free.pop(), 0, request.num_preemptions
+                    request, self._free.pop(), [0] * self._num_groups, request.num_preemptions
                 )
             elif row.request is not request or row.num_preemptions != request.num_preemptions:
                 row.request, row.num_preemptions = request, request.num_preemptions
-                row.written = 0
-            if row.written < len(blocks):
-                self._table[row.index, row.written : len(blocks)] = blocks[row.written :]
-                row.written = len(blocks)
+                row.written = [0] * self._num_groups
+            written = row.written
+            for group, blocks in enumerate(request.tables.groups):
+                if written[group] < len(blocks):
+                    new = blocks[written[group] :]
+                    self._tables[group, row.index, written[group] : len(blocks)] = new
+                    written[group] = len(blocks)
             rows[i] = row.index
         return rows
 
@@ -123,11 +134,12 @@ class StepInputs:
         for request_id in [r for r in self._rows if r not in present]:
             self._free.append(self._rows.pop(request_id).index)
         wanted = 2 * len(batch.sequences)
-        if wanted > len(self._table):
-            self._free += range(len(self._table), wanted)
-            grown = np.zeros((wanted, self._max_blocks), dtype=np.int32)
-            grown[: len(self._table)] = self._table
-            self._table = grown
+        present_rows = self._tables.shape[1]
+        if wanted > present_rows:
+            self._free += range(present_rows, wanted)
+            grown = np.zeros((self._num_groups, wanted, self._max_blocks), dtype=np.int32)
+            grown[:, :present_rows] = self._tables
+            self._tables = grown
 
     def _tensor(self, array: NDArray[np.int64] | _Int32) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -1,16 +1,19 @@
 """An executor that computes nothing but forgets nothing: its KV cache holds the tokens themselves.
 
-Every step writes the tokens of its sequences to their slots and reads each context back through
-the block table. The next token is a hash of what was read, so any wrong block, wrong position,
-stale content or missing computation changes the output.
+Every step writes the tokens of its sequences to their slots, once for each group of layers, beside
+a hash of all tokens up to there, as the keys of a real model depend on them. Then each new token
+reads what its groups let it see back through the block tables and checks it. The next token is a
+hash of all tokens, so any wrong block, wrong position, stale content or missing computation shows.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
-from engine.batch import Batch, BatchResult
+from engine.batch import Batch, BatchResult, ScheduledSequence
+from engine.block_groups import BlockGroup
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.engine import CacheShape, Engine
@@ -31,6 +34,10 @@ def expected_output(prompt: Sequence[int], num_tokens: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+def _hash(before: int, token: bytes) -> int:
+    return zlib.crc32(token, before)
+
+
 class VirtualClock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -40,8 +47,15 @@ class VirtualClock:
 
 
 class FakeExecutor:
-    def __init__(self, num_blocks: int, block_size: int, clock: VirtualClock | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        clock: VirtualClock | None = None,
+        windows: Sequence[int] = (0,),
+    ) -> None:
         self.clock = clock
+        self.windows = tuple(windows)
         self.batches: list[list[tuple[str, int, int, bool]]] = []
         self.fail_next: BaseException | None = None
         self.keep_batches = True
@@ -50,7 +64,13 @@ class FakeExecutor:
 
     def reshape(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
-        self.slots: list[int | None] = [None] * (num_blocks * block_size)
+        self.slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
+
+    @staticmethod
+    def prefix_hashes(sequence: ScheduledSequence) -> list[int]:
+        """For each position a hash of all tokens up to it."""
+        tokens = sequence.request.token_ids[: sequence.end]
+        return list(accumulate((bytes([token]) for token in tokens), _hash, initial=0))[1:]
 
     def execute(self, batch: Batch) -> BatchResult:
         if self.fail_next is not None:
@@ -64,22 +84,27 @@ class FakeExecutor:
             )
         # All writes come before all reads, as on a device: a slot that two sequences write in
         # one step is a fault that must show.
-        for s in batch.sequences:
-            table = s.request.block_table
-            for position in range(s.start, s.end):
-                slot = table[position // size] * size + position % size
-                self.slots[slot] = s.request.token_ids[position]
-        for s in batch.sequences:
+        hashes = [self.prefix_hashes(s) for s in batch.sequences]
+        for s, known in zip(batch.sequences, hashes, strict=True):
+            for group, table in enumerate(s.request.tables.groups):
+                for position in range(s.start, s.end):
+                    slot = table[position // size] * size + position % size
+                    self.slots[slot] = (group, known[position])
+        for s, known in zip(batch.sequences, hashes, strict=True):
+            for group, (table, window) in enumerate(
+                zip(s.request.tables.groups, self.windows, strict=True)
+            ):
+                first = max(0, s.start - window + 1) if window else 0
+                for position in range(first, s.end):
+                    slot = table[position // size] * size + position % size
+                    assert self.slots[slot] == (group, known[position]), "a wrong slot was read"
             if not s.samples:
                 tokens.append([])
                 continue
-            table = s.request.block_table
-            context = [self.slots[table[p // size] * size + p % size] for p in range(s.end)]
-            assert None not in context, "a slot was read before it was written"
-            known = [t for t in context if t is not None]
+            context = s.request.token_ids[: s.end]
             for _ in range(self.tokens_per_step):
-                known.append(next_token(known))
-            tokens.append(known[s.end :])
+                context.append(next_token(context))
+            tokens.append(context[s.end :])
         seconds = 0.001 + 1e-5 * batch.num_tokens
         if self.clock is not None:
             self.clock.now += seconds
@@ -92,22 +117,24 @@ def make_engine(
     *,
     resize: Callable[[EngineConfig], int] | None = None,
     eos: frozenset[int] = frozenset(),
+    windows: Sequence[int] = (0,),
     **knobs: object,
 ) -> tuple[Engine, FakeExecutor]:
     """An engine in virtual time whose cache can be rebuilt; `resize` chooses the new blocks."""
     config = EngineConfig.from_mapping({"block_size": 8, **knobs})
     clock = VirtualClock()
-    executor = FakeExecutor(num_blocks, config.block_size, clock)
+    executor = FakeExecutor(num_blocks, config.block_size, clock, windows)
+    groups = tuple(BlockGroup(window, (i,)) for i, window in enumerate(windows))
 
     def rebuild(new: EngineConfig) -> CacheShape:
         blocks = num_blocks if resize is None else resize(new)
         executor.reshape(blocks, new.block_size)
-        return CacheShape(blocks, new.max_model_len or max_model_len)
+        return CacheShape(blocks, new.max_model_len or max_model_len, groups)
 
     engine = Engine(
         config,
         executor,
-        CacheShape(num_blocks, max_model_len),
+        CacheShape(num_blocks, max_model_len, groups),
         eos_token_ids=eos,
         vocab_size=VOCABULARY,
         clock=clock,

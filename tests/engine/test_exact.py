@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine import LLM, SamplingParams
 from engine.batch import Batch, ScheduledSequence
+from engine.block_tables import BlockTables
 from engine.request import Request
 from kernels.ops import dequantize
 from kernels.reference import quantize_rows
@@ -213,14 +214,14 @@ def all_logits(llm: LLM, tokens: list[int], chunks: list[int]) -> torch.Tensor:
     runner = llm.engine.executor
     size = llm.config.block_size
     table = list(range(-(-len(tokens) // size)))[::-1]  # pages out of order
-    request = Request("probe", tokens, greedy(), 0.0, block_table=table)
+    request = Request("probe", tokens, greedy(), 0.0, tables=BlockTables([table]))
     parts, start = [], 0
     with torch.inference_mode():
         for chunk in chunks:
             sequence = ScheduledSequence(request, start, chunk, True)
-            ids, positions, _, metadata = runner._inputs.prepare(Batch([sequence], chunk == 1))
+            ids, positions, _, layouts = runner._inputs.prepare(Batch([sequence], chunk == 1))
             hidden = runner.decoder.forward(
-                ids, positions, runner.cache.layers, [metadata] * len(runner.cache.layers)
+                ids, positions, runner.cache.layers, layouts * len(runner.cache.layers)
             )
             parts.append(runner.decoder.logits(hidden))
             start += chunk

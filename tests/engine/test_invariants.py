@@ -56,12 +56,14 @@ class StrictExecutor(FakeExecutor):
                 assert s.samples
             elif config.enable_chunked_prefill and config.long_prefill_token_threshold:
                 assert s.num_tokens <= config.long_prefill_token_threshold
-            assert len(request.block_table) * pool.block_size >= s.end
-            for position in range(s.start, s.end):
-                block = request.block_table[position // pool.block_size]
-                assert pool._references[block] == 1, "a shared block is written"
-                written.add(block * pool.block_size + position % pool.block_size)
-        assert len(written) == batch.num_tokens, "two sequences write one slot"
+            assert request.tables.capacity >= s.end
+            for table in request.tables.groups:
+                for position in range(s.start, s.end):
+                    block = table[position // pool.block_size]
+                    assert pool._references[block] == 1, "a shared block is written"
+                    written.add(block * pool.block_size + position % pool.block_size)
+        groups = len(pool.windows)
+        assert len(written) == batch.num_tokens * groups, "two sequences write one slot"
         self.engine.scheduler.check_integrity()
         return super().execute(batch)
 
@@ -261,8 +263,8 @@ class EngineMachine(RuleBasedStateMachine):
         reason = outputs[-1].finish_reason
         assert tokens == request.output_token_ids
         assert reason is request.finish_reason is not None
-        assert (request.block_table, reason is FinishReason.REFUSED) == (
-            [],
+        assert (request.tables.num_owned, reason is FinishReason.REFUSED) == (
+            0,
             reason is FinishReason.REFUSED and bool(request.refusal),
         )
         if not request.max_total_tokens:

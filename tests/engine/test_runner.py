@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.batch import Batch, ScheduledSequence
+from engine.block_tables import BlockTables
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
 from engine.kv_cache import cpu_cache_budget, kv_bytes_per_token, num_blocks_for
@@ -29,14 +30,14 @@ def runner_of(tiny: TinyLlama, **knobs: object) -> ModelRunner:
 
 def sequence(tokens: int, samples: bool, logprobs: int | None = None) -> ScheduledSequence:
     sampling = SamplingParams(temperature=0.0, logprobs=logprobs)
-    request = Request("r", list(range(tokens)), sampling, 0.0, block_table=[0, 1])
+    request = Request("r", list(range(tokens)), sampling, 0.0, tables=BlockTables([[0, 1]]))
     return ScheduledSequence(request, 0, tokens, samples)
 
 
 def test_tokens_only_of_sequences_that_sample(tiny: TinyLlama) -> None:
     runner = runner_of(tiny, block_size=8)
     one, other = sequence(5, True, logprobs=1), sequence(6, False)
-    other.request.request_id, other.request.block_table = "s", [2]
+    other.request.request_id, other.request.tables = "s", BlockTables([[2]])
     result = runner.execute(Batch([one, other], 0))
     expected = int(tiny.logits(list(range(5)))[-1].argmax())
     assert result.tokens == [[expected], []]

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from engine.batch import BatchResult
+from engine.block_tables import BlockTables, Prefix
 from engine.request import FinishReason, RequestState
 from tests.engine.scheduling import (
     EOS,
@@ -147,7 +148,7 @@ def test_several_tokens_of_one_step_are_all_computed_next() -> None:
     batch = scheduler.schedule(0.0)
     assert shape(batch) == [("a", 7, 3)]
     assert (batch.num_decodes, batch.sequences[0].samples) == (0, True)
-    assert len(batch.sequences[0].request.block_table) == 2
+    assert len(batch.sequences[0].request.tables.groups[0]) == 2
 
 
 def test_a_request_aborted_while_its_step_ran_takes_nothing_in() -> None:
@@ -191,7 +192,7 @@ def test_the_latest_gives_way_and_is_computed_again() -> None:
     assert shape(batch) == [("a", 16, 1)]
     assert batch.num_preemptions == 1
     assert b.state is RequestState.WAITING
-    assert (b.num_computed_tokens, b.num_preemptions, b.block_table) == (0, 1, [])
+    assert (b.num_computed_tokens, b.num_preemptions, b.tables.groups) == (0, 1, [[]])
     scheduler.update(batch, answer(batch))
     assert finish_all(scheduler) == ["a", "b"]
     assert b.num_output_tokens == 20
@@ -270,10 +271,10 @@ def test_the_prefix_of_a_blocked_request_is_looked_up_once() -> None:
     lookups = 0
     match_prefix = scheduler.pool.match_prefix
 
-    def counted(token_ids: list[int]) -> list[int]:
+    def counted(tables: BlockTables, token_ids: list[int]) -> Prefix:
         nonlocal lookups
         lookups += 1
-        return match_prefix(token_ids)
+        return match_prefix(tables, token_ids)
 
     scheduler.pool.match_prefix = counted  # type: ignore[method-assign]
     scheduler.add(make_request("a", 56, 17))

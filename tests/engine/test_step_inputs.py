@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.batch import Batch, ScheduledSequence
+from engine.block_tables import BlockTables
 from engine.request import Request, SamplingParams
 from engine.step_inputs import StepInputs
 from kernels.metadata import build_attention_metadata
@@ -30,18 +31,18 @@ def test_random_batches(seed: int, block_size: int) -> None:
         for request in chosen:
             if rng.random() < 0.1:
                 request.num_preemptions += 1
-                request.block_table, request.num_computed_tokens = [], 0
+                request.tables, request.num_computed_tokens = BlockTables(), 0
             start = request.num_computed_tokens
             count = rng.choice([1, rng.randint(1, request.num_pending_tokens)])
-            while len(request.block_table) * block_size < start + count:
-                request.block_table.append(rng.randrange(10_000))
+            while len(request.tables.groups[0]) * block_size < start + count:
+                request.tables.groups[0].append(rng.randrange(10_000))
             samples = start + count == len(request.token_ids)
             scheduled.append(ScheduledSequence(request, start, count, samples))
         scheduled.sort(key=lambda s: s.num_tokens > 1)
         batch = Batch(scheduled, sum(s.num_tokens == 1 for s in scheduled))
-        ids, positions, last, metadata = inputs.prepare(batch)
+        ids, positions, last, (metadata,) = inputs.prepare(batch)
         expected = build_attention_metadata(
-            [s.request.block_table for s in scheduled],
+            [s.request.tables.groups[0] for s in scheduled],
             [s.num_tokens for s in scheduled],
             [s.end for s in scheduled],
             block_size,
@@ -68,13 +69,14 @@ def test_random_batches(seed: int, block_size: int) -> None:
             if s.samples:
                 s.request.token_ids.append(rng.randrange(1000))
         alive = [r for r in alive if len(r.token_ids) < 110 and rng.random() > 0.05]
-    assert len(inputs._rows) <= len(inputs._table)
+    assert len(inputs._rows) <= len(inputs._tables[0])
 
 
 def test_the_table_stays_small() -> None:
     inputs = StepInputs(8, 64, torch.device("cpu"))
     for number in range(500):
-        request = Request(str(number), [1, 2], SamplingParams(), 0.0, block_table=[number])
-        *_, metadata = inputs.prepare(Batch([ScheduledSequence(request, 0, 2, True)], 0))
+        tables = BlockTables([[number]])
+        request = Request(str(number), [1, 2], SamplingParams(), 0.0, tables=tables)
+        *_, (metadata,) = inputs.prepare(Batch([ScheduledSequence(request, 0, 2, True)], 0))
         assert metadata.block_tables.tolist() == [[number]]
-    assert len(inputs._table) == 16
+    assert len(inputs._tables[0]) == 16

@@ -1,0 +1,69 @@
+"""The blocks of one sequence, and the names by which their contents are found."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import NamedTuple
+
+DIGEST_BYTES = 16
+
+
+@dataclass(slots=True, eq=False)
+class BlockTables:
+    """Which blocks hold a sequence's keys and values; changed by the `BlockPool` alone.
+
+    `groups[g][i]` is the block of positions `i * block_size` and on for the layers of group g. The
+    first `given_up[g]` entries stay for the sake of position; their blocks may be another's by now.
+    `capacity` is how many tokens have their place in all groups.
+
+    `digests[i]` names the sequence's tokens from the first to the end of block i. The blocks before
+    `num_registered` were made findable in the prefix index's life that `generation` numbers.
+    """
+
+    groups: list[list[int]] = field(default_factory=lambda: [[]])
+    given_up: list[int] = field(default_factory=lambda: [0])
+    capacity: int = 0
+    digests: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
+    generation: int = 0
+
+    @classmethod
+    def empty(cls, num_groups: int) -> BlockTables:
+        """Tables without blocks."""
+        return cls([[] for _ in range(num_groups)], [0] * num_groups)
+
+    @property
+    def num_owned(self) -> int:
+        """Blocks owned in all groups."""
+        return sum(map(len, self.groups)) - sum(self.given_up)
+
+    def owned(self) -> list[list[int]]:
+        """The blocks owned, by group, in the order of their positions."""
+        return [table[n:] for table, n in zip(self.groups, self.given_up, strict=True)]
+
+    def digest(self, token_ids: Sequence[int], block_size: int, number: int) -> bytes:
+        """The name of all tokens up to the end of block `number`, kept once it was computed.
+
+        BLAKE2b over the name of what comes before and the block's own tokens, 128 bits: that two
+        prefixes share a name is as good as impossible, also for one who tries.
+        """
+        digests = self.digests
+        for i in range(len(digests), number + 1):
+            tokens = array("q", token_ids[i * block_size : (i + 1) * block_size]).tobytes()
+            before = digests[-1] if i else b""
+            digests.append(blake2b(before + tokens, digest_size=DIGEST_BYTES).digest())
+        return digests[number]
+
+
+class Prefix(NamedTuple):
+    """What is known of a sequence's beginning: its first `num_blocks` blocks' worth of tokens.
+
+    `blocks[g]` are the blocks that the next token sees in group g: all, or the last ones where the
+    group has a window.
+    """
+
+    num_blocks: int
+    blocks: tuple[list[int], ...]
