@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from engine.block_groups import BlockGroup, longest_sequence, most_owned_blocks
+from engine.block_groups import BlockGroup, block_groups, longest_sequence, most_owned_blocks
 from engine.config import KNOBS, EngineConfig
 from engine.errors import EnvironmentLacks
 from engine.models.spec import DecoderSpec
@@ -30,6 +30,19 @@ def kv_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
     A quantized cache also has a float32 scale for the key and the value of each head.
     """
     return spec.num_layers * _layer_bytes_per_token(spec, dtype)
+
+
+def cache_bytes(
+    config: EngineConfig,
+    spec: DecoderSpec,
+    model_dtype: torch.dtype,
+    max_model_len: int,
+    num_blocks: int,
+) -> int:
+    """Bytes of a cache of `num_blocks` blocks, as an engine of this config has it."""
+    groups = block_groups(spec.layer_windows, max_model_len)
+    per_token = _group_size(groups) * _layer_bytes_per_token(spec, cache_dtype(config, model_dtype))
+    return num_blocks * config.block_size * per_token
 
 
 def _layer_bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:

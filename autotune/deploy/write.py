@@ -98,8 +98,8 @@ def _measured(config: EngineConfig, evidence: Evidence) -> dict[str, int]:
     Empty where the model's folder is not here any more.
     """
     from engine.checkpoints.model_folder import open_model_folder
-    from engine.kv_cache import kv_bytes_per_token
-    from engine.loading import resolve_dtype
+    from engine.kv_cache import cache_bytes
+    from engine.loading import resolve_dtype, resolve_max_model_len
     from engine.models.registry import decoder_spec
 
     try:
@@ -109,6 +109,8 @@ def _measured(config: EngineConfig, evidence: Evidence) -> dict[str, int]:
     measured = {"max_model_len": spec.max_position}
     blocks = (evidence.bench.get("engine") or {}).get("kv_blocks_total")
     if blocks:
-        per_token = kv_bytes_per_token(spec, resolve_dtype(config, spec))
-        measured["kv_cache_memory_bytes"] = int(blocks) * config.block_size * per_token
+        length = resolve_max_model_len(config, spec)
+        measured["kv_cache_memory_bytes"] = cache_bytes(
+            config, spec, resolve_dtype(config, spec), length, int(blocks)
+        )
     return measured

@@ -45,6 +45,7 @@ RUNS: dict[str, dict[str, Any]] = {
                 "max_num_seqs": 32,
                 "block_size": 8,
                 "quantization": "int8",
+                "kv_cache_dtype": "fp8",
                 "enable_prefix_caching": False,
                 "scheduling_policy": "sjf",
                 "max_num_queued_reqs": 10,
@@ -64,6 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": 8192,
                 "quantization": "int4",
+                "kv_cache_dtype": "int8",
                 "batching_mode": "static",
             },
         },
@@ -107,6 +109,10 @@ def test_unset_cache_size_on_a_cpu_becomes_the_bytes_that_were_measured(tmp_path
     write_deploy(RunFolder(tmp_path), config, evidence=run)
     keys = yaml.safe_load((tmp_path / "deploy" / "vllm.yaml").read_text())
     assert keys["kv-cache-memory-bytes"] == 50 * 32 * (2 * 3 * 2 * 8 * 4)
+    # A byte an element, and a float32 scale for each head.
+    write_deploy(RunFolder(tmp_path), config.replace(kv_cache_dtype="int8"), evidence=run)
+    keys = yaml.safe_load((tmp_path / "deploy" / "vllm.yaml").read_text())
+    assert keys["kv-cache-memory-bytes"] == 50 * 32 * (2 * 3 * 2 * (8 + 4))
     on_gpu = {**run, "hardware": {"device": "cuda"}}
     write_deploy(RunFolder(tmp_path), config, evidence=on_gpu)
     keys = yaml.safe_load((tmp_path / "deploy" / "vllm.yaml").read_text())

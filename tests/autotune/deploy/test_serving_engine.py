@@ -14,7 +14,7 @@ VLLM_FLAGS = {
     "gpu-memory-utilization", "kv-cache-memory-bytes", "enable-prefix-caching",
     "no-enable-prefix-caching", "max-num-seqs", "max-num-batched-tokens",
     "enable-chunked-prefill", "no-enable-chunked-prefill", "long-prefill-token-threshold",
-    "scheduling-policy", "max-num-queued-reqs", "watermark",
+    "scheduling-policy", "max-num-queued-reqs", "watermark", "kv-cache-dtype",
 }  # fmt: skip
 
 
