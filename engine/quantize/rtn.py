@@ -1,8 +1,8 @@
 """Round-to-nearest: the scales follow from each channel's or group's own extremes, no data needed.
 
 Sources: int8 per output channel, symmetric, is the weight half of W8A8 (Dettmers et al. 2022,
-LLM.int8(), section 2.1); int4 in groups, asymmetric, is the baseline "RTN" of Frantar et al. 2022
-(GPTQ) and Lin et al. 2023 (AWQ).
+LLM.int8(), section 2.1); integers in groups are the baseline "RTN" of Frantar et al. 2022 (GPTQ)
+and Lin et al. 2023 (AWQ).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.quantize.forms import IntGroupForm
+from engine.quantize.grid import group_grid, round_to_grid
+
 INT8_MAX = 127
-INT4_LEVELS = 15
 # Smaller groups follow the weights closer and cost more scales: 64 adds an eighth of a byte a
 # weight at most and is what the CPU and GPU int4 matmuls take.
 INT4_GROUP_SIZE = 64
@@ -30,32 +32,36 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return q.to(torch.int8), scales
 
 
+def quantize_groups(
+    weight: Tensor, group_size: int, bits: int, symmetric: bool = False
+) -> IntGroupForm:
+    """Integers of `bits` in groups along K, on the grids of `engine.quantize.grid.group_grid`.
+
+    weight float [N, K], K a multiple of `group_size`.
+    """
+    rows, columns = weight.shape
+    groups = weight.float().reshape(rows, columns // group_size, group_size)
+    scales, zeros = group_grid(groups, bits, symmetric)
+    q = round_to_grid(groups, scales[..., None], zeros[..., None], bits)
+    return IntGroupForm(q.to(torch.uint8).reshape(rows, columns), scales, zeros, group_size, bits)
+
+
 def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Asymmetric int4 in groups along K: `w ~ (q - zero) * scale`.
-
-    `scale = (max - min) / 15`, `zero = round(-min / scale)`; the range is stretched to hold 0, so
-    that zero is one of 0..15 and a weight of 0 stays 0.
 
     weight float [N, K], K a multiple of `group_size` -> (q uint8 [N, K] in 0..15, scales float32
     [N, K / group_size], zeros float32 of the same shape).
     """
-    rows, columns = weight.shape
-    groups = weight.float().reshape(rows, columns // group_size, group_size)
-    low = groups.amin(dim=2).clamp_(max=0)
-    high = groups.amax(dim=2).clamp_(min=0)
-    scales = (high - low) / INT4_LEVELS
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    zeros = torch.round(-low / scales).clamp_(0, INT4_LEVELS)
-    q = torch.round(groups / scales[..., None] + zeros[..., None]).clamp_(0, INT4_LEVELS)
-    return q.to(torch.uint8).reshape(rows, columns), scales, zeros
+    form = quantize_groups(weight, group_size, bits=4)
+    return form.q, form.scales, form.zeros
 
 
-def int4_group_size(columns: int) -> int | None:
-    """The largest group of at most `INT4_GROUP_SIZE` that divides `columns` by halving.
+def int4_group_size(columns: int, largest: int = INT4_GROUP_SIZE) -> int | None:
+    """The largest group of at most `largest` that divides `columns` by halving.
 
     None if there is none of at least 16, below which the scales cost more than they save.
     """
-    size = INT4_GROUP_SIZE
+    size = largest
     while size >= 16:
         if columns % size == 0:
             return size
