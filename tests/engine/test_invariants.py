@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from engine.batch import Batch, BatchResult
+from engine.block_groups import BlockGroup
 from engine.config import EngineConfig
 from engine.engine import CacheShape, Engine
 from engine.errors import ConfigError
@@ -134,6 +135,7 @@ class EngineMachine(RuleBasedStateMachine):
         num_blocks=st.integers(2, 14),
         max_model_len=st.sampled_from([40, 90]),
         tokens_per_step=st.sampled_from([1, 1, 3]),
+        windows=st.sampled_from([(0,), (0,), (0,), (13,), (0, 10), (0, 20, 20, 20), (7, 24)]),
     )
     def start(
         self,
@@ -142,11 +144,13 @@ class EngineMachine(RuleBasedStateMachine):
         num_blocks: int,
         max_model_len: int,
         tokens_per_step: int,
+        windows: tuple[int, ...] = (0,),
     ) -> None:
         knobs = {"max_num_seqs": 4, "max_num_batched_tokens": 32, **knobs}
         config = EngineConfig.from_mapping({"block_size": block_size, **knobs})
         self.clock = VirtualClock()
-        self.executor = StrictExecutor(num_blocks, block_size, self.clock)
+        self.executor = StrictExecutor(num_blocks, block_size, self.clock, windows)
+        groups = tuple(BlockGroup(window, (i,)) for i, window in enumerate(windows))
         self.executor.keep_batches = False
         self.executor.tokens_per_step = tokens_per_step
         self.executor.max_model_len = max_model_len
@@ -155,13 +159,13 @@ class EngineMachine(RuleBasedStateMachine):
         def rebuild(new: EngineConfig) -> CacheShape:
             self.executor.reshape(self.num_blocks, new.block_size)
             self.executor.max_model_len = new.max_model_len or 90
-            return CacheShape(self.num_blocks, self.executor.max_model_len)
+            return CacheShape(self.num_blocks, self.executor.max_model_len, groups)
 
         self.detokenizer = FakeDetokenizer()
         self.engine = self.executor.engine = Engine(
             config,
             self.executor,
-            CacheShape(num_blocks, max_model_len),
+            CacheShape(num_blocks, max_model_len, groups),
             eos_token_ids=EOS,
             vocab_size=VOCABULARY,
             clock=self.clock,
@@ -287,31 +291,57 @@ EngineMachine.TestCase.settings = settings(
 TestEngine = EngineMachine.TestCase
 
 
+def heavy_load(
+    windows: tuple[int, ...], num_blocks: int, max_tokens: int = 30, **knobs: object
+) -> EngineMachine:
+    """Forty requests with common prefixes, one a step, on a cache that holds few of them."""
+    machine = EngineMachine()
+    machine.start(
+        {"max_num_seqs": 6, **knobs},
+        block_size=8,
+        num_blocks=num_blocks,
+        max_model_len=90,
+        tokens_per_step=1,
+        windows=windows,
+    )
+    for i in range(40):
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        machine.add([*STEMS[i % 3][: i % 37 + 1], i], sampling, i % 3)
+        machine.step(1)
+    machine.teardown()
+    assert all(r.num_output_tokens == max_tokens for r in machine.requests)
+    return machine
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority", "sjf"])
 @pytest.mark.parametrize("mode", ["continuous", "static", "dynamic"])
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_a_tiny_cache_under_heavy_load_serves_all_alike(
     policy: str, mode: str, prefix_caching: bool
 ) -> None:
-    machine = EngineMachine()
-    machine.start(
-        {
-            "scheduling_policy": policy,
-            "batching_mode": mode,
-            "enable_prefix_caching": prefix_caching,
-            "max_num_seqs": 6,
-        },
-        block_size=8,
-        num_blocks=12,
-        max_model_len=90,
-        tokens_per_step=1,
+    machine = heavy_load(
+        (0,),
+        12,
+        scheduling_policy=policy,
+        batching_mode=mode,
+        enable_prefix_caching=prefix_caching,
     )
-    for i in range(40):
-        sampling = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
-        machine.add([*STEMS[i % 3][: i % 37 + 1], i], sampling, i % 3)
-        machine.step(1)
-    machine.teardown()
-    preemptions = sum(r.num_preemptions for r in machine.requests)
-    assert preemptions > 0
-    assert all(r.num_output_tokens == 30 for r in machine.requests)
+    assert sum(r.num_preemptions for r in machine.requests) > 0
+    assert (machine.engine.pool.hit_tokens > 0) is prefix_caching
+
+
+@pytest.mark.parametrize(
+    ("windows", "num_blocks"), [((12,), 4), ((0, 12), 14), ((0, 5, 5), 15), ((9, 20), 8)]
+)
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "sjf"])
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_windows_under_heavy_load(
+    windows: tuple[int, ...], num_blocks: int, policy: str, prefix_caching: bool
+) -> None:
+    """Caches that, but for the windows, would not even hold one of the sequences."""
+    machine = heavy_load(
+        windows, num_blocks, scheduling_policy=policy, enable_prefix_caching=prefix_caching
+    )
+    assert len(windows) * -(-67 // 8) > num_blocks
+    assert sum(r.num_preemptions for r in machine.requests) > 0
     assert (machine.engine.pool.hit_tokens > 0) is prefix_caching
