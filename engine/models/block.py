@@ -104,7 +104,7 @@ def run_block(
         q,
         cache,
         metadata,
-        spec.score_scale,
+        spec.attention_scale,
         spec.layer_windows[index],
         spec.attention_soft_cap,
     ).reshape(num_tokens, heads * head_dim)

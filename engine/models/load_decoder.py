@@ -24,7 +24,6 @@ from engine.models.tensors import LinearParts, Root, layer_linears, layer_norms,
 from engine.quantize import forms
 from engine.quantize.forms import DenseForm, LinearForm
 from engine.quantize.methods import quantize_head, quantize_weight
-from kernels import ops
 from kernels.ops import DenseWeight, LinearWeight, pack_dense
 
 
@@ -110,7 +109,7 @@ class LayerReader:
         ]
         if len(found) == 1:
             found = [owned(found[0])]  # several are copied where they are stacked
-        return _pack([self._placed(form) for form in found], self._bias(parts), self.dtype)
+        return forms.pack([self._placed(form) for form in found], self._bias(parts), self.dtype)
 
     def form(self, prefix: str, shape: tuple[int, int]) -> LinearForm:
         """A linear layer of the checkpoint as it is stored, or quantized if that was asked for."""
@@ -137,7 +136,7 @@ class LayerReader:
                 form = quantize_head(self._read(f"{prefix}.weight", shape), self.quantization)
             except ValueError as error:
                 raise ModelError(f"tensor {prefix + '.weight'!r}: {error}") from error
-        return embedding, _pack([self._placed(owned(form))], None, self.dtype)
+        return embedding, forms.pack([self._placed(owned(form))], None, self.dtype)
 
     def _mlp(self, index: int, linears: dict[str, LinearParts]) -> Mlp | Experts:
         if self.spec.experts is None or not self.spec.has_experts(index):
@@ -192,12 +191,3 @@ def _mapped(form: LinearForm, change: Any) -> LinearForm:
         if isinstance(value := getattr(form, field.name), Tensor)
     }
     return dataclasses.replace(form, **changes)
-
-
-def _pack(found: list[LinearForm], bias: Tensor | None, dtype: torch.dtype) -> LinearWeight:
-    form = forms.stack(found)
-    if isinstance(form, forms.Int8ChannelForm) and not form.outlier_threshold:
-        return ops.pack_int8(form.q, form.scales, bias)
-    if isinstance(form, forms.IntGroupForm) and form.bits == 4 and form.g_idx is None:
-        return ops.pack_int4(form.q, form.scales, form.zeros, form.group_size, bias)
-    return forms.pack(found, bias, dtype)

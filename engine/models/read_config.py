@@ -30,19 +30,21 @@ def read_decoder(
     tie_word_embeddings: bool = False,
     rope_theta: float = 10000.0,
     partial_rotary: bool = False,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
 ) -> DecoderSpec:
     """The decoder of a plain Llama; a family changes what it does otherwise.
 
     The keywords are what the family's fields stand for where they are absent; None for required,
     or for what follows from other fields (as many key/value heads as heads; hidden_size / heads).
-    `partial_rotary` says that the family has `partial_rotary_factor`.
+    `partial_rotary` says that the family has `partial_rotary_factor`; `activation` is the field
+    that names the gate's activation, and which it is by default.
 
     Raises:
         ModelError: a field is missing, of the wrong type, or asks for what is not supported.
     """
     hidden_size = fields.integer("hidden_size")
     heads = _integer(fields, "num_attention_heads", num_heads)
-    kv_heads = fields.integer("num_key_value_heads", num_kv_heads or heads)
+    kv_heads = fields.integer_or_off("num_key_value_heads", num_kv_heads or heads) or heads
     if heads % kv_heads:
         raise ModelError(
             f"{fields.source}: num_attention_heads={heads} must be a multiple of "
@@ -74,22 +76,8 @@ def read_decoder(
         tie_word_embeddings=fields.boolean("tie_word_embeddings", tie_word_embeddings),
         checkpoint_dtype=checkpoint_dtype(fields),
         layer_windows=(0,) * num_layers,
-        activation=activation(fields, "hidden_act", "silu"),
+        activation=_activation(fields, *activation),
     )
-
-
-def activation(fields: ConfigFields, name: str, default: str) -> Activation:
-    """The gate's activation from the field `name`.
-
-    Raises:
-        ModelError: one that is not served.
-    """
-    value = fields.text(name, default)
-    if value not in _ACTIVATIONS:
-        raise ModelError(
-            f"{fields.source}: {name} {value!r} is not supported; {', '.join(_ACTIVATIONS)} are"
-        )
-    return _ACTIVATIONS[value]
 
 
 def layer_windows(
@@ -126,3 +114,12 @@ def checkpoint_dtype(fields: ConfigFields) -> str:
 
 def _integer(fields: ConfigFields, name: str, default: int | None) -> int:
     return fields.integer(name) if default is None else fields.integer(name, default)
+
+
+def _activation(fields: ConfigFields, name: str, default: str) -> Activation:
+    value = fields.text(name, default)
+    if value not in _ACTIVATIONS:
+        raise ModelError(
+            f"{fields.source}: {name} {value!r} is not supported; {', '.join(_ACTIVATIONS)} are"
+        )
+    return _ACTIVATIONS[value]

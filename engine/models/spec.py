@@ -73,7 +73,7 @@ class DecoderSpec:
     - `layer_windows`: for each layer the tokens that a token sees, itself included; 0 means all.
     - `local_rope`: the rotary embedding of layers with a window, where it is another.
     - `activation`: of the gate in the MLP.
-    - `attention_scale`: multiplies scores; 0 stands for `head_dim ** -0.5`.
+    - `attention_scale`: multiplies scores; `head_dim ** -0.5` where it is not given.
     - `attention_soft_cap`, `logit_soft_cap`: bound scores to `cap * tanh(score / cap)`; 0 is off.
     - `embedding_scale`: multiplies embeddings, rounded to the model's dtype first.
     - `qkv_bias`, `output_bias`, `mlp_bias`: which linear layers have biases.
@@ -115,6 +115,10 @@ class DecoderSpec:
     experts: ExpertsSpec | None = None
     roots: tuple[tuple[str, str], ...] = (("model", "lm_head"),)
 
+    def __post_init__(self) -> None:
+        if not self.attention_scale:
+            object.__setattr__(self, "attention_scale", self.head_dim**-0.5)
+
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """Output features of the query, key and value projections."""
@@ -122,26 +126,11 @@ class DecoderSpec:
         return self.num_heads * self.head_dim, kv, kv
 
     @property
-    def score_scale(self) -> float:
-        """What multiplies the products of queries and keys."""
-        return self.attention_scale or self.head_dim**-0.5
-
-    @property
     def num_parameters(self) -> int:
         """Parameters, a tied output head counted once."""
         layers = sum(self._layer_parameters(index) for index in range(self.num_layers))
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return layers + self.hidden_size + embeddings
-
-    @property
-    def num_active_parameters(self) -> int:
-        """Parameters that one token is multiplied by: of the experts only the chosen."""
-        idle = 0
-        if self.experts is not None:
-            per_expert = 3 * self.hidden_size * self.experts.intermediate_size
-            unused = self.experts.num_experts - self.experts.top_k
-            idle = sum(self.experts.layers) * unused * per_expert
-        return self.num_parameters - idle
 
     def has_experts(self, index: int) -> bool:
         """Whether layer `index` has experts in place of an MLP."""

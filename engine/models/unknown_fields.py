@@ -73,10 +73,14 @@ def refuse_unknown(fields: ConfigFields, architecture: str) -> None:
         if name in fields.seen or not fields.has(name):
             continue
         value = fields.values[name]
-        if name == "layer_types" and set(value) == {"full_attention"}:
-            continue
-        if value not in neutral:
+        if value not in neutral and not _is_full_everywhere(name, value):
             raise ModelError(
                 f"{fields.source}: {name}={value!r} changes the model in a way that "
                 f"{architecture} does not have here; only a model without it is supported"
             )
+
+
+def _is_full_everywhere(name: str, value: Any) -> bool:
+    if name != "layer_types" or not isinstance(value, list):
+        return False
+    return all(kind == "full_attention" for kind in value)

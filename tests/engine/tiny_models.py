@@ -14,6 +14,7 @@ import transformers
 
 from engine import LLM
 from engine.checkpoints.model_folder import open_model_folder
+from engine.checkpoints.open_source import open_source
 from engine.models.decoder import Decoder
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
@@ -193,7 +194,7 @@ class TinyModel:
         """The engine's decoder of this folder, without an engine around it."""
         folder = open_model_folder(self.folder)
         decoder = load_decoder(
-            folder.weights(), decoder_spec(folder), dtype, torch.device("cpu"), quantization
+            open_source(folder), decoder_spec(folder), dtype, torch.device("cpu"), quantization
         )
         decoder.set_max_position(max_position)
         return decoder

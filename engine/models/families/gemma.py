@@ -12,9 +12,10 @@ import dataclasses
 
 from engine.errors import ModelError
 from engine.models.config_fields import ConfigFields
-from engine.models.read_config import FULL, SLIDING, activation, layer_windows, read_decoder
+from engine.models.read_config import FULL, SLIDING, layer_windows, read_decoder
 from engine.models.read_rope import read_scaling
 from engine.models.spec import DecoderSpec, RopeSpec
+from engine.models.unknown_fields import refuse_unknown
 
 
 def gemma2_spec(fields: ConfigFields) -> DecoderSpec:
@@ -33,6 +34,7 @@ def gemma2_spec(fields: ConfigFields) -> DecoderSpec:
             vocab_size=256000,
             max_position=8192,
             tie_word_embeddings=True,
+            activation=("hidden_activation", "gelu_pytorch_tanh"),
         ),
         fields,
         period=2,
@@ -63,6 +65,7 @@ def gemma3_text_spec(fields: ConfigFields) -> DecoderSpec:
             vocab_size=262208,
             max_position=131072,
             tie_word_embeddings=True,
+            activation=("hidden_activation", "gelu_pytorch_tanh"),
         ),
         fields,
         period=6,
@@ -88,11 +91,11 @@ def gemma3_spec(fields: ConfigFields) -> DecoderSpec:
     inherited = {
         name: fields.values[name]
         for name in ("dtype", "torch_dtype", "tie_word_embeddings")
-        if fields.has(name)
+        if fields.has(name) and not text.has(name)
     }
-    text = ConfigFields({**inherited, **text.values}, text.source)
+    text = ConfigFields({**text.values, **inherited}, text.source)
     spec = gemma3_text_spec(text)
-    fields.seen.update(text.seen)
+    refuse_unknown(text, "Gemma3ForConditionalGeneration")
     return dataclasses.replace(
         spec,
         architecture="Gemma3ForConditionalGeneration",
@@ -113,7 +116,6 @@ def _gemma(spec: DecoderSpec, fields: ConfigFields, period: int) -> DecoderSpec:
     return dataclasses.replace(
         spec,
         layer_windows=layer_windows(fields, window, spec.num_layers, alternating),
-        activation=activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
         attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
         embedding_scale=spec.hidden_size**0.5,
         qkv_bias=biased,
