@@ -102,7 +102,8 @@ def head_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     The heads of one token are contiguous; the stride between tokens is free, so a view of a fused
     QKV works.
     """
-    x.copy_(plain.rms_norm(x, weight, eps))
+    if not cpu_elementwise.head_rms_norm(x, weight, eps):
+        x.copy_(plain.rms_norm(x, weight, eps))
     return x
 
 
@@ -133,7 +134,8 @@ def gelu_and_mul(x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Te
 
     GELU by the error function, or by ``tanh``, its approximation (``gelu_pytorch_tanh``).
     """
-    return plain.gelu_and_mul(x, approximate)
+    out = cpu_elementwise.gelu_and_mul(x, approximate)
+    return plain.gelu_and_mul(x, approximate) if out is None else out
 
 
 def soft_cap(x: Tensor, cap: float) -> Tensor:

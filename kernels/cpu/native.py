@@ -17,10 +17,13 @@ CACHE_CODES = {**DTYPE_CODES, torch.int8: 3, torch.float8_e4m3fn: 4}
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[type]] = {
-    "rms_norm": [_I, _P, _P, _P, _P, _L, _L, _L, _F, _I],
-    "rotary_embedding": [_I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
+    "rms_norm": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _F, _I],
+    "head_rms_norm": [_I, _I, _P, _P, _L, _L, _L, _L, _F, _I],
+    "rotary_embedding": [_I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _L, _I],
     "silu_and_mul": [_I, _P, _P, _L, _L, _I],
+    "gelu_and_mul": [_I, _I, _P, _P, _L, _L, _I],
     "write_kv": [_P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
+    "write_quantized": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I],
     "decode_attention": [_I, _I, _P, _I],
     "amx_attention": [_I, _P, _I],
     "int4_widen": [_I, _P, _P, _P, _L, _L, _L, _P, _I],
