@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.errors import ConfigError
+from engine.quantize.method_table import METHODS
 
 Reload = Literal["live", "cache", "weights"]
 RELOAD_ORDER: tuple[Reload, ...] = ("live", "cache", "weights")
@@ -117,10 +118,11 @@ class EngineConfig:
     seed: int = _knob(0, "Seed of everything random.", reload="live", minimum=0, tunable=False)
     quantization: str = _knob(
         "none",
-        "Weight quantization: int8 is W8A8 with dynamic activations, int4 is weight-only in "
-        "groups.",
+        "Weight quantization. none keeps the checkpoint as it is. W8A8 with dynamic activations: "
+        "int8, llm_int8 (outliers in floats), smoothquant, fp8. Weight-only 4 bits in groups: "
+        "int4, nf4, gptq, awq. smoothquant, gptq and awq read a calibration text once.",
         reload="weights",
-        choices=("none", "int8", "int4"),
+        choices=tuple(METHODS),
     )
     kv_cache_dtype: str = _knob(
         "auto",
