@@ -49,7 +49,7 @@ def limit_value(limit: str, value: float | None) -> str:
         return milliseconds(value)
     if metric == "throughput":
         return MISSING if value is None else f"{significant(value)} tok/s"
-    if metric in ("error_rate", "goodput", "quality_loss"):
+    if metric in ("error_rate", "goodput", "quality_loss", "top1_agreement"):
         return percent(value)
     return significant(value)
 

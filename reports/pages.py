@@ -67,6 +67,21 @@ GLOSSARY: Sequence[tuple[str, str]] = (
         "includes 1 is not proven.",
     ),
     (
+        "Perplexity",
+        "How surprised a model is by a held-out text, e to the mean of its negative log-likelihood "
+        "a token. Its change against the unquantized model is what the SLO calls quality_loss.",
+    ),
+    (
+        "KL",
+        "Kullback-Leibler divergence of the next-token distribution from that of the unquantized "
+        "model, in nats a token: 0 where both are equal.",
+    ),
+    (
+        "Top-1 agreement",
+        "Share of the held-out text’s positions at which the model and its unquantized self find "
+        "the same token likeliest.",
+    ),
+    (
         "Preemption",
         "A running request gives its KV blocks back when the cache is full and is computed again "
         "later.",
@@ -202,16 +217,6 @@ def engine_counters(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
         if any(value is not None for value in values):
             rows.append([title, *(write(value) for value in values)])
     return ["Quantity", *(side.label for side in evidence.sides)], rows
-
-
-def quality_rows(evidence: Evidence) -> list[list[str]]:
-    """Measured quality of each quantization, as (method, quantity, value)."""
-    return [
-        [str(method), str(name), significant(value)]
-        for method, scores in mapping(evidence.result.get("quality")).items()
-        for name, raw in mapping(scores).items()
-        if (value := number(raw)) is not None
-    ]
 
 
 def reproduction(evidence: Evidence) -> list[Snippet]:

@@ -17,6 +17,7 @@ from reports import pages
 from reports.charts.comparison import throughput_comparison
 from reports.charts.distribution import latency_distributions, percentile_rows
 from reports.charts.finalists import finalist_gains
+from reports.charts.frontier import speed_against_quality
 from reports.charts.histogram import workload_histograms
 from reports.charts.history import search_history
 from reports.charts.importance import knob_importances
@@ -24,6 +25,7 @@ from reports.charts.slices import knob_slices
 from reports.charts.timeline import engine_timeline
 from reports.evidence import Evidence, read_evidence
 from reports.formatting import mapping, moment, significant
+from reports.quality import quality_table
 from reports.trials import trial_table
 from reports.verdict import judge
 
@@ -64,6 +66,7 @@ def report_page(evidence: Evidence) -> str:
     style, script = _asset("style.css"), _asset("script.js")
     run = evidence.run
     counter_columns, counter_rows = pages.engine_counters(evidence)
+    quality_columns, quality_rows = quality_table(evidence)
     page = environment.get_template("report.html.j2").render(
         style=Markup(style),  # noqa: S704  our own file
         script=Markup(script),  # noqa: S704  our own file
@@ -83,7 +86,9 @@ def report_page(evidence: Evidence) -> str:
         finalists=finalist_gains(evidence),
         counter_columns=counter_columns,
         counter_rows=counter_rows,
-        quality=pages.quality_rows(evidence),
+        frontier=speed_against_quality(evidence),
+        quality_columns=quality_columns,
+        quality_rows=quality_rows,
         notes=pages.run_notes(evidence),
         history=search_history(evidence),
         importances=knob_importances(evidence),

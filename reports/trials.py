@@ -57,6 +57,8 @@ class TrialTable:
 
 def outcome_of(trial: TrialRecord) -> Outcome:
     """Whether a trial met the SLO, missed it, or failed to be measured."""
+    if trial.outcome == "quality":
+        return "missed"  # a limit on the quality; no load was offered
     if trial.outcome != "ok" or trial.metrics is None:
         return "failed"
     return "met" if trial.slo_met else "missed"
@@ -67,6 +69,8 @@ def outcome_text(trial: TrialRecord) -> str:
     kind = outcome_of(trial)
     if kind == "failed":
         return trial.outcome.replace("_", " ") if trial.outcome != "ok" else "not measured"
+    if trial.outcome == "quality":
+        return "SLO missed by the quality"
     return "SLO met" if kind == "met" else "SLO missed"
 
 
@@ -139,6 +143,8 @@ def _row(trial: TrialRecord, knobs: Sequence[str], unit: str) -> TrialRow:
 
 def _slo_text(trial: TrialRecord) -> str:
     if outcome_of(trial) != "missed":
+        return outcome_text(trial)
+    if trial.outcome == "quality":
         return outcome_text(trial)
     if any(item.measured is None for item in trial.slo):
         return "SLO missed, not all measured"

@@ -39,11 +39,21 @@ SPACE = {
     "enable_prefix_caching": [True, False],
 }
 SLO = (("ttft<200ms", "ttft", 0.2), ("tpot<100ms", "tpot", 0.1))
+# Relative perplexity, mean KL and bits of a weight, by quantization.
+HARM = {
+    "none": (0.0, 0.0, 16),
+    "int8": (0.0003, 0.001, 8),
+    "smoothquant": (0.0008, 0.0008, 8),
+    "int4": (0.0137, 0.024, 4),
+    "gptq": (0.0072, 0.014, 4),
+    "awq": (0.0081, 0.015, 4),
+}
 
 
 def speed_of(config: dict[str, Any]) -> float:
     """How many times faster than the default a configuration serves."""
-    speed = {"none": 1.0, "int8": 1.45, "int4": 1.1}[config["quantization"]]
+    by_bits = {16: 1.0, 8: 1.45, 4: 1.1}
+    speed = by_bits[HARM[config["quantization"]][2]]
     speed *= 1 - 0.05 * abs(math.log2(config["max_num_seqs"] / 64))
     return speed * (1.04 if config["block_size"] == 32 else 1.0)
 
@@ -154,6 +164,42 @@ def bench_of(requests: list[RequestRecord], config: dict[str, Any]) -> dict[str,
     }
 
 
+def quality_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The harm of a quantization as the search records it; the reference has none at all."""
+    method = config["quantization"]
+    loss, kl, bits = HARM[method]
+    spread = 0.3 * kl**0.5 / 7
+    return {
+        "variant": method,
+        "quantization": method,
+        "kv_cache_dtype": "auto",
+        "weight_bytes": 1_000_000 * bits,
+        "kv_bytes_per_token": 3072,
+        "perplexity": 18.9 * (1 + loss),
+        "reference_perplexity": 18.9,
+        "quality_loss": loss,
+        "quality_loss_low": loss - spread,
+        "quality_loss_high": loss + spread,
+        "kl": kl,
+        "kl_low": 0.95 * kl,
+        "kl_high": 1.05 * kl,
+        "kl_p99": 6 * kl,
+        "kl_p99_low": 5 * kl,
+        "kl_p99_high": 7 * kl,
+        "top1_agreement": 1 - 4 * kl,
+        "top1_agreement_low": 1 - 4.2 * kl,
+        "top1_agreement_high": 1 - 3.8 * kl,
+        "windows": 32,
+        "positions": 4096,
+    }
+
+
+def guard_of(config: dict[str, Any], limit: str, bound: float) -> LimitResult:
+    """A limit on the quality as the search evaluates it."""
+    measured = quality_of(config)[limit.split("<")[0]]
+    return LimitResult(limit, measured, bound, measured < bound, measured / bound - 1)
+
+
 def limits_of(bench: dict[str, Any]) -> list[LimitResult]:
     """The two limits of `SLO` on their p95, to which unfinished requests are infinitely late."""
     out = []
@@ -252,10 +298,12 @@ def add_trial(
     round_: int = 0,
     whole: bool = True,
     misses: int = 0,
+    guard: tuple[str, float] | None = None,
 ) -> TrialRecord:
     """Measure a configuration in the model; `whole` also writes the requests and steps.
 
-    Every eighth search trial runs out of memory instead.
+    Every eighth search trial runs out of memory instead. A config that breaks `guard`, a limit on
+    the quality with its bound, is offered no load.
     """
     failed = kind == "search" and number % 8 == 5
     common = {
@@ -274,9 +322,20 @@ def add_trial(
         trial = TrialRecord(**common, outcome="out_of_memory", reason=reason)
         folder.append_trial(trial)
         return trial
+    if guard and not guard_of(config, *guard).met:
+        trial = TrialRecord(
+            **common,
+            outcome="quality",
+            reason=f"breaks {guard[0]}",
+            slo=[guard_of(config, *guard)],
+            quality=quality_of(config),
+        )
+        folder.append_trial(trial)
+        return trial
     records = requests_of(speed_of(config), requests, seed, misses=misses)
-    bench = bench_of(records, config)
-    limits = limits_of(bench)
+    quality = quality_of(config)
+    bench = {**bench_of(records, config), "quality": quality}
+    limits = limits_of(bench) + ([guard_of(config, *guard)] if guard else [])
     trial = TrialRecord(
         **common,
         outcome="ok",
@@ -284,6 +343,7 @@ def add_trial(
         slo=limits,
         slo_met=all(item.met for item in limits),
         objective=bench["goodput_requests_per_s"],
+        quality=quality,
     )
     folder.append_trial(trial)
     if whole:

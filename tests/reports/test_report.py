@@ -14,7 +14,7 @@ import pytest
 
 import reports
 from autotune.errors import BadInput
-from autotune.records import RunFolder, TrialRecord
+from autotune.records import LimitResult, RunFolder, TrialRecord
 from reports import render_report
 from tests.reports.page import Element, Page
 from tests.reports.synthetic_run import (
@@ -32,6 +32,7 @@ SECTIONS = [
     "verdict",
     "latencies",
     "rates",
+    "quality",
     "search",
     "all-trials",
     "engine",
@@ -135,6 +136,14 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Page:
             91, "search", "tpe", WINNER, "ok", 1.0, "", metrics={"ttft": 3}, objective=1e308
         )
     )
+    for number, loss in enumerate((1e308, -1e308, 0.1, "x", None), 92):
+        quality = {"variant": HOSTILE * number, "quality_loss": loss, "kl_low": HOSTILE}
+        slo = [LimitResult("quality_loss<1%" + HOSTILE, None, 1e308, False, 1e308)]
+        folder.append_trial(
+            TrialRecord(
+                number, "search", "tpe", WINNER, "quality", 1.0, "", quality=quality, slo=slo
+            )
+        )
     folder.deploy.mkdir()
     (folder.deploy / "engine.yaml").write_text(HOSTILE, "utf-8", "replace")
     return Page.read(render_report(path))
@@ -172,7 +181,7 @@ def test_numbers_that_json_has_not_are_embedded_as_null(run_path: Path) -> None:
 
 def test_charts_have_a_name_a_caption_and_their_data(page: Page) -> None:
     figures = page.root.all("figure")
-    assert len(figures) == 8
+    assert len(figures) == 9
     for figure in figures:
         assert figure.attributes["role"] == "img"
         caption = figure.one("figcaption")
