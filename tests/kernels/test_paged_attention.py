@@ -1,69 +1,14 @@
 """Paged attention against the float64 reference: every mixture of decodes and prefill chunks."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels import cpu, ops, reference
+from kernels import cpu, ops
+from tests.kernels.attention_cases import alone, attend, check, make_case
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-RELATIVE_ERROR = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 2e-3}
-
-
-@dataclass
-class Case:
-    q: torch.Tensor
-    cache: ops.LayerCache
-    tables: list[list[int]]
-    metadata: ops.AttentionMetadata
-    scale: float
-
-
-def make_case(
-    dtype: torch.dtype,
-    head_dim: int,
-    kv_heads: int,
-    group: int,
-    block_size: int,
-    sequences: list[tuple[int, int]],
-    generator: torch.Generator,
-) -> Case:
-    """Sequences are (new tokens, context). Slots outside every context are NaN."""
-    counts = [-(-context // block_size) for _, context in sequences]
-    order = torch.randperm(sum(counts) + 3, generator=generator).tolist()
-    tables: list[list[int]] = []
-    for count in counts:
-        tables.append(order[:count])
-        order = order[count:]
-    shape = (sum(counts) + 3, kv_heads, block_size, head_dim)
-    caches = [torch.full(shape, float("nan"), dtype=dtype) for _ in range(2)]
-    for table, (_, context) in zip(tables, sequences, strict=True):
-        for i, block in enumerate(table):
-            used = min(block_size, context - i * block_size)
-            for cache in caches:
-                rows = torch.randn(kv_heads, used, head_dim, generator=generator)
-                cache[block, :, :used] = rows.to(dtype)
-    queries = [new for new, _ in sequences]
-    metadata = ops.build_attention_metadata(tables, queries, [c for _, c in sequences], block_size)
-    q = torch.randn(sum(queries), kv_heads * group, head_dim, generator=generator).to(dtype)
-    return Case(q, ops.LayerCache(*caches), tables, metadata, head_dim**-0.5)
-
-
-def check(case: Case, allowed: float | None = None) -> torch.Tensor:
-    actual = ops.paged_attention(case.q, case.cache, case.metadata, case.scale)
-    expected = reference.paged_attention(
-        case.q.double(),
-        ops.LayerCache(case.cache.keys.double(), case.cache.values.double()),
-        case.metadata,
-        case.scale,
-    )
-    assert actual.shape == case.q.shape
-    error = (actual.double() - expected).norm() / expected.norm()
-    assert error < (allowed or RELATIVE_ERROR[case.q.dtype]), float(error)
-    return actual
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,16 +50,6 @@ def test_large_scores_do_not_overflow(backend, generator):
     check(case, allowed=1e-4)  # scores of hundreds carry float32 errors of 1e-5 into exp
 
 
-def alone(case: Case, sequence: int, new: int, context: int) -> torch.Tensor:
-    """The last ``new`` of ``context`` tokens of one sequence, with nobody else in the step."""
-    metadata = ops.build_attention_metadata(
-        [case.tables[sequence]], [new], [context], case.cache.block_size
-    )
-    before = case.metadata.context_lens_list[sequence] - context
-    end = sum(case.metadata.query_lens[: sequence + 1]) - before
-    return ops.paged_attention(case.q[end - new : end], case.cache, metadata, case.scale)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_decode_does_not_depend_on_its_batch(generator, dtype):
     if not cpu.native_status().available:
@@ -140,7 +75,7 @@ def test_chunking_does_not_change_a_bit(generator, new, prefix, cut, block_size,
     if not cpu.has_amx():
         pytest.skip("needs AMX")
     case = make_case(torch.bfloat16, head_dim, 2, 3, block_size, [(new, prefix + new)], generator)
-    whole = ops.paged_attention(case.q, case.cache, case.metadata, case.scale)
+    whole = attend(case, case.q, case.metadata)
     cut = min(cut, new - 1)
     parts = torch.cat([alone(case, 0, cut, prefix + cut), alone(case, 0, new - cut, prefix + new)])
     assert torch.equal(parts, whole)

@@ -60,7 +60,7 @@ static inline float quantize_head(const T* x, C* to, int64_t dh) {
     }
     float lanes[LANES], largest = 0.0f;
     store(lanes, top);
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < LANES && largest == largest; i++)
         if (!(lanes[i] <= largest)) largest = lanes[i];
     // Below this the inverse is infinite.
     if (largest < 0x1p-119f) {
@@ -68,6 +68,10 @@ static inline float quantize_head(const T* x, C* to, int64_t dh) {
         return 0.0f;
     }
     float inverse = largest_of(C{}) / largest;
-    for (int64_t i = 0; i < dh; i += LANES) store(to + i, load(x + i) * inverse);
+    for (int64_t i = 0; i < dh; i += LANES) {
+        vf scaled = load(x + i) * inverse;
+        asm("" : "+m"(scaled));  // or a fused multiply-add would skip the product's own rounding
+        store(to + i, scaled);
+    }
     return largest / largest_of(C{});
 }
