@@ -91,7 +91,7 @@ def bench(
     say("loading the model")
     loaded = load_model(base)
     engine = loaded.engine(base)
-    notes: list[str] = []
+    notes = list(loaded.notes)
     rate = traffic.rate
     warm = source.burst(WARMUP_REQUESTS)
     run_load(engine, warm, drain_limit=CALIBRATION_LIMIT_S, stop=stop)

@@ -10,6 +10,7 @@ from typing import Any
 
 from autotune.embedded import TARGET
 from engine.checkpoints.model_folder import open_model_folder
+from engine.checkpoints.open_source import open_source
 from engine.config import EngineConfig
 from engine.models.registry import decoder_spec
 
@@ -21,7 +22,7 @@ _FINGERPRINT_BYTES = 1 << 20
 class ModelInfo:
     """Facts of a model folder; `max_model_len` in tokens is the engine's limit under the config.
 
-    `quantization` is the `quant_method` of a checkpoint whose weights are quantized, else None.
+    `quantization` is how the checkpoint's weights are quantized, for people; None: they are not.
     `fingerprint` is a SHA-256 over config.json and the size and both ends of every weights file.
     """
 
@@ -57,7 +58,8 @@ def read_model_info(config: EngineConfig) -> ModelInfo:
     """Read a model folder's facts.
 
     Raises:
-        engine.errors.ModelError: no such folder, a broken one, or an unsupported architecture.
+        engine.errors.ModelError: no such folder, a broken one, or an unsupported architecture or
+            quantization.
     """
     folder = open_model_folder(config.model)
     spec = decoder_spec(folder)
@@ -72,15 +74,8 @@ def read_model_info(config: EngineConfig) -> ModelInfo:
         vocab_size=spec.vocab_size,
         max_model_len=min(limit, config.max_model_len) if config.max_model_len else limit,
         fingerprint=_fingerprint(path, folder.config),
-        quantization=_quantization(folder.config),
+        quantization=open_source(folder).quantization,
     )
-
-
-def _quantization(config: dict[str, Any]) -> str | None:
-    described = config.get("quantization_config")
-    if not described:
-        return None
-    return str(described.get("quant_method")) if isinstance(described, dict) else str(described)
 
 
 def _name(path: Path) -> str:
@@ -94,7 +89,7 @@ def _name(path: Path) -> str:
 
 def _fingerprint(path: Path, config: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for shard in sorted(path.glob("*.safetensors")):
+    for shard in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
         size = shard.stat().st_size
         digest.update(f"{shard.name}:{size}".encode())
         with shard.open("rb") as file:

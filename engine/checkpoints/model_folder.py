@@ -9,7 +9,6 @@ from typing import Any
 from engine.checkpoints.gguf.find import find_gguf
 from engine.checkpoints.gguf.source import open_gguf
 from engine.checkpoints.json_file import read_json_object
-from engine.checkpoints.safetensors_files import SafetensorsFiles
 from engine.errors import ModelError
 
 
@@ -30,14 +29,6 @@ class ModelFolder:
     def config_path(self) -> Path:
         """Where `config` was read from, for messages."""
         return self.path if self.path.is_file() else self.path / "config.json"
-
-    def weights(self) -> SafetensorsFiles:
-        """Open the folder's safetensors.
-
-        Raises:
-            ModelError: there are none, or they are broken.
-        """
-        return SafetensorsFiles.open(self.path)
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an output: of the generation config if it names any, else the config.

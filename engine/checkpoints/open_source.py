@@ -38,6 +38,7 @@ _MARKS = {
     ".weight_scale_inv": ("fp8",),
     ".SCB": ("bitsandbytes",),
     ".weight.absmax": ("bitsandbytes",),
+    ".weight.quant_map": ("bitsandbytes",),
 }
 
 
@@ -74,13 +75,12 @@ def open_source(folder: ModelFolder) -> TensorSource:
             raise files.problem(
                 name, f"is of {' or '.join(methods)}, but {config.source} says {method!r}"
             )
-    reader = _READERS[method](files, config)
     if not marked:
         raise ModelError(
             f"{config.source} says {method!r}, but {folder.path} holds no tensor of that format: "
             "the weights are floats; remove the quantization_config to use them"
         )
-    return QuantizedSource(files, reader)
+    return QuantizedSource(files, _READERS[method](files, config))
 
 
 def _quantization(folder: ModelFolder) -> tuple[str, ConfigFields] | None:
