@@ -50,7 +50,7 @@ def run_experts(
     pairs = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=spec.experts.num_experts).tolist()
     rows = x.index_select(0, pairs // top_k)
-    outputs = torch.empty_like(rows)
+    outputs: list[Tensor] = []
     start = 0
     for expert, count in enumerate(counts):
         if not count:
@@ -62,9 +62,11 @@ def run_experts(
         part = gated(spec, part)
         if observe is not None:
             observe(f"experts.{expert}.down", part)
-        outputs[pairs[start : start + count]] = ops.linear(part, experts.down[expert])
+        outputs.append(ops.linear(part, experts.down[expert]))
         start += count
-    by_choice = outputs.view(x.shape[0], top_k, -1)
+    by_choice = torch.empty_like(rows)
+    by_choice[pairs] = torch.cat(outputs)
+    by_choice = by_choice.view(x.shape[0], top_k, -1)
     total = by_choice[:, 0].float() * weights[:, 0, None]
     for choice in range(1, top_k):
         total += by_choice[:, choice].float() * weights[:, choice, None]
