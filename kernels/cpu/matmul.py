@@ -30,7 +30,7 @@ TILE = 16  # columns, and rows of 4 bytes of K, per tile
 STEP = 32  # positions of K widened at once; a group must hold whole steps
 
 # As in ``native/amx_widen.h`` and ``native/amx_rows.h``; a dense weight is 0.
-_INT8, _INT4, _TABLE4, _INT8_GROUPS, _FP8, _FP8_GROUPS = 1, 2, 3, 4, 5, 6
+_INT8, _INT4, _TABLE4, _INT8_GROUPS, _FP8, _FP8_BLOCKS = 1, 2, 3, 4, 5, 6
 _ROW_BF16, _ROW_INT8, _ROW_FP8, _ROW_FP8_STATIC = 0, 1, 2, 3
 
 
@@ -71,6 +71,19 @@ def _nibble_panels(q: Tensor) -> Tensor:
         -1, 2, 4, 4, 2, TILE
     )  # tile, vector, byte, nibble
     return (half_rows[..., 0, :] | (half_rows[..., 1, :] << 4)).transpose(-1, -2).contiguous()
+
+
+def _fp8_panels(data: Tensor) -> Tensor:
+    """e4m3 [N, K] -> panels of bytes; of two rows of a tile, 8 bytes lie in turn."""
+    panels = to_panels(data.view(torch.uint8))
+    rows = panels.view(*panels.shape[:3], 8, 2, 4, 8)
+    return rows.transpose(-3, -2).reshape(panels.shape)
+
+
+def _from_fp8_panels(data: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of ``_fp8_panels``."""
+    rows = data.view(*data.shape[:3], 8, 4, 2, 8).transpose(-3, -2)
+    return from_panels(rows.reshape(data.shape), shape).view(torch.float8_e4m3fn)
 
 
 def _wide_bias(bias: Tensor | None) -> Tensor | None:
@@ -130,20 +143,18 @@ def pack_int8_groups(weight: Int8GroupWeight) -> Int8GroupWeight | None:
 
 
 def pack_fp8(weight: Fp8Weight) -> Fp8Weight | None:
-    """Panels of a plain weight; None where AMX is not to be had or blocks split a step.
+    """Panels of a plain weight; None where AMX is not to be had or blocks split panels or steps.
 
-    Scales by channel stay float32 [N]; those of blocks are spread over their rows.
+    Scales by channel stay [N]; those of blocks become [panels, column blocks].
     """
-    scales = weight.scales.contiguous()
-    if not _takes_groups(
-        weight.data, STEP if weight.block_shape is None else weight.block_shape[1]
-    ):
+    rows, columns = weight.block_shape or (PANEL, STEP)
+    if rows % PANEL or not _takes_groups(weight.data, columns):
         return None
+    scales = weight.scales
     if weight.block_shape is not None:
-        rows = scales.repeat_interleave(weight.block_shape[0], 0)
-        scales = _group_panels(rows[: weight.shape[0]])
-    data, bias = to_panels(weight.data.view(torch.uint8)), _wide_bias(weight.bias)
-    return replace(weight, data=data, scales=scales, bias=bias, layout="amx")
+        scales = scales.repeat_interleave(rows // PANEL, 0)[: -(-weight.shape[0] // PANEL)]
+    data, bias = _fp8_panels(weight.data), _wide_bias(weight.bias)
+    return replace(weight, data=data, scales=scales.contiguous(), bias=bias, layout="amx")
 
 
 def pack_table4(
@@ -188,7 +199,7 @@ def _describe(weight: LinearWeight) -> _AmxWeight:
         if weight.block_shape is None:
             about.kind = _FP8
         else:
-            about.kind, about.group_size = _FP8_GROUPS, weight.block_shape[1]
+            about.kind, about.group_size = _FP8_BLOCKS, weight.block_shape[1]
     elif isinstance(weight, Table4Weight):
         about.kind, about.group_size = _TABLE4, weight.group_size
         about.table = weight.table.data_ptr()
@@ -262,8 +273,7 @@ def dequantize(weight: LinearWeight) -> Tensor:
     if isinstance(weight, Int8Weight):
         return from_panels(weight.data, weight.shape).float() * weight.scales[:, None]
     if isinstance(weight, Fp8Weight) and weight.block_shape is None:
-        codes = from_panels(weight.data, weight.shape).view(torch.float8_e4m3fn)
-        return codes.float() * weight.scales[:, None]
+        return _from_fp8_panels(weight.data, weight.shape).float() * weight.scales[:, None]
     # The kernel widens to bf16 as it goes; multiplying by one shows exactly what it multiplies by.
     bare = replace(weight, bias=None)
     n, k = weight.shape

@@ -179,10 +179,10 @@ static void run_panel(const char* a, int64_t a_row_stride, int64_t a_step, int64
         int64_t groups = (steps + group_steps - 1) / group_steps;
         for (int64_t s = begin; s < end; s++) {
             if (in_groups(KIND) && s % group_steps == 0)
-                widener.group(w, (panel * groups + s / group_steps) * PANEL);
+                widener.group(w, panel * groups + s / group_steps);
             if (blocks == 1)
                 for (int64_t line = 0; line < SOURCE_STEP; line += 64)
-                    _mm_prefetch(source + s * SOURCE_STEP + 4096 + line, _MM_HINT_T0);
+                    _mm_prefetch(source + s * SOURCE_STEP + 8192 + line, _MM_HINT_T1);
             widener.step(source + s * SOURCE_STEP, to + (s - begin) * STEP_BYTES);
         }
     };
@@ -318,7 +318,7 @@ static void dispatch(const Rows& x, const Weight& w, const Output& out, int thre
         case TABLE4: return run<TABLE4, T>(x, w, out, threads);
         case INT8_GROUPS: return run<INT8_GROUPS, T>(x, w, out, threads);
         case FP8: return run<FP8, T>(x, w, out, threads);
-        case FP8_GROUPS: return run<FP8_GROUPS, T>(x, w, out, threads);
+        case FP8_BLOCKS: return run<FP8_BLOCKS, T>(x, w, out, threads);
     }
 }
 #endif

@@ -27,11 +27,20 @@ static inline __attribute__((always_inline)) vf load_within(const T* x, int64_t 
 
 static inline vf magnitude(vf v) { return bit_copy<vf>(bit_copy<vi>(v) & 0x7fffffff); }
 
+static inline vf max_of(vf a, vf b) {
+    return bit_copy<vf>(_mm512_max_ps(bit_copy<__m512>(a), bit_copy<__m512>(b)));
+}
+
 template <class T>
 static float largest_magnitude(const T* x, int64_t begin, int64_t end) {
-    vf best = splat(0.0f);
-    for (int64_t i = begin; i < end; i += LANES) best = vmax(magnitude(load_within(x, i, end)), best);
-    return reduce_max(best);
+    vf best = splat(0.0f), other = splat(0.0f);
+    int64_t i = begin;
+    for (; i + 2 * LANES <= end; i += 2 * LANES) {
+        best = max_of(best, magnitude(load(x + i)));
+        other = max_of(other, magnitude(load(x + i + LANES)));
+    }
+    for (; i < end; i += LANES) best = max_of(best, magnitude(load_within(x, i, end)));
+    return reduce_max(max_of(best, other));
 }
 
 template <class T>
@@ -84,14 +93,15 @@ static void list_outliers(const T* x, int64_t k, float threshold, Outlier* to) {
     }
 }
 
-// To the nearest e4m3 (three bits of fraction, steps of 2^-9 below 2^-6), ties to even, saturating.
-static inline vf round_e4m3(vf v) {
-    vf high = splat(FP8_MAX);
-    v = select(v > high, high, select(v < -high, -high, v));
-    vu bits = bit_copy<vu>(v);
-    vf normal = bit_copy<vf>((bits + 0x7ffffu + ((bits >> 20) & 1u)) & 0xfff00000u);
-    const float magic = 24576.0f;  // 1.5 * 2^14: adding it rounds to multiples of 2^-9
-    return select(magnitude(v) < 0x1p-6f, (v + magic) - magic, normal);
+// To the nearest e4m3 (three bits of fraction, steps of 2^-9 below 2^-6), ties to even, saturating:
+// adding 1.5 * 2^20 times the power of two below v leaves just that many bits.
+static inline __attribute__((always_inline)) vf round_e4m3(vf v) {
+    __m512 x = bit_copy<__m512>(v);
+    x = _mm512_max_ps(_mm512_set1_ps(-FP8_MAX), _mm512_min_ps(_mm512_set1_ps(FP8_MAX), x));
+    __m512i power = _mm512_and_si512((__m512i)x, _mm512_set1_epi32(0x7f800000));
+    power = _mm512_max_epi32(power, _mm512_set1_epi32((127 - 6) << 23));
+    __m512 magic = (__m512)_mm512_add_epi32(power, _mm512_set1_epi32((20 << 23) | 0x400000));
+    return bit_copy<vf>(_mm512_sub_ps(_mm512_add_ps(x, magic), magic));
 }
 
 // FP8 by the maximum of the row; e4m3 is exact in bf16, so the row's scale is left to the output

@@ -1,18 +1,20 @@
 // Quantized panels made bf16 tiles, one step (32 positions of K, 32 columns) at a time.
 //
-// Nibbles: 2 x 256 bytes a step; a dword holds those of 8 half rows. Bytes: 2 x [16 rows][16
-// columns][2 of K]. Scales and zeros are [panels, groups, 32]; FP8 without groups is exact in bf16
-// and leaves its scales to the output.
+// Nibbles: 2 x 256 bytes a step; a dword holds those of 8 half rows. Int8: 2 x [16 rows][16
+// columns][2 of K]. FP8: the same by pairs of rows, 8 bytes of each in turn. Scales and zeros are
+// [panels, groups, 32], or [panels, groups] for FP8 in blocks; FP8 by channel is exact in bf16 and
+// leaves its scales to the output.
 #pragma once
+#include <cmath>
 #include "amx_tiles.h"
 
 #if AMX_KERNELS
-enum Kind { DENSE = 0, INT8 = 1, INT4 = 2, TABLE4 = 3, INT8_GROUPS = 4, FP8 = 5, FP8_GROUPS = 6 };
+enum Kind { DENSE = 0, INT8 = 1, INT4 = 2, TABLE4 = 3, INT8_GROUPS = 4, FP8 = 5, FP8_BLOCKS = 6 };
 
 // As Python's `_AmxWeight` describes it.
 struct Weight {
     const char* data;
-    const char* scales;  // INT8, FP8: float32 [n]; groups: [panels, groups, 32]
+    const char* scales;  // INT8, FP8: float32 [n]; FP8_BLOCKS: float32 [panels, groups]
     const char* zeros;   // INT4, INT8_GROUPS: [panels, groups, 32], or [32] for all
     const float* table;  // TABLE4: [16]
     const float* bias;   // [n] or null
@@ -32,26 +34,50 @@ static inline __m512 load_as(const char* values, int dtype, int64_t at) {
                                          : load((const float*)values + at));
 }
 
-// 32 e4m3 bytes -> bf16, all 256 codes: shifted into place, but for zeros, subnormals and NaN.
+// e4m3 -> bf16 by looking up both bytes of what the lower seven bits stand for.
 struct E4m3 {
-    __m512i small;
+    __m512i low[2], high[2];
 
-    E4m3() {
-        alignas(64) uint16_t table[32] = {};
-        for (int i = 1; i < 8; i++) table[i] = bit_copy<uint32_t>(i * 0x1p-9f) >> 16;
-        table[127 % 32] = 0x7fc0;
-        small = _mm512_load_si512(table);
+    // Values of the codes 0..127.
+    static const float* values() {
+        struct Values {
+            float of[128];
+            Values() {
+                for (int code = 0; code < 128; code++) {
+                    int exponent = code >> 3, fraction = code & 7;
+                    of[code] = exponent ? ldexpf(8 + fraction, exponent - 10) : fraction * 0x1p-9f;
+                }
+                of[127] = NAN;
+            }
+        };
+        static const Values all;
+        return all.of;
     }
-    __attribute__((always_inline)) __m512i widen(const char* from) const {
-        __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from));
-        __m512i low = _mm512_set1_epi16(0x7f), rest = _mm512_and_si512(code, low);
-        __m512i next = _mm512_and_si512(_mm512_add_epi16(code, _mm512_set1_epi16(1)), low);
-        __mmask32 special = _mm512_cmple_epu16_mask(next, _mm512_set1_epi16(8));
-        __m512i bits = _mm512_add_epi16(_mm512_slli_epi16(rest, 4), _mm512_set1_epi16(120 << 7));
-        bits = _mm512_mask_permutexvar_epi16(bits, special, rest, small);
-        __m512i sign = _mm512_slli_epi16(code, 8);
-        // bits | (sign & 0x8000)
-        return _mm512_ternarylogic_epi32(bits, sign, _mm512_set1_epi16((short)0x8000), 0xf8);
+    void scale_by(float scale) {
+        const float* value = values();
+        __m512 s = _mm512_set1_ps(scale);
+        for (int half = 0; half < 2; half++) {
+            __m256i low_bytes[2], high_bytes[2];
+            for (int i = 0; i < 2; i++) {
+                const float* from = value + half * 64 + i * 32;
+                __m512 first = _mm512_mul_ps(_mm512_loadu_ps(from), s);
+                __m512 second = _mm512_mul_ps(_mm512_loadu_ps(from + 16), s);
+                __m512i words = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+                low_bytes[i] = _mm512_cvtepi16_epi8(words);
+                high_bytes[i] = _mm512_cvtepi16_epi8(_mm512_srli_epi16(words, 8));
+            }
+            low[half] = _mm512_inserti64x4(_mm512_castsi256_si512(low_bytes[0]), low_bytes[1], 1);
+            high[half] = _mm512_inserti64x4(_mm512_castsi256_si512(high_bytes[0]), high_bytes[1], 1);
+        }
+    }
+    // 64 codes -> two rows of a tile.
+    __attribute__((always_inline)) void widen(const char* from, char* rows) const {
+        __m512i code = _mm512_loadu_si512(from);
+        __m512i l = _mm512_permutex2var_epi8(low[0], code, low[1]);
+        __m512i h = _mm512_permutex2var_epi8(high[0], code, high[1]);
+        h = _mm512_ternarylogic_epi32(h, code, _mm512_set1_epi8((char)0x80), 0xf8);  // h | code & 80
+        _mm512_store_si512(rows, _mm512_unpacklo_epi8(l, h));
+        _mm512_store_si512(rows + 64, _mm512_unpackhi_epi8(l, h));
     }
 };
 
@@ -66,9 +92,12 @@ struct Widener {
         table = KIND == TABLE4 ? _mm512_loadu_ps(w.table)
                                : _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         spread = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+        if (KIND == FP8) e4m3.scale_by(1.0f);
     }
-    // Take up the scales and zeros of one group of one panel, from position `at` on.
-    void group(const Weight& w, int64_t at) {
+    // Take up the scales and zeros of one group; `index` counts the groups of all panels.
+    void group(const Weight& w, int64_t index) {
+        if (KIND == FP8_BLOCKS) return e4m3.scale_by(((const float*)w.scales)[index]);
+        int64_t at = index * 32;
         __m512i high = _mm512_add_epi32(spread, _mm512_set1_epi32(8));
         for (int t = 0; t < 2; t++) {
             __m512 s = load_as(w.scales, w.scales_dtype, at + t * 16);
@@ -106,26 +135,18 @@ struct Widener {
 #pragma GCC unroll 4
             for (int r = 0; r < 16; r++) {
                 const char* from = packed + t * 512 + r * 32;
-                char* row = tiles + t * 1024 + r * 64;
-                if (KIND == INT8_GROUPS) {
-                    __m512i lo = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
-                    __m512i hi = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(from + 16)));
-                    put(row, scaled(_mm512_cvtepi32_ps(lo), t * 2),
-                        scaled(_mm512_cvtepi32_ps(hi), t * 2 + 1));
-                } else if (KIND == FP8) {
-                    _mm512_store_si512(row, e4m3.widen(from));
-                } else {
-                    __m512i bits = e4m3.widen(from);
-                    __m512i lo = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(bits));
-                    __m512i hi = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(bits, 1));
-                    put(row, scaled((__m512)_mm512_slli_epi32(lo, 16), t * 2),
-                        scaled((__m512)_mm512_slli_epi32(hi, 16), t * 2 + 1));
-                }
+                __m512i lo = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
+                __m512i hi = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(from + 16)));
+                put(tiles + t * 1024 + r * 64, scaled(_mm512_cvtepi32_ps(lo), t * 2),
+                    scaled(_mm512_cvtepi32_ps(hi), t * 2 + 1));
             }
     }
     __attribute__((always_inline)) void step(const char* packed, char* tiles) const {
         if (in_nibbles(KIND)) nibbles(packed, tiles);
-        else bytes(packed, tiles);
+        else if (KIND == INT8_GROUPS) bytes(packed, tiles);
+        else
+#pragma GCC unroll 4
+            for (int pair = 0; pair < 16; pair++) e4m3.widen(packed + pair * 64, tiles + pair * 128);
     }
 };
 #endif
