@@ -12,16 +12,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autotune.embedded import HELD_OUT
 from autotune.errors import BadInput
 from autotune.slo import Slo
-from engine.config import KNOBS, EngineConfig
+from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
-from engine.kv_cache import kv_bytes_per_token
+from engine.kv_cache import cache_dtype, kv_bytes_per_token
 from engine.loading import LoadedModel, load_model
 from engine.quantize.quality import TextScore, compare, score_text
 from engine.tokenizer import has_tokenizer
@@ -62,7 +61,7 @@ class QualityMeter:
         unquantized model, if it has not been scored before, is loaded beside the given one with
         `load_reference`; where it does not fit beside it, there is no reference.
         """
-        key = (config.quantization, config.dtype, _cache_knob(config))
+        key = (config.quantization, config.dtype, config.kv_cache_dtype)
         if key in self._known:
             return self._known[key]
         score = _score(loaded, config)
@@ -129,20 +128,19 @@ def _loss(score: TextScore | None, reference: TextScore | None) -> dict[str, Any
 
 def reference_config(config: EngineConfig) -> EngineConfig:
     """The same config without quantization, against which its quality is measured."""
-    cache = {"kv_cache_dtype": "auto"} if "kv_cache_dtype" in KNOBS else {}
-    return config.replace(quantization="none", **cache)
+    return config.replace(quantization="none", kv_cache_dtype="auto")
 
 
 def is_reference(config: EngineConfig) -> bool:
     """Whether a config quantizes nothing."""
-    return config.quantization == "none" and _cache_knob(config) == "auto"
+    return config.quantization == "none" and config.kv_cache_dtype == "auto"
 
 
 def variant_name(config: EngineConfig) -> str:
     """What a config quantizes, as people would say it: `awq`, `int8 + fp8 cache`, `none`."""
-    if _cache_knob(config) == "auto":
+    if config.kv_cache_dtype == "auto":
         return config.quantization
-    cache = f"{_cache_knob(config)} cache"
+    cache = f"{config.kv_cache_dtype} cache"
     return cache if config.quantization == "none" else f"{config.quantization} + {cache}"
 
 
@@ -152,23 +150,16 @@ def forget_reference(folder: Path) -> None:
         (folder / _REFERENCE_FILE).unlink(missing_ok=True)
 
 
-def _cache_knob(config: EngineConfig) -> str:
-    return str(getattr(config, "kv_cache_dtype", "auto"))
-
-
 def _identity(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any]:
     return {
         "variant": variant_name(config),
         "quantization": config.quantization,
-        "kv_cache_dtype": _cache_knob(config),
+        "kv_cache_dtype": config.kv_cache_dtype,
         "weight_bytes": loaded.runner.decoder.nbytes,
-        "kv_bytes_per_token": kv_bytes_per_token(loaded.spec, _cache_dtype(loaded, config)),
+        "kv_bytes_per_token": kv_bytes_per_token(
+            loaded.spec, cache_dtype(config, loaded.runner.decoder.dtype)
+        ),
     }
-
-
-def _cache_dtype(loaded: LoadedModel, config: EngineConfig) -> torch.dtype:
-    quantized = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-    return quantized.get(_cache_knob(config), loaded.runner.decoder.dtype)
 
 
 def _score(loaded: LoadedModel, config: EngineConfig) -> TextScore | None:
@@ -179,4 +170,10 @@ def _score(loaded: LoadedModel, config: EngineConfig) -> TextScore | None:
     token_ids = loaded.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))[:most]
     window = min(WINDOW_TOKENS, loaded.runner.max_model_len, len(token_ids))
     kept = min(KEPT_DISTRIBUTIONS, KEPT_BYTES // (4 * loaded.spec.vocab_size))
-    return score_text(loaded.runner.decoder, token_ids, window, kept, _cache_dtype(loaded, config))
+    return score_text(
+        loaded.runner.decoder,
+        token_ids,
+        window,
+        kept,
+        cache_dtype(config, loaded.runner.decoder.dtype),
+    )

@@ -71,15 +71,9 @@ def offer_for(hardware: Mapping[str, Any], *, quantized: bool) -> Offer:
     methods = tuple(
         name
         for name, method in METHODS.items()
-        if name == "none"
-        or (
-            not quantized
-            and name in (KNOBS["quantization"].choices or ())
-            and method.is_fast(features, capability)
-        )
+        if name == "none" or (not quantized and method.is_fast(features, capability))
     )
-    offered = {"quantization": methods, "kv_cache_dtype": _caches(capability)}
-    return Offer({knob: values for knob, values in offered.items() if knob in KNOBS}, quantized)
+    return Offer({"quantization": methods, "kv_cache_dtype": _caches(capability)}, quantized)
 
 
 def device_abilities(hardware: Mapping[str, Any]) -> tuple[list[str], tuple[int, int] | None]:

@@ -278,12 +278,13 @@ class _Search:
 
         The quality does not depend on other knobs, and neither does what quantizing takes.
         """
-        knobs = [name for name in QUALITY_KNOBS if name in KNOBS]
         for record in self._searched:
             hopeless = record.outcome == "quality" or (
                 record.outcome == "timeout" and METHODS[record.config["quantization"]].calibrated
             )
-            if hopeless and all(record.config[n] == point.get(n, self._default[n]) for n in knobs):
+            if hopeless and all(
+                record.config[n] == point.get(n, self._default[n]) for n in QUALITY_KNOBS
+            ):
                 return record
         return None
 

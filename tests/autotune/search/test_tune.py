@@ -34,6 +34,7 @@ def options(**changes: Any) -> TuneOptions:
         "finalists": 1,
         "narrowing": {
             "quantization": ["none", "int8", "int4"],
+            "kv_cache_dtype": ["auto"],
             "block_size": [16],
             "max_num_seqs": [256],
             "max_num_batched_tokens": [2048],
