@@ -199,7 +199,7 @@ def pack(forms: Sequence[LinearForm], bias: Tensor | None, dtype: torch.dtype) -
     form = stack(forms)
     if form is not None:
         return _pack_one(form, bias, dtype)
-    biases = [None] * len(forms) if bias is None else bias.split([f.shape[0] for f in forms])
+    biases = [None] * len(forms) if bias is None else torch.split(bias, [f.shape[0] for f in forms])
     return ops.concat(
         [_pack_one(part, added, dtype) for part, added in zip(forms, biases, strict=True)]
     )
@@ -208,7 +208,10 @@ def pack(forms: Sequence[LinearForm], bias: Tensor | None, dtype: torch.dtype) -
 def has_path(form: LinearForm) -> bool:
     """Whether the kernels multiply by this form as it is; if not, `pack` makes floats of it."""
     if isinstance(form, IntGroupForm):
-        return form.bits <= KERNEL_BITS[-1] and form.shape[1] % form.group_size == 0
+        narrow = form.bits <= KERNEL_BITS[0]
+        if form.bits > KERNEL_BITS[-1] or (narrow and form.shape[1] % 2):
+            return False  # four bits lie two to a byte
+        return form.shape[1] % form.group_size == 0 and _groups_are_whole(form)
     if isinstance(form, TableForm):
         return form.shape[1] % form.group_size == 0
     return True
@@ -231,9 +234,6 @@ def _pack_one(form: LinearForm, bias: Tensor | None, dtype: torch.dtype) -> Line
     if form.g_idx is not None:
         # Sorted by group, columns lie as the kernels want them; activations are gathered alike.
         permutation = torch.argsort(form.g_idx, stable=True)
-        sizes = torch.bincount(form.g_idx, minlength=form.scales.shape[1])
-        if not bool((sizes == form.group_size).all()):
-            return ops.pack_dense(dequantize(form).to(dtype), bias)
         if torch.equal(permutation, torch.arange(len(permutation))):
             permutation = None
         else:
@@ -249,6 +249,14 @@ def _pack_one(form: LinearForm, bias: Tensor | None, dtype: torch.dtype) -> Line
         bias,
         permutation,
     )
+
+
+def _groups_are_whole(form: IntGroupForm) -> bool:
+    """Whether each group has `group_size` columns, wherever they lie."""
+    if form.g_idx is None:
+        return True
+    sizes = torch.bincount(form.g_idx, minlength=form.scales.shape[1])
+    return bool((sizes == form.group_size).all())
 
 
 def _spread_fp8_scales(form: Fp8Form) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from engine.checkpoints.packed_integers import unpack_words, words_for
 from engine.errors import ModelError
-from engine.quantize.forms import IntGroupForm, has_path
+from engine.quantize.forms import IntGroupForm, has_path, pack
+from kernels.ops import DenseWeight
 from tests.engine.checkpoints.gptq_packer import (
     gptq_layer,
     pack_rows,
@@ -115,6 +116,20 @@ def test_columns_in_another_order(tmp_path: Path, bits: int) -> None:
     assert form.g_idx is not None
     assert has_path(form)
     assert torch.equal(read_weight(tmp_path, SHAPE).double(), weight)
+
+
+def test_groups_of_unequal_size_are_dequantized_and_said_to_be(tmp_path: Path) -> None:
+    make(tmp_path, desc_act=True)
+    g_idx = (torch.arange(96) // 32).int()
+    g_idx[0] = 2
+    edit(tmp_path, lambda tensors: tensors.update({f"{PREFIX}.g_idx": g_idx}))
+    source = source_of(tmp_path)
+    form = source.linear(PREFIX, SHAPE)
+    assert not has_path(form)
+    assert "4-bit GPTQ in groups of 32, for which there is no kernel: dequ" in source.notes[0]
+    packed = pack([form], None, torch.float32)
+    assert isinstance(packed, DenseWeight)
+    assert torch.equal(packed.data, read_weight(tmp_path, SHAPE))
 
 
 def test_order_of_columns_that_is_plain_is_dropped(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from engine.checkpoints.model_folder import open_model_folder
 from engine.checkpoints.source import TensorSource
@@ -106,6 +107,7 @@ def compressed(weights: dict[str, Any], fmt: str, activations: Any = None) -> di
         "quant_method": "compressed-tensors",
         "format": fmt,
         "config_groups": {"group_0": group},
+        "quantization_status": "compressed",
         "ignore": ["lm_head"],
     }
 
@@ -205,6 +207,15 @@ def test_a_loaded_model_says_what_became_of_its_weights(tmp_path: Path) -> None:
         "7 linear layers are 3-bit GPTQ in groups of 32, for which there is no kernel: held in the "
         "next wider integers, of 4 or 8 bits"
     ]
+
+
+def test_transformers_reads_the_same_folder_alike(tmp_path: Path) -> None:
+    """What these tests write is what compressed-tensors takes for its own."""
+    tiny = make("packed 4", tmp_path)
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        logits = theirs(torch.tensor([TOKENS])).logits[0].float()
+    assert distance(engine_logits(tiny), logits) <= EXACT
 
 
 def test_a_quantized_head(tmp_path: Path) -> None:
