@@ -147,3 +147,45 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = wide.abs().amax(-1, keepdim=True)
     inverse = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
     return torch.round(wide * inverse).to(torch.int8), largest / 127.0
+
+
+E4M3_VALUES = sorted(
+    (8 + fraction) * 2.0 ** (exponent - 10) if exponent else fraction * 2.0**-9
+    for exponent in range(16)
+    for fraction in range(8)
+    if (exponent, fraction) != (15, 7)  # NaN
+)
+
+
+def round_e4m3(x: Tensor) -> Tensor:
+    """x to the nearest of the e4m3 numbers, ties to the even one, saturating; in x's dtype."""
+    values = torch.tensor(E4M3_VALUES, dtype=torch.float64, device=x.device)
+    size = x.double().abs().clamp(max=float(values[-1]))
+    above = torch.searchsorted(values, size).clamp(max=len(values) - 1)
+    below = (above - 1).clamp(min=0)
+    up, down = values[above] - size, size - values[below]
+    nearest = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, below)
+    return (values[nearest] * x.double().sign()).to(x.dtype)
+
+
+def fp8_rows(x: Tensor, block: int = 0) -> Tensor:
+    """Each row of x [M, K] rounded to e4m3 by its own maximum / 448, by blocks of columns if asked.
+
+    Returns the rounded values times their scales.
+    """
+    out = torch.zeros_like(x)
+    width = block or max(1, x.shape[1])
+    for begin in range(0, x.shape[1], width):
+        part = x[:, begin : begin + width]
+        # In float32 as the kernels do it, so that what lies between two codes falls the same way.
+        largest = part.float().abs().amax(1, keepdim=True).clamp(min=1e-30)
+        rounded = round_e4m3(part.float() * (448 / largest))
+        out[:, begin : begin + width] = (rounded * (largest / 448)).to(x.dtype)
+    return out
+
+
+def int8_linear(x: Tensor, weight: Tensor, outlier_threshold: float = 0.0) -> Tensor:
+    """x [M, K] quantized by rows to int8, elements at or above the threshold left as they are."""
+    outlying = x.abs() >= outlier_threshold if outlier_threshold else torch.zeros_like(x).bool()
+    q, scales = quantize_rows(x.masked_fill(outlying, 0))
+    return linear(q.to(x.dtype) * scales.to(x.dtype) + x * outlying, weight)
