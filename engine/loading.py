@@ -17,7 +17,11 @@ from engine.engine import CacheShape, Engine
 from engine.errors import ConfigError, EnvironmentLacks
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
+from engine.models.serving_notes import serving_notes
 from engine.models.spec import DecoderSpec
+from engine.quantize.method_table import METHODS
+from engine.quantize.prepared import WithQuantizedHead, prepared_folder
+from engine.quantize.write_checkpoint import OnLayer
 from engine.runner import ModelRunner
 from engine.step_record import StepRecord
 from engine.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
@@ -98,8 +102,11 @@ def resolve_max_model_len(config: EngineConfig, spec: DecoderSpec) -> int:
     return config.max_model_len
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
+def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedModel:
     """Load weights and tokenizer, allocate the KV cache, and warm up.
+
+    Where `quantization` needs calibration, the model is quantized first unless the cache has it;
+    `on_layer` is then told of the layers done and of all there are.
 
     Raises:
         ModelError: the folder is missing, broken or of an unsupported architecture.
@@ -112,15 +119,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
     device = resolve_device(config)
     eos_token_ids = folder.eos_token_ids()
     tokenizer = _tokenizer(config, folder)
-    source = open_source(folder)
+    source, method = open_source(folder), config.quantization
+    if METHODS[method].calibrated:
+        prepared = prepared_folder(config, folder, device, on_layer)
+        source = WithQuantizedHead(open_source(open_model_folder(prepared)), spec, method)
+        method = "none"  # the layers are as they should be
     try:
-        decoder = load_decoder(
-            source,
-            spec,
-            resolve_dtype(config, spec),
-            device,
-            config.quantization,
-        )
+        decoder = load_decoder(source, spec, resolve_dtype(config, spec), device, method)
     except torch.OutOfMemoryError as error:
         raise EnvironmentLacks(
             f"the weights of {folder.path} do not fit the memory of {device}: set quantization to "
@@ -129,7 +134,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
     runner = ModelRunner(decoder, config, max_model_len, eos_token_ids)
     runner.warmup()
     _return_freed_memory()
-    return LoadedModel(runner, spec, tokenizer, eos_token_ids, source.notes)
+    notes = [*serving_notes(spec, max_model_len), *source.notes]
+    return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
 
 
 def _return_freed_memory() -> None:

@@ -82,6 +82,7 @@ class DecoderSpec:
     - `output_norms`: attention and MLP are normed again before they join the residual.
     - `fused_tensors`: the checkpoint holds `qkv_proj` and `gate_up_proj`, each as one tensor.
     - `experts`: None where every layer has a plain MLP.
+    - `text_only`: the checkpoint also holds what sees images or hears, which is not served.
     - `roots`: prefixes of model and output head in the checkpoint; the first that is there counts.
     """
 
@@ -113,6 +114,7 @@ class DecoderSpec:
     output_norms: bool = False
     fused_tensors: bool = False
     experts: ExpertsSpec | None = None
+    text_only: bool = False
     roots: tuple[tuple[str, str], ...] = (("model", "lm_head"),)
 
     def __post_init__(self) -> None:

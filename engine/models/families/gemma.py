@@ -99,6 +99,7 @@ def gemma3_spec(fields: ConfigFields) -> DecoderSpec:
     return dataclasses.replace(
         spec,
         architecture="Gemma3ForConditionalGeneration",
+        text_only=True,
         roots=(
             ("language_model.model", "language_model.lm_head"),
             ("model.language_model", "lm_head"),

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelError
+from engine.loading import load_model
 from engine.models.block import Layer, Mlp, run_block
 from engine.models.decoder import Decoder, embed
 from engine.models.experts import Experts, run_experts
@@ -116,6 +118,25 @@ def test_longrope_beyond_and_within_its_original_length(tmp_path: Path) -> None:
         decoder = tiny.decoder(max_position=max(length, longest))
         logits = paged_logits(decoder, tokens, [17, length - 17])
         torch.testing.assert_close(logits, tiny.logits(tokens), rtol=1e-4, atol=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "longest", "note"),
+    [
+        ("gemma3_images", 96, "served for text only: images are not understood"),
+        ("phi3_longrope", 33, "set max_model_len to at most 32"),
+        ("phi3_longrope", 32, None),
+        ("llama", 96, None),
+    ],
+)
+def test_what_is_served_otherwise_is_said(
+    case: str, longest: int, note: str | None, tmp_path: Path
+) -> None:
+    folder = str(make_tiny(case, tmp_path).folder)
+    config = EngineConfig(model=folder, device="cpu", max_model_len=longest, num_threads=1)
+    notes = load_model(config).notes
+    assert len(notes) == (note is not None)
+    assert note is None or note in notes[0]
 
 
 @pytest.mark.parametrize("case", ["mixtral", "qwen3_moe"])
