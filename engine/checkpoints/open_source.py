@@ -30,6 +30,7 @@ _READERS: dict[str, Callable[[SafetensorsFiles, ConfigFields], LinearReader]] = 
 SUPPORTED = (*_READERS, "gguf")
 # Files beside config.json in which older quantizers keep what it now holds.
 _GPTQ_FILE, _AWQ_FILE = "quantize_config.json", "quant_config.json"
+_HEAD = "lm_head"
 # A tensor by whose name's end the formats that write it are known.
 _MARKS = {
     ".qweight": ("gptq", "awq"),
@@ -80,7 +81,14 @@ def open_source(folder: ModelFolder) -> TensorSource:
             f"{config.source} says {method!r}, but {folder.path} holds no tensor of that format: "
             "the weights are floats; remove the quantization_config to use them"
         )
-    return QuantizedSource(files, _READERS[method](files, config))
+    reader = _READERS[method](files, config)
+    remarks = []
+    if folder.config.get("tie_word_embeddings") is True and reader.holds(_HEAD):
+        remarks.append(
+            f"config.json ties the output head to the embedding, so the quantized {_HEAD} of the "
+            "checkpoint is not used"
+        )
+    return QuantizedSource(files, reader, remarks)
 
 
 def _quantization(folder: ModelFolder) -> tuple[str, ConfigFields] | None:

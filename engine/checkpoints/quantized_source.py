@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -49,14 +50,20 @@ class LinearReader(Protocol):
 
 
 class QuantizedSource:
-    """Float tensors from the files, quantized ones through the reader of their format."""
+    """Float tensors from the files, quantized ones through the reader of their format.
 
-    def __init__(self, files: SafetensorsFiles, reader: LinearReader) -> None:
+    `remarks` are sentences on the folder as a whole, which join the notes.
+    """
+
+    def __init__(
+        self, files: SafetensorsFiles, reader: LinearReader, remarks: Sequence[str] = ()
+    ) -> None:
         self._files = files
         self._reader = reader
+        self._remarks = remarks
         self._dequantized: Counter[str] = Counter()
         self._widened: Counter[str] = Counter()
-        self._looked_up: dict[str, str] = {}
+        self._as_floats: dict[str, list[str]] = {}
 
     @property
     def quantization(self) -> str | None:
@@ -75,12 +82,13 @@ class QuantizedSource:
             )
             for kind, count in sorted(counts.items())
         ]
-        tables = [
-            f"{name} is {kind}; it is looked up and not multiplied by: dequantized to the model's "
-            "dtype"
-            for name, kind in self._looked_up.items()
+        floats = [
+            f"{len(names)} {'tensors' if len(names) > 1 else 'tensor'} that this engine holds as "
+            f"floats ({names[0]}{', …' if len(names) > 1 else ''}) "
+            f"{'are' if len(names) > 1 else 'is'} {kind}: dequantized to the model's dtype"
+            for kind, names in sorted(self._as_floats.items())
         ]
-        return [*layers, *tables, *self._reader.notes]
+        return [*layers, *floats, *self._reader.notes, *self._remarks]
 
     def __contains__(self, name: str) -> bool:
         prefix = name.removesuffix(".weight")
@@ -95,8 +103,11 @@ class QuantizedSource:
         prefix = name.removesuffix(".weight")
         if prefix == name or not self._reader.holds(prefix) or len(shape) != 2:
             return self._files.read(name, shape)
-        self._looked_up[name] = self._reader.kind(prefix)
-        return dequantize(self._reader.linear(prefix, (shape[0], shape[1])))
+        form = self._reader.linear(prefix, (shape[0], shape[1]))
+        names = self._as_floats.setdefault(self._reader.kind(prefix), [])
+        if name not in names:
+            names.append(name)
+        return dequantize(form)
 
     def linear(self, prefix: str, shape: tuple[int, int]) -> LinearForm:
         """The weight of a linear layer, quantized as it is stored.

@@ -61,14 +61,25 @@ def test_norms_of_a_quantized_model_are_floats(tmp_path: Path) -> None:
         source.linear("lm_head", SHAPE)
 
 
-def test_an_embedding_that_is_quantized_is_said_to_be_dequantized(tmp_path: Path) -> None:
+def test_tensors_that_are_held_as_floats_are_said_to_be_dequantized(tmp_path: Path) -> None:
     folder = gptq_folder(tmp_path)
     source = source_of(folder)
-    source.read(f"{PREFIX}.weight", SHAPE)
-    assert source.notes == [
-        f"{PREFIX}.weight is 4-bit GPTQ in groups of 16; it is looked up and not multiplied by: "
-        "dequantized to the model's dtype"
-    ]
+    for _ in range(2):
+        source.read(f"{PREFIX}.weight", SHAPE)
+        assert source.notes == [
+            f"1 tensor that this engine holds as floats ({PREFIX}.weight) is 4-bit GPTQ in groups "
+            "of 16: dequantized to the model's dtype"
+        ]
+
+
+def test_a_quantized_head_that_is_tied_is_said_not_to_be_used(tmp_path: Path) -> None:
+    folder = gptq_folder(tmp_path)
+    edit(folder, lambda tensors: tensors.update({"lm_head.qweight": torch.zeros(4, 16).int()}))
+    config = json.loads((folder / "config.json").read_text())
+    assert source_of(folder).notes == []
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    (note,) = source_of(folder).notes
+    assert "the quantized lm_head of the checkpoint is not used" in note
 
 
 @pytest.mark.parametrize("method", ["torchao", "quip", "hqq", "aqlm", "eetq", "mxfp4", None, 4, []])
