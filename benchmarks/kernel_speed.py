@@ -28,8 +28,8 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, VOCABULARY = 576, 30, 9
 BLOCK = 16
 
 
-def race(candidates: Candidates, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each candidate: median, fastest, slowest over alternating repeats."""
+def take_turns(candidates: Candidates, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each candidate in each of the rounds, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
         run()
@@ -38,9 +38,14 @@ def race(candidates: Candidates, repeats: int) -> dict[str, dict[str, float]]:
             begin = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - begin) * 1e3)
+    return times
+
+
+def race(candidates: Candidates, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each candidate: median, fastest, slowest over alternating repeats."""
     return {
         name: {"median_ms": statistics.median(t), "min_ms": min(t), "max_ms": max(t)}
-        for name, t in times.items()
+        for name, t in take_turns(candidates, repeats).items()
     }
 
 
