@@ -124,6 +124,13 @@ class EngineConfig:
         reload="weights",
         choices=tuple(METHODS),
     )
+    calibration: str | None = _knob(
+        None,
+        "Text file that smoothquant, gptq and awq calibrate on, best the prompts to be served; by "
+        "default a built-in sample of English documentation.",
+        reload="weights",
+        tunable=False,
+    )
     kv_cache_dtype: str = _knob(
         "auto",
         "Type of the cached keys and values: int8 and fp8 (e4m3) take about half the memory of "
