@@ -118,11 +118,11 @@ class ModelRunner:
 
     def _build_cache(self, config: EngineConfig, max_model_len: int) -> None:
         decoder = self.decoder
-        decoder.set_max_position(max_model_len)
         groups = block_groups(decoder.spec.layer_windows, max_model_len)
         dtype = cache_dtype(config, decoder.dtype)
         budget = self._cache_budget(config, max_model_len)
         num_blocks = num_blocks_for(config, decoder.spec, dtype, max_model_len, budget, groups)
+        decoder.set_max_position(max_model_len)
         self.cache = KVCache.allocate(
             decoder.spec, num_blocks, config.block_size, dtype, decoder.device, groups
         )
@@ -146,6 +146,7 @@ class ModelRunner:
         sequence shares.
         """
         decoder, device = self.decoder, self.decoder.device
+        decoder.set_max_position(max_model_len)
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

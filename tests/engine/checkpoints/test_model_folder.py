@@ -305,7 +305,7 @@ def test_index_without_a_map(folder: Path) -> None:
 def test_lengths_and_memory(folder: Path) -> None:
     with pytest.raises(ConfigError, match="max_model_len=1000 is above the model's limit of 256"):
         load(folder, max_model_len=1000)
-    message = "room for 16 tokens of 768 bytes.*set max_model_len to at most 16 or raise"
+    message = "room for a sequence of 16 tokens.*set max_model_len to at most 16 or raise"
     with pytest.raises(EnvironmentLacks, match=message):
         load(folder, kv_cache_memory_bytes=20 * 768)
     with pytest.raises(EnvironmentLacks, match=f"raise kv_cache_memory_bytes to {64 * 768}"):
