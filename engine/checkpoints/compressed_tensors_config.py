@@ -93,38 +93,34 @@ class Schemes:
             scheme = _scheme(group, default_format)
             self.all.append(scheme)
             targets += [(target, scheme) for target in _texts(group, "targets")]
-        # Names sort before patterns; classes fit last whatever their order.
-        targets.sort(key=lambda entry: (_REGEX in entry[0], entry[0]))
-        self._targets = [(_Target(text, config.source), scheme) for text, scheme in targets]
-        self._ignored = [_Target(text, config.source) for text in _texts(config, "ignore")]
+        targets.sort(key=lambda entry: entry[0])
+        self._names: dict[str, Scheme] = {}
+        self._patterns: list[tuple[re.Pattern[str], Scheme]] = []
+        for text, scheme in targets:
+            if text.startswith(_REGEX):
+                self._patterns.append((self._compile(text), scheme))
+            else:
+                self._names.setdefault(text, scheme)
+        ignored = _texts(config, "ignore")
+        self._ignored = frozenset(text for text in ignored if not text.startswith(_REGEX))
+        self._ignored_patterns = [self._compile(t) for t in ignored if t.startswith(_REGEX)]
 
     def of(self, module: str) -> Scheme | None:
         """The scheme of a linear layer by its name; None where it is left in floats."""
-        if any(target.names(module) or target.is_class(module) for target in self._ignored):
+        kind = "Embedding" if module.endswith("embed_tokens") else "Linear"
+        if module in self._ignored or kind in self._ignored:
             return None
-        for fits in (_Target.names, _Target.is_class):
-            for target, scheme in self._targets:
-                if fits(target, module):
-                    return scheme
-        return None
+        if any(pattern.match(module) for pattern in self._ignored_patterns):
+            return None
+        if module in self._names:
+            return self._names[module]
+        for pattern, scheme in self._patterns:
+            if pattern.match(module):
+                return scheme
+        return self._names.get(kind)
 
-
-class _Target:
-    """One entry of `targets` or `ignore`."""
-
-    def __init__(self, text: str, source: str) -> None:
-        self._text = text
-        self._pattern: re.Pattern[str] | None = None
-        if text.startswith(_REGEX):
-            self._pattern = compile_pattern(text.removeprefix(_REGEX), source)
-
-    def names(self, module: str) -> bool:
-        if self._pattern is not None:
-            return self._pattern.match(module) is not None
-        return self._text == module
-
-    def is_class(self, module: str) -> bool:
-        return self._text == ("Embedding" if module.endswith("embed_tokens") else "Linear")
+    def _compile(self, text: str) -> re.Pattern[str]:
+        return compile_pattern(text.removeprefix(_REGEX), self.source)
 
 
 def _refuse_unsupported(config: ConfigFields) -> None:

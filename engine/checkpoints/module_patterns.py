@@ -11,23 +11,32 @@ import warnings
 from engine.errors import ModelError
 
 _MAX_LENGTH = 1000
-_MAX_UNBOUNDED = 6
-# A repeated group with a repetition inside ("(a+)+") can backtrack exponentially.
-_NESTED = re.compile(r"[*+}][^()]*\)\s*[*+{]")
+# Matching a name of n characters takes up to n**repetitions steps, and twice that per option.
+_MAX_REPETITIONS = 5
+_MAX_OPTIONS = 4
+# A repeated group can backtrack exponentially, whatever is in it.
+_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 
 
 def compile_pattern(pattern: str, source: str) -> re.Pattern[str]:
     """A pattern that matches names in reasonable time; `source` says where it stands.
 
     Raises:
-        ModelError: not a regular expression, or too long or too repetitive.
+        ModelError: not a regular expression, or one that could take too long.
     """
     shown = pattern if len(pattern) <= 80 else pattern[:80] + "…"
-    repeats = len(re.findall(r"[*+]|,\}", pattern))
-    if len(pattern) > _MAX_LENGTH or repeats > _MAX_UNBOUNDED or _NESTED.search(pattern):
+    repetitions = len(re.findall(r"[*+{]", pattern))
+    options = len(re.findall(r"(?<!\()\?", pattern))
+    if (
+        len(pattern) > _MAX_LENGTH
+        or repetitions > _MAX_REPETITIONS
+        or options > _MAX_OPTIONS
+        or _REPEATED_GROUP.search(pattern)
+    ):
         raise ModelError(
-            f"{source}: the pattern {shown!r} is too long or repeats within repetitions; at most "
-            f"{_MAX_LENGTH} characters and {_MAX_UNBOUNDED} plain repetitions are taken"
+            f"{source}: the pattern {shown!r} could take too long to match: at most {_MAX_LENGTH} "
+            f"characters, {_MAX_REPETITIONS} repetitions, {_MAX_OPTIONS} options and no repeated "
+            "group are taken"
         )
     try:
         with warnings.catch_warnings():

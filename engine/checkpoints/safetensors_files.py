@@ -41,8 +41,8 @@ class SafetensorsFiles:
         """Find the safetensors of `folder` and check every header.
 
         Raises:
-            ModelError: none are there (pickles are refused with the reason), the index is broken
-                or leaves the folder, a shard is missing, or a file is truncated or corrupt.
+            ModelError: none are there (pickles are refused with the reason), the index is missing,
+                broken or leaves the folder, a shard is missing, or a file is truncated or corrupt.
         """
         index_path = folder / INDEX_FILE
         if (folder / SINGLE_FILE).is_file():
@@ -50,6 +50,17 @@ class SafetensorsFiles:
             return cls(folder, dict.fromkeys(_names(path), path), path)
         if index_path.is_file():
             return cls(folder, _read_index(folder, index_path), index_path)
+        named_otherwise = sorted(folder.glob("*.safetensors"))
+        if len(named_otherwise) == 1 and "-of-" not in named_otherwise[0].name:
+            # Older quantizers name the one file after what they did.
+            path = named_otherwise[0]
+            return cls(folder, dict.fromkeys(_names(path), path), path)
+        if named_otherwise:
+            raise ModelError(
+                f"{folder} has {', '.join(path.name for path in named_otherwise[:4])}"
+                f"{' and more' if len(named_otherwise) > 4 else ''} but no {INDEX_FILE}, which "
+                "says what each file holds"
+            )
         if any(next(folder.glob(pattern), None) for pattern in PICKLES):
             raise ModelError(
                 f"{folder} holds its weights only as pickles (.bin, .pt), which can run any code "

@@ -206,7 +206,7 @@ def pack(forms: Sequence[LinearForm], bias: Tensor | None, dtype: torch.dtype) -
 
 
 def has_path(form: LinearForm) -> bool:
-    """Whether the kernels multiply by this form as it is; if not, `pack` makes floats of it."""
+    """Whether the kernels multiply by this form exactly; if not, `pack` makes floats of it."""
     if isinstance(form, IntGroupForm):
         narrow = form.bits <= KERNEL_BITS[0]
         if form.bits > KERNEL_BITS[-1] or (narrow and form.shape[1] % 2):

@@ -153,6 +153,19 @@ def test_gguf_alone_is_left_to_its_reader(tmp_path: Path) -> None:
         open_source(ModelFolder(tmp_path, {}, {}))
 
 
+def test_a_single_file_of_another_name(tmp_path: Path) -> None:
+    path = gptq_folder(tmp_path) / "model.safetensors"
+    path = path.rename(tmp_path / "gptq_model-4bit-16g.safetensors")
+    assert read_form(tmp_path, SHAPE).shape == SHAPE
+    path = path.rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors but no model\.safe"):
+        source_of(tmp_path)
+    path.rename(tmp_path / "b.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"has a\.safetensors, b\.safetensors but no model\.safe"):
+        source_of(tmp_path)
+
+
 def test_pickles_are_refused(tmp_path: Path) -> None:
     gptq_folder(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
