@@ -7,13 +7,12 @@
 // Masked keys add exact zeros. Quantized keys and values are integers, or as few bits, to the tiles;
 // their scales multiply scores and weights in float32. So the result for a query depends on its position and its context
 // alone: not on the batch, on threads, or on whether it came as a decode or within a prefill chunk.
-#include "amx_pages.h"
+#include "amx_softmax.h"
 
 #if AMX_KERNELS
 #include <cmath>
 #include <vector>
 
-constexpr int64_t COLUMNS = 16;        // columns per tile
 constexpr int64_t ITEM_COLUMNS = 128;  // columns that share one interleaving of the values
 
 // One unit of work: columns of one kv head of one sequence over positions [begin, end).
@@ -21,13 +20,6 @@ struct Item {
     int64_t sequence, head, column, columns, begin, end;
     int64_t parts;  // > 1: this is the first of so many items whose states must be merged
     bool partial;   // the state is left for merging instead of being written out
-};
-
-// Running softmax of 16 columns: maximum, sum, and weighted values [16, dh].
-struct State {
-    float *max, *sum, *out;
-    static int64_t floats(int64_t dh) { return 2 * COLUMNS + COLUMNS * dh; }
-    State(float* at) : max(at), sum(at + COLUMNS), out(at + 2 * COLUMNS) {}
 };
 
 static void merge(State& into, const State& part, int64_t dh) {
@@ -46,32 +38,6 @@ static void merge(State& into, const State& part, int64_t dh) {
         }
 }
 
-// 16 x 16 dwords: rows become columns.
-static inline void transpose(__m512i r[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
-            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
-        }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
-
 // Queries as right operands: [dh / 32][16 pairs of dimensions][16 columns][2].
 static void pack_queries(const AttentionStep& s, const Item& w, int64_t column, int64_t count, uint32_t* to) {
     for (int64_t c = 0; c < COLUMNS; c++) {
@@ -85,6 +51,7 @@ static void pack_queries(const AttentionStep& s, const Item& w, int64_t column, 
 
 struct Workspace {
     Pages pages;
+    Ahead ahead;
     uint32_t* queries;  // [dh / 2][16]
     float* scores;      // [CHUNK][16]
     char* weights;      // [CHUNK / 32] tiles of [16 columns][32 keys]
@@ -99,6 +66,7 @@ struct Workspace {
         weights = (char*)(scores + CHUNK * COLUMNS);
         queries = (uint32_t*)(weights + CHUNK * 32);
         products = (float*)(queries + dh * 8);
+        memset(weights, 0, CHUNK * 32);
     }
 };
 
@@ -117,12 +85,6 @@ static void score(const bf16* k0, const bf16* k1, int64_t dh, const uint32_t* qu
     _tile_stored(1, to + 256, 64);
 }
 
-// What 16 columns see: positions from `from` to `to`, both included.
-struct Reach {
-    alignas(64) int32_t from[COLUMNS], to[COLUMNS];
-    int32_t first, last, all_from, all_to;  // any column sees first .. last, every one all_*
-};
-
 static Reach reach_of(const AttentionStep& s, int64_t before, int64_t column, int64_t count) {
     Reach r;
     for (int64_t c = 0; c < COLUMNS; c++) {
@@ -134,53 +96,6 @@ static Reach reach_of(const AttentionStep& s, int64_t before, int64_t column, in
     r.first = r.from[0], r.all_to = r.to[0];
     r.last = r.to[count - 1], r.all_from = r.from[count - 1];
     return r;
-}
-
-// Softmax down the keys of `steps` from position `begin` on; writes weights as left operands and
-// the maximum and sum. Scales, if any, are those of the keys and values.
-static void soften(const AttentionStep& s, float* scores, int64_t steps, int64_t begin,
-                   const Reach& reach, const float* key_scales, const float* value_scales,
-                   char* weights, State to) {
-    vi from, until;
-    memcpy(&from, reach.from, sizeof from);
-    memcpy(&until, reach.to, sizeof until);
-    vf best = splat(-INFINITY);
-    for (int64_t i = 0; i < steps * STEP; i++) {
-        int32_t position = (int32_t)(begin + i);
-        vf v = load(scores + i * 16) * s.scale;
-        if (key_scales) v *= key_scales[i];
-        if (s.soft_cap) v = s.soft_cap * vtanh(v / s.soft_cap);
-        if (position > reach.all_to || position < reach.all_from)
-            v = select((until >= position) & (from <= position), v, splat(-INFINITY));
-        store(scores + i * 16, v);
-        best = vmax(best, v);
-    }
-    vf finite = select(best == splat(-INFINITY), splat(0.0f), best);
-    vf even = splat(0.0f), odd = splat(0.0f);
-    alignas(64) uint16_t order[32];
-    for (int i = 0; i < 32; i++) order[i] = (uint16_t)(i / 2 + (i % 2) * 16);
-    __m512i interleave = _mm512_load_si512(order);
-    for (int64_t step = 0; step < steps; step++) {
-        __m512i pairs[16];
-        for (int64_t i = 0; i < 16; i++) {
-            int64_t key = step * STEP + 2 * i;
-            vf a = vexp(load(scores + key * 16) - finite);
-            vf b = vexp(load(scores + key * 16 + 16) - finite);
-            even += a;
-            odd += b;
-            if (value_scales) {
-                a *= value_scales[key];
-                b *= value_scales[key + 1];
-            }
-            __m512bh both = _mm512_cvtne2ps_pbh(bit_copy<__m512>(b), bit_copy<__m512>(a));
-            pairs[i] = _mm512_permutexvar_epi16(interleave, (__m512i)both);
-        }
-        transpose(pairs);
-        for (int64_t c = 0; c < 16; c++)
-            _mm512_store_si512(weights + step * 1024 + c * 64, pairs[c]);
-    }
-    store(to.max, best);
-    store(to.sum, even + odd);
 }
 
 // to[16][dh] (columns d .. d + 16 NT) = weights x values.
@@ -226,8 +141,8 @@ static void write_columns(const AttentionStep& s, const Item& w, int64_t column,
 }
 
 // One chunk's keys and values for 16 columns; the state of what they see.
-static void attend_columns(const AttentionStep& s, const Workspace& ws, const Span& span,
-                           const Reach& reach, State to) {
+static void attend_columns(const AttentionStep& s, Workspace& ws, const Span& span,
+                           const Reach& reach, int64_t count, State to) {
     const int64_t dh = s.dh;
     int64_t skipped = reach.first > span.begin ? (reach.first - span.begin) / STEP : 0;
     int64_t needed = (reach.last - span.begin) / STEP + 1;
@@ -235,13 +150,15 @@ static void attend_columns(const AttentionStep& s, const Workspace& ws, const Sp
     int64_t steps = needed - skipped, at = skipped * STEP;
     for (int64_t i = 0; i < steps; i++) {
         const char* const* keys = ws.pages.keys + (skipped + i) * 2;
+        ws.ahead.fetch(8);
         score((const bf16*)keys[0], (const bf16*)keys[1], dh, ws.queries,
               ws.scores + i * STEP * 16);
     }
     const bool quantized = s.key_scales;
-    soften(s, ws.scores, steps, span.begin + at, reach,
+    auto softmax = count <= FEW ? soften_few : soften;
+    softmax(s, ws.scores, steps, span.begin + at, reach,
            quantized ? ws.pages.key_scales + at : nullptr,
-           quantized ? ws.pages.value_scales + at : nullptr, ws.weights, to);
+           quantized ? ws.pages.value_scales + at : nullptr, ws.weights, ws.ahead, to);
     for (int64_t d = 0; d < dh; d += 64) {
         const char* v = ws.pages.values + skipped * dh * 64 + d / 16 * 1024;
         if (dh - d >= 64) weigh<4>(ws.weights, v, steps, dh, to.out + d);
@@ -249,8 +166,19 @@ static void attend_columns(const AttentionStep& s, const Workspace& ws, const Sp
     }
 }
 
+// The positions of an item within the chunk that begins at `chunk`.
+static Span span_of(const Item& w, int64_t chunk) {
+    Span span;
+    span.first = chunk > w.begin ? chunk : w.begin;
+    span.begin = span.first / STEP * STEP;
+    span.end = chunk + CHUNK < w.end ? chunk + CHUNK : w.end;
+    return span;
+}
+
+// `next`, if known, is the item that this thread will work on next.
 template <class C>
-static void attend(const AttentionStep& s, const Item& w, Workspace& ws, float* states) {
+static void attend(const AttentionStep& s, const Item& w, const Item* next, Workspace& ws,
+                   float* states) {
     int64_t context = s.context_lens[w.sequence], dh = s.dh;
     int64_t before = context - (s.query_start[w.sequence + 1] - s.query_start[w.sequence]);
     const int32_t* table = s.tables + w.sequence * s.table_stride;
@@ -259,12 +187,12 @@ static void attend(const AttentionStep& s, const Item& w, Workspace& ws, float* 
         int64_t left = w.columns - b * COLUMNS;
         return left < COLUMNS ? left : COLUMNS;
     };
+    if (next)
+        ws.ahead.begin(s, s.tables + next->sequence * s.table_stride, next->head,
+                       span_of(*next, next->begin / CHUNK * CHUNK), sizeof(C));
     bool started[ITEM_COLUMNS / COLUMNS] = {};
     for (int64_t chunk = w.begin / CHUNK * CHUNK; chunk < w.end; chunk += CHUNK) {
-        Span span;
-        span.first = chunk > w.begin ? chunk : w.begin;
-        span.begin = span.first / STEP * STEP;
-        span.end = chunk + CHUNK < w.end ? chunk + CHUNK : w.end;
+        Span span = span_of(w, chunk);
         ready_pages<C>(s, table, w.head, span, ws.pages);
         for (int64_t b = 0; b < blocks; b++) {
             int64_t column = w.column + b * COLUMNS;
@@ -273,7 +201,7 @@ static void attend(const AttentionStep& s, const Item& w, Workspace& ws, float* 
             pack_queries(s, w, column, count_of(b), ws.queries);
             State state(states + b * State::floats(dh));
             State part = started[b] ? State(ws.products) : state;
-            attend_columns(s, ws, span, reach, part);
+            attend_columns(s, ws, span, reach, count_of(b), part);
             if (started[b]) merge(state, part, dh);
             started[b] = true;
         }
@@ -324,6 +252,7 @@ static void attend_all(const AttentionStep& step, int threads) {
     int64_t state_floats = State::floats(dh);
     bool merging = false;
     for (int64_t i = 0; i < count; i++) merging = merging || items[i].partial;
+    int64_t unclaimed = 0;
     // Decode states outlive their item until they are merged; prefill states do not.
     float* kept = merging ? (float*)scratch<3>(count * state_floats * 4) : nullptr;
     if (count == 1) threads = 1;
@@ -333,9 +262,17 @@ static void attend_all(const AttentionStep& step, int threads) {
         int64_t own = ITEM_COLUMNS / COLUMNS * state_floats * 4;
         float* states = (float*)scratch<4>(own + Workspace::bytes(dh));
         Workspace ws((char*)states + own, dh);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < count; i++)
-            attend<C>(step, items[i], ws, items[i].partial ? kept + i * state_floats : states);
+        // As schedule(dynamic, 1), but a thread claims its next item before it works on a short one.
+        auto claim = [&] { return __atomic_fetch_add(&unclaimed, 1, __ATOMIC_RELAXED); };
+        for (int64_t i = claim(); i < count;) {
+            const Item& w = items[i];
+            bool is_short = w.end - w.begin <= CHUNK && w.columns <= COLUMNS;
+            int64_t next = is_short ? claim() : 0;
+            attend<C>(step, w, is_short && next < count ? items + next : nullptr, ws,
+                      w.partial ? kept + i * state_floats : states);
+            i = is_short ? next : claim();
+        }
+#pragma omp barrier
         if (merging) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < count; i++) {

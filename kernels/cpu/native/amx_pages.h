@@ -88,12 +88,16 @@ template <class C>
 static void interleave_values(const AttentionStep& s, const Pages& p, const Span& span, int64_t at,
                               char* tiles) {
     alignas(64) static const C zeros[256] = {};
+    const C* values = (const C*)s.values;
     auto row = [&](int64_t position) {
         bool inside = position >= span.first && position < span.end;
-        return inside ? (const C*)s.values + p.rows[position - span.begin] * s.dh : zeros;
+        return inside ? values + p.rows[position - span.begin] * s.dh : zeros;
     };
+    const bool whole = at >= span.first && at + STEP <= span.end;
+    const int64_t* rows = p.rows + (at - span.begin);
     for (int64_t pair = 0; pair < 16; pair++) {
-        const C *even = row(at + 2 * pair), *odd = row(at + 2 * pair + 1);
+        const C* even = whole ? values + rows[2 * pair] * s.dh : row(at + 2 * pair);
+        const C* odd = whole ? values + rows[2 * pair + 1] * s.dh : row(at + 2 * pair + 1);
         for (int64_t d = 0; d < s.dh; d += 32)
             interleave_pair(even + d, odd + d, tiles + d / 16 * 1024 + pair * 64);
     }
@@ -109,6 +113,12 @@ static const char* key_tile(const AttentionStep& s, const Pages& p, const Span& 
         return (const char*)(keys + (p.rows[known - span.begin] - (known - at)) * s.dh);
     }
     char* copy = p.widened + (at - span.begin) * s.dh * 2;
+    const int64_t* rows = p.rows + (at - span.begin);
+    if (at >= span.first && at + 16 <= span.end) {
+        for (int64_t j = 0; j < 16; j++)
+            widen_row(keys + rows[j] * s.dh, s.dh, copy + j * s.dh * 2);
+        return copy;
+    }
     for (int64_t j = 0; j < 16; j++) {
         int64_t known = at + j > span.first ? at + j : span.first;
         known = known < span.end ? known : span.end - 1;
@@ -123,31 +133,76 @@ static inline void prefetch(const void* row, int64_t bytes, bool soon) {
         else _mm_prefetch((const char*)row + line, _MM_HINT_T1);
 }
 
+// Pages are too short for the hardware to run ahead, so ask for the step `at` begins: values are
+// needed soon, keys too if they must be widened.
+template <class C>
+static inline void prefetch_step(const AttentionStep& s, const Pages& p, const Span& span,
+                                 int64_t at) {
+    const int64_t row_bytes = s.dh * sizeof(C);
+    const int64_t from = at > span.first ? at : span.first;
+    const int64_t until = at + STEP < span.end ? at + STEP : span.end;
+    for (int64_t j = from - span.begin; j < until - span.begin; j++) {
+        prefetch((const C*)s.values + p.rows[j] * s.dh, row_bytes, true);
+        prefetch((const C*)s.keys + p.rows[j] * s.dh, row_bytes, sizeof(C) == 1);
+    }
+}
+
+// Numbers the span's rows, page by page.
+static inline void number_rows(const AttentionStep& s, const int32_t* table, int64_t head,
+                               const Span& span, int64_t* rows) {
+    int64_t page = span.first / s.block_size, at = span.first;
+    while (at < span.end) {
+        int64_t next = (page + 1) * s.block_size, until = next < span.end ? next : span.end;
+        int64_t row = (table[page] * s.kv_heads + head) * s.block_size + at - page * s.block_size;
+        if (s.key_scales) {
+            prefetch(s.key_scales + row, (until - at) * 4, true);
+            prefetch(s.value_scales + row, (until - at) * 4, true);
+        }
+        for (int64_t i = at - span.begin; i < until - span.begin; i++) rows[i] = row++;
+        at = until;
+        page++;
+    }
+}
+
+// Memory is slow to answer and a core has few requests under way, so while the tiles and the
+// softmax work, the rows of the thread's next item are asked for, a few at a time.
+struct Ahead {
+    const char *keys, *values;
+    int64_t row_bytes, count = 0, at = 0, rows[CHUNK];
+
+    void begin(const AttentionStep& s, const int32_t* table, int64_t head, const Span& span,
+               int64_t element) {
+        keys = (const char*)s.keys, values = (const char*)s.values, row_bytes = s.dh * element;
+        number_rows(s, table, head, span, rows);
+        at = span.first - span.begin, count = span.end - span.begin;
+    }
+    void fetch(int64_t some) {
+        for (int64_t end = at + some < count ? at + some : count; at < end; at++) {
+            prefetch(values + rows[at] * row_bytes, row_bytes, false);
+            prefetch(keys + rows[at] * row_bytes, row_bytes, false);
+        }
+    }
+};
+
+template <class C>
+static void gather_scales(const AttentionStep& s, const Span& span, Pages& p) {
+    const int64_t first = span.first - span.begin, end = span.end - span.begin;
+    for (int64_t i = 0; i < first; i++) p.key_scales[i] = p.value_scales[i] = 0.0f;
+    for (int64_t i = first; i < end; i++) {
+        p.key_scales[i] = s.key_scales[p.rows[i]] * UNIT<C>;
+        p.value_scales[i] = s.value_scales[p.rows[i]] * UNIT<C>;
+    }
+    for (int64_t i = end; i < span.steps() * STEP; i++) p.key_scales[i] = p.value_scales[i] = 0.0f;
+}
+
 template <class C>
 static void ready_pages(const AttentionStep& s, const int32_t* table, int64_t head,
                         const Span& span, Pages& p) {
-    const int64_t row_bytes = s.dh * sizeof(C);
-    const bool quantized = s.key_scales;
-    for (int64_t at = span.first; at < span.end; at++) {
-        int64_t i = at - span.begin, offset = at % s.block_size;
-        if (at > span.first && offset) {
-            p.rows[i] = p.rows[i - 1] + 1;
-            continue;
-        }
-        p.rows[i] = (table[at / s.block_size] * s.kv_heads + head) * s.block_size + offset;
-        if (!quantized) continue;
-        prefetch(s.key_scales + p.rows[i], s.block_size * 4, false);
-        prefetch(s.value_scales + p.rows[i], s.block_size * 4, false);
-    }
+    number_rows(s, table, head, span, p.rows);
+    prefetch_step<C>(s, p, span, span.begin);
     for (int64_t i = 0; i < span.steps(); i++) {
-        // Pages are too short for the hardware to run ahead, so ask for the keys of these
-        // positions, needed soon, and for the values of the next ones, needed first.
         int64_t at = span.begin + i * STEP;
-        for (int64_t j = at > span.first ? at : span.first; j < at + STEP && j < span.end; j++) {
-            prefetch((const C*)s.keys + p.rows[j - span.begin] * s.dh, row_bytes, false);
-            if (j + STEP < span.end)
-                prefetch((const C*)s.values + p.rows[j + STEP - span.begin] * s.dh, row_bytes, true);
-        }
+        prefetch_step<C>(s, p, span, at + STEP);
         interleave_values<C>(s, p, span, at, p.values + i * s.dh * 64);
         bool left = at + 16 > span.first, right = at + 16 < span.end;
         if (left) p.keys[i * 2] = key_tile<C>(s, p, span, at);
@@ -155,11 +210,6 @@ static void ready_pages(const AttentionStep& s, const int32_t* table, int64_t he
         if (!left) p.keys[i * 2] = p.keys[i * 2 + 1];
         if (!right) p.keys[i * 2 + 1] = p.keys[i * 2];
     }
-    if (!quantized) return;
-    for (int64_t i = 0; i < span.steps() * STEP; i++) {
-        bool inside = span.begin + i >= span.first && span.begin + i < span.end;
-        p.key_scales[i] = inside ? s.key_scales[p.rows[i]] * UNIT<C> : 0.0f;
-        p.value_scales[i] = inside ? s.value_scales[p.rows[i]] * UNIT<C> : 0.0f;
-    }
+    if (s.key_scales) gather_scales<C>(s, span, p);
 }
 #endif
