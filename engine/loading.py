@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +13,7 @@ from engine.config import EngineConfig
 from engine.detokenizer import StreamDetokenizer
 from engine.engine import CacheShape, Engine
 from engine.errors import ConfigError, EnvironmentLacks
+from engine.freed_memory import return_freed_memory
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
 from engine.models.serving_notes import serving_notes
@@ -133,18 +132,9 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
         ) from error
     runner = ModelRunner(decoder, config, max_model_len, eos_token_ids)
     runner.warmup()
-    _return_freed_memory()
+    return_freed_memory()
     notes = [*serving_notes(spec, max_model_len), *source.notes]
     return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
-
-
-def _return_freed_memory() -> None:
-    """Give the system back what packing the weights needed for a moment.
-
-    glibc keeps large freed pieces for reuse once it has seen a few; nothing here reuses them.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tokenizer(config: EngineConfig, folder: ModelFolder) -> Tokenizer | None:

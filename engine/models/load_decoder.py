@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.checkpoints.source import TensorSource
 from engine.errors import ConfigError, ModelError
+from engine.freed_memory import return_freed_memory
 from engine.models.block import Layer, Mlp
 from engine.models.decoder import Decoder
 from engine.models.experts import Experts
@@ -55,6 +56,7 @@ def load_decoder(
     for index in range(spec.num_layers):
         layers.append(reader.layer(index))
         source.release()
+        return_freed_memory()
     final_norm = reader.norm(reader.root.final_norm, spec.hidden_size)
     source.release()
     return Decoder(spec, embedding, layers, final_norm, head, dtype, device)
