@@ -8,6 +8,7 @@ finished weights and one layer's originals.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +110,9 @@ class LayerReader:
             self.form(prefix, (rows, parts.columns))
             for prefix, rows in zip(parts.prefixes, parts.rows, strict=True)
         ]
-        if len(found) == 1:
-            found = [owned(found[0])]  # several are copied where they are stacked
-        return forms.pack([self._placed(form) for form in found], self._bias(parts), self.dtype)
+        fused = forms.stack(found)
+        kept = [owned(form) for form in found] if fused is None else [owned(fused, found)]
+        return forms.pack([self._placed(form) for form in kept], self._bias(parts), self.dtype)
 
     def form(self, prefix: str, shape: tuple[int, int]) -> LinearForm:
         """A linear layer of the checkpoint as it is stored, or quantized if that was asked for."""
@@ -181,15 +182,24 @@ class LayerReader:
         return _mapped(form, lambda tensor: tensor.to(self.device))
 
 
-def owned(form: LinearForm) -> LinearForm:
-    """The same form in memory of its own, which no unmapped file takes away."""
-    return _mapped(form, lambda tensor: tensor.clone())
+def owned(form: LinearForm, read: Sequence[LinearForm] = ()) -> LinearForm:
+    """The same form in memory of its own, which no unmapped file takes away.
+
+    `read` are what it was stacked of, if it was: only what it shares with them is copied then.
+    """
+    mapped = {_storage(tensor) for part in (read or [form]) for tensor in _tensors(part).values()}
+    return _mapped(form, lambda tensor: tensor.clone() if _storage(tensor) in mapped else tensor)
 
 
-def _mapped(form: LinearForm, change: Any) -> LinearForm:
-    changes = {
-        field.name: change(value)
-        for field in dataclasses.fields(form)
-        if isinstance(value := getattr(form, field.name), Tensor)
-    }
+def _mapped(form: LinearForm, change: Callable[[Tensor], Tensor]) -> LinearForm:
+    changes: dict[str, Any] = {name: change(value) for name, value in _tensors(form).items()}
     return dataclasses.replace(form, **changes)
+
+
+def _tensors(form: LinearForm) -> dict[str, Tensor]:
+    fields = {field.name: getattr(form, field.name) for field in dataclasses.fields(form)}
+    return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -85,6 +85,19 @@ def test_observers_see_the_input_of_every_linear_layer(case: str, tmp_path: Path
                 torch.testing.assert_close(out, x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("case", ["llama", "phi3", "gemma3_images", "qwen3_moe"])
+def test_nothing_loaded_hangs_on_the_file(case: str, quantization: str, tmp_path: Path) -> None:
+    """A mapped tensor would follow what is written over it."""
+    decoder = make_tiny(case, tmp_path).decoder(quantization=quantization)
+    tokens = prompt()
+    expected = paged_logits(decoder, tokens, [LENGTH])
+    path = tmp_path / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(paged_logits(decoder, tokens, [LENGTH]), expected)
+
+
 # A variation that a family declares, and what its case loses without it.
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("mistral_window", {"layer_windows": (0, 0, 0)}),
