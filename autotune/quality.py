@@ -64,7 +64,7 @@ class QualityMeter:
         key = (config.quantization, config.dtype, config.kv_cache_dtype)
         if key in self._known:
             return self._known[key]
-        score = _score(loaded, config)
+        score = score_held_out(loaded, config)
         reference = score
         if score is not None and is_reference(config):
             self._keep(score)
@@ -74,14 +74,14 @@ class QualityMeter:
                 reference = self._load_reference(config)
             if reference is None:
                 return None  # not remembered: a later trial may bring the reference
-        loss = _loss(score, reference)
+        loss = loss_against(score, reference)
         self._known[key] = None if loss is None else {**_identity(loaded, config), **loss}
         return self._known[key]
 
     def _load_reference(self, config: EngineConfig) -> TextScore | None:
         try:
             plain = reference_config(config)
-            reference = _score(load_model(plain), plain)
+            reference = score_held_out(load_model(plain), plain)
         except (EnvironmentLacks, MemoryError):
             return None
         if reference is not None:
@@ -118,7 +118,8 @@ def check_measurable(slo: Slo, config: EngineConfig) -> None:
         )
 
 
-def _loss(score: TextScore | None, reference: TextScore | None) -> dict[str, Any] | None:
+def loss_against(score: TextScore | None, reference: TextScore | None) -> dict[str, Any] | None:
+    """The entries of `QualityLoss`, None for what is not finite; None where a score is missing."""
     if score is None or reference is None:
         return None
     values = dataclasses.asdict(compare(score, reference))
@@ -162,7 +163,8 @@ def _identity(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any]:
     }
 
 
-def _score(loaded: LoadedModel, config: EngineConfig) -> TextScore | None:
+def score_held_out(loaded: LoadedModel, config: EngineConfig) -> TextScore | None:
+    """How a model predicts the held-out text; None if it has no tokenizer to read it with."""
     if loaded.tokenizer is None:
         return None
     wanted = TEXT_TOKENS * FULL_TEXT_PARAMETERS // max(1, loaded.spec.num_parameters)

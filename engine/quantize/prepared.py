@@ -29,7 +29,7 @@ from engine.quantize.forms import LinearForm, dequantize
 from engine.quantize.method_table import METHODS
 from engine.quantize.methods import quantize_head
 from engine.quantize.options import WriteOptions
-from engine.quantize.shard_writer import disk_errors
+from engine.quantize.shard_writer import disk_errors, forget_progress
 from engine.quantize.write_checkpoint import OnLayer, check_quantizable, write_checkpoint
 
 # Half of what `autotune quantize` reads: it is waited for when a model is loaded.
@@ -87,6 +87,7 @@ def prepared_folder(
             shutil.rmtree(partial, ignore_errors=True)
             raise
         with disk_errors(ready.parent):
+            forget_progress(partial)
             partial.replace(ready)
     return ready
 

@@ -102,7 +102,7 @@ class ShardWriter:
         return found
 
     def finish(self, config: Mapping[str, Any]) -> None:
-        """Write the index and, last of all, `config.json`; forget the progress.
+        """Write the index and, last of all, `config.json`; the progress stays, see below.
 
         Raises:
             EnvironmentLacks: as `add`.
@@ -113,7 +113,6 @@ class ShardWriter:
         with disk_errors(self.folder):
             write_json(self.folder / INDEX_FILE, index)
             write_json(self.folder / "config.json", config)
-            (self.folder / PROGRESS_FILE).unlink(missing_ok=True)
 
     def _read_progress(self) -> None:
         path = self.folder / PROGRESS_FILE
@@ -144,6 +143,11 @@ class ShardWriter:
             self.folder / PROGRESS_FILE,
             {"key": asdict(self._key), "shards": [asdict(shard) for shard in self.shards]},
         )
+
+
+def forget_progress(folder: Path) -> None:
+    """Remove the progress file, once nothing is left to be done that it could help with."""
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,8 @@ def write_checkpoint(
     """Quantize the model in `folder` into `out`, going on with what an earlier run left there.
 
     `text` is what calibration reads. A run that was interrupted and one that was not end in the
-    same bytes. The caller sees to it that nobody else writes into `out`.
+    same bytes. The caller sees to it that nobody else writes into `out`, and removes the progress
+    file (`forget_progress`) once it has nothing more to do there.
 
     Raises:
         Stopped: `stop` was set; the layer under way was finished.
@@ -190,6 +191,8 @@ def _plan(folder: ModelFolder, options: WriteOptions) -> _Plan:
 def _layers(
     plan: _Plan, windows: Tensor, writer: ShardWriter, device: torch.device, first: int
 ) -> Iterator[QuantizedLayer]:
+    if first == plan.spec.num_layers:
+        return iter(())
     return quantize_layers(
         plan.source,
         plan.spec,

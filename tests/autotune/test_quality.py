@@ -38,7 +38,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
         return 0.0
 
     monkeypatch.setattr(module, "load_model", load)
-    monkeypatch.setattr(module, "_score", score)
+    monkeypatch.setattr(module, "score_held_out", score)
     monkeypatch.setattr(module, "_identity", lambda _, config: {"variant": config.quantization})
     return loaded
 

@@ -1,0 +1,67 @@
+"""Work on a model's layers on the terminal: layer i of n, and the time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class LayerProgress:
+    """Draws on stderr: a bar on a terminal, a line a layer otherwise.
+
+    The time left is judged by the layers of this run; those that an earlier one did cost nothing.
+    """
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._first: tuple[int, float] | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("layer {task.completed} of {task.total}"),
+            TextColumn("{task.fields[left]}", style="dim"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=None, left="")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def layer(self, done: int, total: int) -> None:
+        """Show that `done` of `total` layers are finished."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (done, now)
+        first, began = self._first
+        left = ""
+        if first < done < total:
+            seconds = round((now - began) / (done - first) * (total - done))
+            left = f"{seconds // 60}:{seconds % 60:02d} left"
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done, total=total, left=left)
+        elif done or first:
+            text = f"{self._title}: layer {done} of {total}" + (f", {left}" if left else "")
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Show what comes after the layers."""
+        if self._console.is_terminal:
+            self._bar.update(self._task, description=text, left="")
+        else:
+            self._console.print(text, markup=False, soft_wrap=True)
