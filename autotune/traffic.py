@@ -50,6 +50,7 @@ class Traffic:
         length_factor: multiplies a preset's lengths.
         special_ids: token ids that synthesised prompts avoid.
         seed: of everything drawn.
+        texts: the workload's prompts, where it has texts.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Traffic:
         length_factor: float,
         special_ids: frozenset[int],
         seed: int,
+        texts: tuple[str, ...] = (),
     ) -> None:
+        self.texts = texts
         self._options = options
         self._model = model
         self._workload = workload
@@ -209,13 +212,14 @@ def load_traffic(
     workload = read_workload(options.source, options.format)
     if options.start_s:
         workload = slice_workload(workload, start_s=options.start_s)
+    texts = tuple(row.prompt for row in workload.rows if row.prompt)
     if tokenizer is not None:
         workload = tokenise(workload, tokenizer)
     if not options.keep_grid:
         workload = spread_grid(workload, seed)
     factor = 1.0 if options.length_factor is None else options.length_factor
     workload = clip_lengths(scale_lengths(workload, factor), model.max_model_len)
-    return Traffic(options, model, workload, factor, special, seed)
+    return Traffic(options, model, workload, factor, special, seed, texts)
 
 
 def _all_at_once(workload: Workload) -> Workload:

@@ -42,6 +42,8 @@ def doctor(
 
 
 def _show(findings: Findings, console: Console) -> None:
+    from autotune.search.methods_offered import methods_by_speed
+
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -53,6 +55,7 @@ def _show(findings: Findings, console: Console) -> None:
         elif check is in_order[0]:
             names = ", ".join(f"{c.name} {c.found}" for c in in_order)
             table.add_row("libraries", "[green]ok[/]", escape(names))
+    _add_methods(table, methods_by_speed(findings.hardware))
     console.print(table)
     if findings.ceilings is not None:
         _show_ceilings(findings.ceilings, console)
@@ -61,6 +64,16 @@ def _show(findings: Findings, console: Console) -> None:
     else:
         fatal = ", ".join(check.name for check in findings.checks if check.fatal)
         console.print(f"\nThe bundled engine cannot run here for want of {fatal}.", markup=False)
+
+
+def _add_methods(table: Table, fast: dict[str, bool]) -> None:
+    """Quantizations that a search offers here, and those that only run."""
+    offered = ", ".join(name for name, is_fast in fast.items() if is_fast)
+    others = ", ".join(name for name, is_fast in fast.items() if not is_fast)
+    text = f"searched here: {offered}"
+    if others:
+        text += f"\nno faster than floats here: {others}"
+    table.add_row("quantization", "", text)
 
 
 def _show_ceilings(ceilings: Ceilings, console: Console) -> None:

@@ -12,6 +12,12 @@ from rich.text import Text
 from autotune.cli.console import data_console
 from autotune.records import RunFolder
 
+_QUALITIES = {
+    "perplexity, change": "quality_loss",
+    "KL (nats)": "kl",
+    "top-1 agreement": "top1_agreement",
+}
+
 
 def print_summary(run: Mapping[str, Any], folder: RunFolder) -> None:
     """Verdict, the changed knobs, default against winner, and where the files are; to stdout."""
@@ -21,6 +27,7 @@ def print_summary(run: Mapping[str, Any], folder: RunFolder) -> None:
     console.print(Text(result["verdict"], style="bold"), soft_wrap=True)
     _print_changes(console, result["changes"])
     _print_comparison(console, run)
+    _print_infeasible(console, result.get("quality") or {})
     console.print()
     for label, path in (
         ("Report", folder.report_html),
@@ -57,7 +64,33 @@ def _print_comparison(console: Console, run: Mapping[str, Any]) -> None:
         table.add_row(label, *("-" if v is None else f"{v:.4g} {unit}" for v in values))
     shares = (None if m is None else m["slo_attainment"] for m in columns)
     table.add_row("requests within the SLO", *("-" if s is None else f"{s:.1%}" for s in shares))
+
+    for label, key in _QUALITIES.items():
+        cells = [_quality(m, key) for m in columns]
+        if any(cell != "-" for cell in cells):
+            table.add_row(label, *cells)
     console.print(table)
+
+
+def _quality(metrics: Mapping[str, Any] | None, key: str) -> str:
+    """A measured quality with its 95% interval."""
+    quality = (metrics or {}).get("quality") or {}
+    value, low, high = (quality.get(key + end) for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    scale, unit = (1.0, "") if key == "kl" else (100.0, "%")
+    text = f"{scale * value:.3g}{unit}"
+    if low is None or high is None or low == high:
+        return text
+    return f"{text} ({scale * low:.3g} to {scale * high:.3g})"
+
+
+def _print_infeasible(console: Console, qualities: Mapping[str, Mapping[str, Any]]) -> None:
+    """What was left out because its harm breaks the SLO."""
+    for name, quality in qualities.items():
+        if not quality["feasible"]:
+            line = Text(f"  left out: {name}, {quality['reason']}", style="yellow")
+            console.print(line, soft_wrap=True)
 
 
 def _outcome(limit: Mapping[str, Any] | None) -> Text:

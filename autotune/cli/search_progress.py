@@ -14,6 +14,7 @@ from rich.text import Text
 
 from autotune.records import TrialRecord
 from autotune.search.events import Phase
+from autotune.search.messages import QUANTIZING
 from autotune.search.messages import Progress as TrialProgress
 
 _TITLES: dict[Phase, str] = {
@@ -75,7 +76,8 @@ class SearchProgress:
 
     def progress(self, progress: TrialProgress) -> None:
         """Show how far the load is."""
-        of = f"{progress.finished}/{progress.total} requests" if progress.total else ""
+        what = "layers" if progress.phase == QUANTIZING else "requests"
+        of = f"{progress.finished}/{progress.total} {what}" if progress.total else ""
         self._bar.update(
             self._task,
             description=f"  {progress.phase}",
@@ -108,7 +110,9 @@ class SearchProgress:
     def _line(self, record: TrialRecord) -> Text:
         head = f"{record.kind:11} {record.number:3d} "
         if record.metrics is None:
-            return Text(f"{head} {record.outcome}: {record.reason}", style="yellow")
+            line = Text(f"{head} {record.outcome}: {record.reason}", style="yellow")
+            line.append(f"  {record.source}", style="dim")
+            return line
         line = Text(head)
         if record.kind == "calibration":
             line.append(f" {record.metrics['requests_per_s']:.4g} requests/s finished")

@@ -15,6 +15,7 @@ from autotune.hardware.checkup import Check
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.gpu import read_gpus
 from autotune.hardware.versions import library_versions
+from autotune.search.methods_offered import methods_by_speed
 
 SECONDS_EACH = 0.6
 
@@ -42,6 +43,7 @@ class Findings:
             "engine_can_run": self.engine_can_run,
             "hardware": self.hardware,
             "versions": self.versions,
+            "quantization": methods_by_speed(self.hardware),
             "limits": None if self.ceilings is None else self.ceilings.to_json(),
             "checks": [dataclasses.asdict(check) for check in self.checks],
         }

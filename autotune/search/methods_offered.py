@@ -76,6 +76,12 @@ def offer_for(hardware: Mapping[str, Any], *, quantized: bool) -> Offer:
     return Offer({"quantization": methods, "kv_cache_dtype": _caches(capability)}, quantized)
 
 
+def methods_by_speed(hardware: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether each method runs on a machine as fast as floats, at prefill and at decode."""
+    features, capability = device_abilities(hardware)
+    return {name: method.is_fast(features, capability) for name, method in METHODS.items()}
+
+
 def device_abilities(hardware: Mapping[str, Any]) -> tuple[list[str], tuple[int, int] | None]:
     """(CPU features, CUDA compute capability) as `Method.is_fast` asks for them.
 

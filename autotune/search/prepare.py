@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.calibration import CALIBRATION_REQUESTS, offered_rate, sustained_rate
+from autotune.calibration_text import write_calibration_text
 from autotune.errors import BadInput, EnvironmentMissing
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
@@ -27,6 +28,7 @@ from autotune.search.space import SearchSpace, load_space
 from autotune.search.windows import write_windows
 from autotune.traffic import Traffic, load_traffic
 from engine.config import EngineConfig
+from engine.quantize.method_table import METHODS
 
 # Records of a long run with many requests; far less is needed as a rule.
 MIN_FREE_BYTES = 200 * 1024 * 1024
@@ -152,6 +154,7 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     traffic = None
     if run is None or not run["workload"]:
         traffic = load_traffic(traffic_options, model, base, options.seed)
+        base = _with_calibration_text(folder, base, space, traffic, notes)
     prepared = Prepared(run or {}, options, model, base, space, schedule, traffic, notes)
     if run is None:
         prepared.run = _new_run(prepared, hardware, command)
@@ -163,6 +166,20 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
             run["status"] = "running"
             folder.write_json(folder.run_json, run)
     return prepared
+
+
+def _with_calibration_text(
+    folder: RunFolder, base: EngineConfig, space: SearchSpace, traffic: Traffic, notes: list[str]
+) -> EngineConfig:
+    """The config with the workload's texts to calibrate on, if a method may need them."""
+    methods = {base.quantization, *space.values.get("quantization", ())}
+    if base.calibration is not None or not any(METHODS[name].calibrated for name in methods):
+        return base
+    path = write_calibration_text(folder.path, traffic.texts)
+    if path is None:
+        return base
+    notes.append(f"calibrated quantization reads the workload's own prompts, in {path.name}")
+    return base.replace(calibration=str(path))
 
 
 def read_search_run(folder: RunFolder) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from autotune.quality import QualityMeter
 from autotune.quality_guard import broken_limits, quality_entries
 from autotune.records import RunFolder
 from autotune.search.messages import (
+    QUANTIZING,
     BrokeGuard,
     Failed,
     Lacking,
@@ -120,9 +121,13 @@ class TrialProcess:
                 return self._engine
         self._drop_engine()
         self._reply(Progress("loading"))
-        self._model = load_model(config)
+        self._model = load_model(config, self._tell_of_layer)
         self._engine, self._config = self._model.engine(config), config
         return self._engine
+
+    def _tell_of_layer(self, done: int, total: int) -> None:
+        """Quantizing for the first time takes long; the search must not take it for a hang."""
+        self._reply(Progress(QUANTIZING, done, total))
 
     def _drop_engine(self) -> None:
         self._model = self._engine = self._config = None

@@ -106,6 +106,7 @@ class _Search:
         self._proof = [t for t in earlier if t.kind == "proof"]
         self._began, self._spent_earlier = began, sum(t.seconds for t in earlier)
         self._study: Study | None = None
+        self._uncertain_told: set[tuple[str, str]] = set()
         self._trials = TrialRunner(
             folder,
             evaluator,
@@ -329,7 +330,16 @@ class _Search:
             )
         self._searched.append(record)
         self._listener.trial_ended(record, self._best())
+        self._tell_what_is_uncertain(record)
         return record
+
+    def _tell_what_is_uncertain(self, record: TrialRecord) -> None:
+        quality = record.quality
+        told = self._uncertain_told
+        for sentence in uncertain_limits(self._slo, quality):
+            if quality is not None and (quality["variant"], sentence) not in told:
+                told.add((quality["variant"], sentence))
+                self._listener.note(f"{quality['variant']}: {sentence}")
 
     def _best(self) -> TrialRecord | None:
         return next(iter(ranked(self._searched, self._objective)), None)

@@ -94,21 +94,16 @@ def score_text(
     """
     if window < 2 or len(token_ids) < window:
         raise ValueError(f"{len(token_ids)} tokens do not fill one window of {window}")
-    spec = decoder.spec
     num_windows = len(token_ids) // window
     kept = min(window - 1, -(-keep_distributions // num_windows))
     positions = torch.linspace(0, window - 2, kept).round().long()
-    shape = (-(-window // _BLOCK_SIZE), spec.num_kv_heads, _BLOCK_SIZE, spec.head_dim)
-    caches = [
-        LayerCache.allocate(shape, cache_dtype or decoder.dtype, decoder.device)
-        for _ in range(spec.num_layers)
-    ]
+    caches = text_caches(decoder, window, cache_dtype)
     nll = torch.empty((num_windows, window - 1))
-    log_probs = torch.empty((num_windows, kept, spec.vocab_size))
+    log_probs = torch.empty((num_windows, kept, decoder.spec.vocab_size))
     with torch.inference_mode():
         for index in range(num_windows):
             ids = torch.tensor(token_ids[index * window : (index + 1) * window])
-            for start, rows in _predictions(decoder, caches, ids.to(decoder.device)):
+            for start, rows in next_token_log_probs(decoder, caches, ids[:-1]):
                 end = start + len(rows)
                 targets = ids[start + 1 : end + 1].to(rows.device)
                 nll[index, start:end] = -rows.gather(1, targets[:, None])[:, 0].cpu()
@@ -118,25 +113,34 @@ def score_text(
     return TextScore(nll, log_probs)
 
 
-def _predictions(
+def text_caches(
+    decoder: Decoder, most_tokens: int, cache_dtype: torch.dtype | None = None
+) -> list[LayerCache]:
+    """The cache of each layer for a text of so many tokens; None takes the model's own dtype."""
+    spec = decoder.spec
+    shape = (-(-most_tokens // _BLOCK_SIZE), spec.num_kv_heads, _BLOCK_SIZE, spec.head_dim)
+    dtype = cache_dtype or decoder.dtype
+    return [LayerCache.allocate(shape, dtype, decoder.device) for _ in range(spec.num_layers)]
+
+
+def next_token_log_probs(
     decoder: Decoder, caches: Sequence[LayerCache], ids: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
-    """Log-probabilities of the next token by chunk: (first position, float32 [rows, vocabulary]).
+    """What follows each token of a text, ids int64 [T] that the caches have room for, by chunk.
 
-    The last token of the window predicts what lies beyond it and is left out.
+    Yields (position of the chunk's first token, float32 [tokens of the chunk, vocabulary]). Called
+    under `torch.inference_mode`.
     """
-    window = len(ids)
     blocks = list(range(caches[0].num_blocks))
-    for start in range(0, window, _CHUNK_TOKENS):
-        end = min(start + _CHUNK_TOKENS, window)
+    ids = ids.to(decoder.device)
+    for start in range(0, len(ids), _CHUNK_TOKENS):
+        end = min(start + _CHUNK_TOKENS, len(ids))
         metadata = build_attention_metadata(
             [blocks], [end - start], [end], _BLOCK_SIZE, decoder.device
         )
         positions = torch.arange(start, end, device=decoder.device)
         hidden = decoder.forward(ids[start:end], positions, caches, [metadata] * len(caches))
-        hidden = hidden[: window - 1 - start]
-        if len(hidden):
-            yield start, decoder.logits(hidden).float().log_softmax(-1)
+        yield start, decoder.logits(hidden).float().log_softmax(-1)
 
 
 def compare(model: TextScore, reference: TextScore, seed: int = 0) -> QualityLoss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from autotune.errors import EnvironmentMissing, Interrupted
 from autotune.records import RunFolder
 from autotune.search import evaluator as module
 from autotune.search.evaluator import Evaluator
-from autotune.search.messages import Failed, MeasureCommand, Measured, Progress
+from autotune.search.messages import BrokeGuard, Failed, MeasureCommand, Measured, Progress
 
 CHILD = """
 import json, os, signal, sys, time
@@ -37,6 +38,13 @@ for line in sys.stdin.buffer:
         sys.exit(7)
     elif what == "lacking":
         reply(message="Lacking", reason="no space is left")
+    elif what == "broke":
+        reply(message="BrokeGuard", quality={"kl": 0.5})
+    elif what == "quantize":
+        for layer in range(12):
+            reply(message="Progress", phase="quantizing", finished=layer, total=12)
+            time.sleep(0.1)
+        reply(message="Measured", metrics={})
     elif what == "hang":
         time.sleep(60)
 """
@@ -59,6 +67,34 @@ def command(what: str) -> MeasureCommand:
         seed=0,
         slo="ttft<1s",
     )
+
+
+def test_a_broken_guard_is_an_answer(tmp_path: Path, child: tuple[str, ...]) -> None:
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        assert ask(evaluator, "broke") == BrokeGuard({"kl": 0.5})
+
+
+def test_quantizing_is_no_hang_while_it_gets_on(
+    tmp_path: Path, child: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than what a trial may take without a word: Python alone starts in a tenth of that.
+    monkeypatch.setattr(module, "OVERHEAD_LIMIT_S", 0.9)
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        assert evaluator.measure(command("quantize"), time_limit=0.0) == Measured({})
+
+
+def test_quantizing_ends_with_the_time_that_the_budget_leaves_for_it(
+    tmp_path: Path, child: tuple[str, ...]
+) -> None:
+    limited = dataclasses.replace(command("quantize"), quantize_limit=0.3)
+    limited.config["quantization"] = "gptq"
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        began = time.monotonic()
+        failed = evaluator.measure(limited, time_limit=60.0)
+        assert time.monotonic() - began < 30.0
+    assert isinstance(failed, Failed)
+    assert failed.kind == "timeout"
+    assert "autotune quantize --method gptq" in failed.reason
 
 
 def ask(evaluator: Evaluator, what: str) -> Measured | Failed:

@@ -1,0 +1,113 @@
+"""The child's order of work: quantize with word of it, score, and offer a load only if allowed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autotune.records import RunFolder
+from autotune.search import trial_process as module
+from autotune.search.messages import (
+    QUANTIZING,
+    BrokeGuard,
+    MeasureCommand,
+    Measured,
+    Progress,
+    decode,
+    encode,
+)
+from engine.config import EngineConfig
+
+
+def command(quantization: str, *, guarded: bool) -> MeasureCommand:
+    return MeasureCommand(
+        trial=1,
+        config=EngineConfig(model="m", quantization=quantization).to_dict(),
+        window=0,
+        rate_factor=1.0,
+        drain_limit=1.0,
+        seed=0,
+        slo="ttft<1s,kl<0.02",
+        guarded=guarded,
+    )
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done, in order; the divergence is 0.5 for int4 and 0 for others."""
+    done: list[str] = []
+
+    def load(config: EngineConfig, on_layer: Callable[[int, int], None]) -> Any:
+        done.append("load")
+        if config.quantization == "gptq":
+            on_layer(1, 2)
+            on_layer(2, 2)
+        return SimpleNamespace(engine=lambda _: SimpleNamespace(clear_prefix_cache=lambda: None))
+
+    class Meter:
+        def __init__(self, _: Path) -> None:
+            pass
+
+        def measure(self, _: Any, config: EngineConfig, *, load_reference: bool) -> dict[str, Any]:
+            done.append("score")
+            kl = 0.5 if config.quantization == "int4" else 0.0
+            return {"variant": config.quantization, "quality_loss": 0.0, "kl": kl} | {
+                "top1_agreement": 1.0
+            }
+
+    def measure(*_: Any, **__: Any) -> Any:
+        done.append("measure")
+        return SimpleNamespace(metrics={"completed": 3}, records=[], steps=[])
+
+    monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(module, "QualityMeter", Meter)
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module, "run_load", lambda *_, **__: done.append("warm-up"))
+    monkeypatch.setattr(module, "at_rate", lambda *_: [])
+    monkeypatch.setattr(module.WindowReader, "window", lambda *_: [])
+    return done
+
+
+def answers(tmp_path: Path, *commands: MeasureCommand) -> list[Any]:
+    replies = io.BytesIO()
+    process = module.TrialProcess(RunFolder(tmp_path), replies)
+    process.serve(io.BytesIO(b"".join(encode(c) for c in commands)))
+    return [decode(line) for line in replies.getvalue().splitlines()]
+
+
+def test_the_quality_is_measured_before_the_load(tmp_path: Path, steps: list[str]) -> None:
+    reply = answers(tmp_path, command("int8", guarded=True))[-1]
+    assert steps == ["load", "score", "warm-up", "measure"]
+    assert isinstance(reply, Measured)
+    assert reply.metrics["kl"] == 0.0
+    assert reply.metrics["quality"]["variant"] == "int8"
+
+
+def test_a_broken_guard_costs_no_load(tmp_path: Path, steps: list[str]) -> None:
+    reply = answers(tmp_path, command("int4", guarded=True))[-1]
+    assert steps == ["load", "score"]
+    assert isinstance(reply, BrokeGuard)
+    assert reply.quality is not None
+    assert reply.quality["kl"] == 0.5
+
+
+def test_the_default_is_offered_its_load_whatever_its_quality(
+    tmp_path: Path, steps: list[str]
+) -> None:
+    reply = answers(tmp_path, command("int4", guarded=False))[-1]
+    assert steps[-1] == "measure"
+    assert isinstance(reply, Measured)
+    assert reply.metrics["kl"] == 0.5
+
+
+def test_quantizing_is_told_layer_by_layer(tmp_path: Path, steps: list[str]) -> None:
+    told = answers(tmp_path, command("gptq", guarded=True))
+    assert Progress(QUANTIZING, 1, 2) in told
+    assert told.index(Progress(QUANTIZING, 2, 2)) < told.index(
+        Progress("scoring the held-out text")
+    )
