@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from engine.batch import Batch, BatchResult, Executor
-from engine.block_groups import ONE_GROUP, BlockGroup
+from engine.block_groups import ONE_GROUP, BlockGroup, mean_visible_tokens
 from engine.blocks import BlockPool
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError, EngineError, RequestRefused
@@ -79,6 +79,7 @@ class Engine:
             eos_token_ids=eos_token_ids,
             vocab_size=vocab_size,
         )
+        self._groups = cache.groups
         self._detokenizer = detokenizer
         self._rebuild_cache = rebuild_cache
         self._apply_live = apply_live
@@ -212,7 +213,7 @@ class Engine:
                     prefill_tokens=num_tokens - batch.num_decodes,
                     prefill_sequences=len(batch.sequences) - batch.num_decodes,
                     decode_sequences=batch.num_decodes,
-                    kv_tokens_read=batch.num_kv_tokens,
+                    kv_tokens_read=self._kv_tokens_read(batch),
                     device_seconds=result.device_seconds,
                     # A virtual clock's sums may round below the executor's own account.
                     host_seconds=max(result.host_seconds, elapsed - result.device_seconds),
@@ -286,6 +287,7 @@ class Engine:
         self.scheduler.preempt_all()
         self.pool.clear_prefix_cache()
         shape = self._rebuild_cache(config)
+        self._groups = shape.groups
         for request in self.scheduler.replace_pool(_pool(config, shape), shape.max_model_len):
             self._depart(request)
 
@@ -314,6 +316,13 @@ class Engine:
         """Note the last output of a request that was taken out."""
         text = "" if self._detokenizer is None else self._detokenizer.finish(request)
         self._departures.append(RequestOutput(request, [], text, request.finish_reason))
+
+    def _kv_tokens_read(self, batch: Batch) -> int:
+        if self.pool.uniform:
+            return batch.num_kv_tokens
+        groups = self._groups
+        seen = (mean_visible_tokens(groups, s.end, s.num_tokens) for s in batch.sequences)
+        return round(sum(seen))
 
     def _take_departures(self) -> list[RequestOutput]:
         outputs, self._departures = self._departures, []

@@ -127,7 +127,7 @@ class Scheduler:
 
         sequences: list[ScheduledSequence] = []
         prefills: list[Request] = []
-        room = config.max_num_batched_tokens  # bounds the chunk that a prompt can be given
+        room = config.max_num_batched_tokens  # bounds what a prompt can be given
         # Preemption takes the last request of the list: this one or one that is yet to come.
         for request in running:
             num_tokens = len(request.token_ids)
@@ -324,8 +324,8 @@ class Scheduler:
         """Schedule the next tokens of a prompt, at most `budget`; returns how many."""
         start = request.num_computed_tokens
         pending = len(request.token_ids) - start
-        chunk = chunk_size(self._config, pending, budget)
-        num_tokens = min(chunk, request.tables.capacity - start)
+        room = request.tables.capacity - start
+        num_tokens = min(chunk_size(self._config, pending, budget), room)
         if num_tokens:
             sequences.append(ScheduledSequence(request, start, num_tokens, num_tokens == pending))
         return num_tokens
@@ -387,8 +387,8 @@ class Scheduler:
 
     def _growth(self, request: Request) -> int:
         """Blocks that a running request needs in the next step beyond those that it has."""
-        tables = request.tables
-        return self.pool.growth(tables, len(request.token_ids), request.num_computed_tokens + 1)
+        least = request.num_computed_tokens + 1
+        return self.pool.growth(request.tables, len(request.token_ids), least)
 
     def _preempt_last(self) -> Request:
         """Send the running request of highest rank back to the queue; its blocks are given up."""

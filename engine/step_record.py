@@ -11,8 +11,9 @@ class StepRecord:
 
     `host_seconds` is everything of the step outside the device's work: scheduling, preparing the
     inputs, updating requests, detokenising. `scheduler_seconds` is the part of it that `Scheduler`
-    took. `blocks_used` counts blocks owned by requests after the step's allocation; cached blocks
-    that nobody owns are `blocks_cached`.
+    took. `kv_tokens_read` counts the cached tokens that each sequence's new ones see; where layers
+    have windows, as a mean over the layers. `blocks_used` counts blocks owned by requests after the
+    step's allocation; cached blocks that nobody owns are `blocks_cached`.
     """
 
     start: float
