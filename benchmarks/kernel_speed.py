@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,40 +98,70 @@ def linears(quick: bool) -> list[dict[str, object]]:
 
 
 def attention(quick: bool) -> list[dict[str, object]]:
-    """Attention of one step of all layers, pages scattered, against plain PyTorch."""
+    """Attention of one step of all layers, pages scattered: by the cache's dtype, against plain."""
     results = []
-    shapes = [(1, 1, 256), (32, 1, 256), (1, 256, 256)]
+    # sequences, new tokens, context, window
+    shapes = [(1, 1, 256, 0), (32, 1, 256, 0), (1, 256, 256, 0)]
     if not quick:
-        shapes += [(1, 1, 4096), (8, 1, 1024), (1, 128, 1024), (1, 1024, 1024)]
-    for sequences, new, context in shapes:
-        step = Step(sequences, new, context)
+        shapes += [(1, 1, 4096, 0), (8, 1, 1024, 0), (1, 128, 1024, 0), (1, 1024, 1024, 0)]
+        shapes += [(110, 1, 256, 0), (32, 1, 1024, 0), (64, 1, 512, 0), (32, 1, 1024, 256)]
+    for sequences, new, context, window in shapes:
+        steps = {name: Step(sequences, new, context, dtype) for name, dtype in CACHES.items()}
         q = torch.randn(sequences * new, HEADS, HEAD_DIM).to(DTYPE)
 
-        def run(step: Step = step, q: torch.Tensor = q) -> None:
+        def attend(step: Step, q: torch.Tensor = q, window: int = window) -> None:
             for cache in step.caches:
-                ops.paged_attention(q, cache, step.metadata, HEAD_DIM**-0.5)
+                ops.paged_attention(q, cache, step.metadata, HEAD_DIM**-0.5, window)
 
-        times = race({"native": run, "plain": plainly(run)}, 5 if new > 1 else 7)
-        results.append({"sequences": sequences, "new": new, "context": context, "times": times})
-        show(f"attention x{LAYERS} layers, {sequences} seqs, {new} new of {context}", times)
+        def write(step: Step, k: torch.Tensor = q[:, :KV_HEADS]) -> None:
+            for cache in step.caches:
+                ops.write_kv(k, k, cache, step.metadata.slots)
+
+        repeats = 5 if new > 1 else 7
+        candidates: Candidates = {
+            f"native, {name} cache": partial(attend, step) for name, step in steps.items()
+        }
+        candidates["plain"] = plainly(partial(attend, steps["bf16"]))
+        times = race(candidates, repeats)
+        writes = race({name: partial(write, step) for name, step in steps.items()}, repeats)
+        results.append(
+            {
+                "sequences": sequences,
+                "new": new,
+                "context": context,
+                "window": window,
+                "times": times,
+                "write_times": writes,
+            }
+        )
+        seen = f" seeing {window}" if window else ""
+        title = f"x{LAYERS} layers, {sequences} seqs, {new} new of {context}{seen}"
+        show(f"attention {title}", times)
+        show(f"cache write {title}", writes)
     return results
 
 
 class Step:
     """Caches and layout of one step of equal sequences."""
 
-    def __init__(self, sequences: int, new: int, context: int) -> None:
+    def __init__(
+        self, sequences: int, new: int, context: int, cache_dtype: torch.dtype = DTYPE
+    ) -> None:
         per_sequence = -(-context // BLOCK)
         blocks = sequences * per_sequence
         tables = torch.randperm(blocks).view(sequences, per_sequence).tolist()
-        shape = (blocks, KV_HEADS, BLOCK, HEAD_DIM)
-        self.caches = [
-            ops.LayerCache(torch.randn(shape).to(DTYPE), torch.randn(shape).to(DTYPE))
-            for _ in range(LAYERS)
-        ]
         self.metadata = ops.build_attention_metadata(
             tables, [new] * sequences, [context] * sequences, BLOCK
         )
+        # Every slot is written, so that quantized caches hold what they would in service.
+        shape = (blocks, KV_HEADS, BLOCK, HEAD_DIM)
+        tokens = torch.arange(blocks * BLOCK)
+        heads = torch.randn(blocks * BLOCK, 2 * KV_HEADS, HEAD_DIM).to(DTYPE)
+        self.caches = []
+        for _ in range(LAYERS):
+            cache = ops.LayerCache.allocate(shape, cache_dtype)
+            ops.write_kv(heads[:, :KV_HEADS], heads[:, KV_HEADS:], cache, tokens)
+            self.caches.append(cache)
         positions = torch.arange(context - new, context)
         self.positions = positions.repeat(sequences)
         self.ids = torch.randint(0, VOCABULARY, (sequences * new,))
@@ -225,6 +256,7 @@ def show(title: str, times: dict[str, dict[str, float]]) -> None:
     print(f"{title}: {shown} ms", flush=True)
 
 
+CACHES = {"bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 KINDS = ("dense", "int8", "int4")
 
 
@@ -258,9 +290,9 @@ def main() -> None:
         record["linears"] = linears(options.quick)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(options.out)
+        unfinished = options.out.with_suffix(".partial")
+        unfinished.write_text(json.dumps(record, indent=1) + "\n")
+        unfinished.replace(options.out)
 
 
 if __name__ == "__main__":
