@@ -60,15 +60,16 @@ static inline void widen_row(const C* from, int64_t dh, char* to) {
 
 // Two rows' 32 dimensions in two tiles' lines: even and odd position side by side.
 static inline void interleave_pair(const bf16* even, const bf16* odd, char* to) {
-    alignas(64) static const struct Order {
-        uint16_t low[32], high[32];
-        Order() {
+    struct Order {
+        uint16_t low[32] = {}, high[32] = {};
+        constexpr Order() {
             for (int i = 0; i < 32; i++) {
                 low[i] = (uint16_t)(i / 2 + (i % 2) * 32);
                 high[i] = (uint16_t)(16 + i / 2 + (i % 2) * 32);
             }
         }
-    } order;
+    };
+    alignas(64) static constexpr Order order;
     __m512i e = _mm512_loadu_si512(even), o = _mm512_loadu_si512(odd);
     _mm512_store_si512(to, _mm512_permutex2var_epi16(e, _mm512_load_si512(order.low), o));
     _mm512_store_si512(to + 1024, _mm512_permutex2var_epi16(e, _mm512_load_si512(order.high), o));
