@@ -103,9 +103,10 @@ def test_a_decode_does_not_depend_on_its_batch(generator, dtype, cache_dtype, wi
     window=st.sampled_from([0, 1, 7, 32, 50, 256, 400]),
     soft_cap=st.sampled_from([0.0, 3.0]),
     cache_dtype=st.sampled_from([torch.bfloat16, *QUANTIZED]),
+    group=st.sampled_from([1, 3, 4, 5, 8, 17]),
 )
 def test_chunking_does_not_change_a_bit(
-    generator, new, prefix, cut, block_size, head_dim, window, soft_cap, cache_dtype
+    generator, new, prefix, cut, block_size, head_dim, window, soft_cap, cache_dtype, group
 ):
     """On AMX a token gets the same bits in any chunk, and as a decode."""
     if not cpu.has_amx():
@@ -115,7 +116,7 @@ def test_chunking_does_not_change_a_bit(
         torch.bfloat16,
         head_dim,
         2,
-        3,
+        group,
         block_size,
         sequence,
         generator,
