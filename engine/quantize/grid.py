@@ -67,7 +67,7 @@ def search_grid(
     blocks = blocks.permute(2, 0, 1).float()  # [count, S, S]
     found = [
         _search(part.reshape(-1, count, group_size), blocks, bits, symmetric)
-        for part in weight.float().split(rows_at_once(columns))
+        for part in torch.split(weight.float(), rows_at_once(columns))
     ]
     return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 

@@ -20,13 +20,10 @@ from engine.quantize.llm_int8 import OUTLIER_THRESHOLD
 from engine.quantize.method_table import METHODS, Method
 from engine.quantize.nf4 import quantize_nf4
 from engine.quantize.rtn import int4_group_size, quantize_int4, quantize_int8
-from kernels.ops import LinearWeight, pack_dense, pack_int4, pack_int8
 
 __all__ = [
     "METHODS",
     "Method",
-    "pack_head",
-    "pack_linear",
     "quantize_head",
     "quantize_weight",
 ]
@@ -78,21 +75,6 @@ def require_finite(weight: Tensor) -> None:
     """
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("the weight holds NaN or infinity, which cannot be quantized")
-
-
-def pack_linear(weight: Tensor, bias: Tensor | None, method: str) -> LinearWeight:
-    """Quantize one layer's weight [N, K] as none, int8 or int4 and lay it out."""
-    form = quantize_weight(weight, method)
-    if isinstance(form, Int8ChannelForm):
-        return pack_int8(form.q, form.scales, bias)
-    if isinstance(form, IntGroupForm):
-        return pack_int4(form.q, form.scales, form.zeros, form.group_size, bias)
-    return pack_dense(weight, bias)
-
-
-def pack_head(weight: Tensor, method: str) -> LinearWeight:
-    """Quantize the output head [vocabulary, hidden] and lay it out."""
-    return pack_linear(weight, None, "none" if method == "none" else "int8")
 
 
 def _int8(weight: Tensor, outlier_threshold: float = 0.0) -> Int8ChannelForm:

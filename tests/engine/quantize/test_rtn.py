@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.quantize.methods import pack_head, pack_linear
 from engine.quantize.rtn import int4_group_size, quantize_int4, quantize_int8
-from kernels.ops import DenseWeight, Int4Weight, Int8Weight
 
 
 def weights(seed: int, rows: int = 24, columns: int = 128) -> torch.Tensor:
@@ -70,15 +68,3 @@ def test_smaller_groups_are_closer() -> None:
 )
 def test_group_size(columns: int, expected: int | None) -> None:
     assert int4_group_size(columns) == expected
-
-
-def test_methods() -> None:
-    w = weights(5)
-    assert isinstance(pack_linear(w, None, "none"), DenseWeight)
-    assert isinstance(pack_linear(w, None, "int8"), Int8Weight)
-    assert isinstance(pack_linear(w, None, "int4"), Int4Weight)
-    assert isinstance(pack_linear(w[:, :40], None, "int4"), Int8Weight)
-    assert isinstance(pack_head(w, "int4"), Int8Weight)
-    assert isinstance(pack_head(w, "none"), DenseWeight)
-    sizes = [pack_linear(weights(6, 256, 512), None, m).nbytes for m in ("none", "int8", "int4")]
-    assert sizes == sorted(sizes, reverse=True)
