@@ -30,6 +30,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": _OFF,
     "kv_lora_rank": _NEVER,
     "layer_types": _NEVER,
+    "lm_head_bias": _OFF,
     "logit_scale": _ONE,
     "logits_scaling": _ONE,
     "mlp_bias": _OFF,
