@@ -23,7 +23,7 @@ from autotune.hardware.versions import library_versions
 from autotune.load.open_loop import run_load
 from autotune.measure import Measurement, at_rate, measure
 from autotune.model_info import read_model_info, with_default_model
-from autotune.quality import QualityMeter, check_measurable
+from autotune.quality import QualityMeter, check_measurable, is_reference
 from autotune.quality_guard import quality_entries, uncertain_limits
 from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder, utc_now
 from autotune.slo import parse_slo
@@ -133,7 +133,7 @@ def bench(
         stop=stop,
     )
     stopped = stop is not None and stop.is_set()
-    if not stopped and (parsed.needs_quality or base.quantization != "none"):
+    if not stopped and (parsed.needs_quality or not is_reference(base)):
         say("scoring the held-out text")
         with tempfile.TemporaryDirectory() as scratch:
             quality = QualityMeter(Path(scratch)).measure(loaded, base)

@@ -32,7 +32,7 @@ from autotune.cli.traffic_options import (
 from autotune.errors import BadInput, Interrupted
 
 if TYPE_CHECKING:
-    from autotune.records import TrialRecord
+    from autotune.records import RunFolder, TrialRecord
 
 _SEARCH = "Search"
 
@@ -134,6 +134,14 @@ def run(
         Path | None,
         typer.Option("-o", "--output", help="Run folder. Default: runs/<time>-<model>."),
     ] = None,
+    lm_eval_tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--lm-eval-tasks",
+            help="Tasks of lm-eval, for instance arc_easy,hellaswag, that default and winner are "
+            "scored on at the end; needs lm-eval, which may fetch a task's data.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -155,6 +163,11 @@ def run(
     from autotune.search.objective import Objective
     from autotune.search.options import DEFAULT_BUDGET_S, DEFAULT_SLO, TuneOptions
 
+    tasks = [task.strip() for task in (lm_eval_tasks or "").split(",") if task.strip()]
+    if tasks:
+        from autotune.lm_eval_adapter import check_lm_eval
+
+        check_lm_eval()  # now, and not after the search
     if resume is not None:
         _say_what_is_ignored(context)
         options, folder = None, resume
@@ -191,10 +204,10 @@ def run(
         )
         options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
         folder = output or _default_folder(knobs.get("model", ""))
-    _tune_and_report(options, folder, as_json)
+    _tune_and_report(options, folder, as_json, tasks)
 
 
-def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
+def _tune_and_report(options: Any, path: Path, as_json: bool, tasks: Sequence[str]) -> None:
     from autotune.cli.run_summary import print_summary
     from autotune.cli.search_progress import SearchProgress
     from autotune.deploy.write import write_deploy
@@ -221,6 +234,8 @@ def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
             interrupted = error
             record = folder.read_run()
     result = record["result"]
+    if result is not None and tasks and interrupted is None:
+        _score_on_tasks(folder, record, tasks)
     if result is not None:
         write_deploy(folder, EngineConfig.from_mapping(result["winner_config"]), evidence=record)
     render_report(path)  # last: it shows the files of deploy/
@@ -251,10 +266,31 @@ def _tune_and_report(options: Any, path: Path, as_json: bool) -> None:
                 "verdict": result["verdict"],
                 "changes": result["changes"],
                 "winner_config": result["winner_config"],
+                "quality": result.get("quality") or {},
+                "lm_eval": result.get("lm_eval"),
             }
         )
     if not result["slo_met"]:
         raise typer.Exit(ExitCode.SLO_NOT_MET)
+
+
+def _score_on_tasks(folder: RunFolder, record: dict[str, Any], tasks: Sequence[str]) -> None:
+    """Put lm-eval's scores of default and winner into `run.json`."""
+    from autotune.lm_eval_adapter import run_tasks
+    from engine.config import EngineConfig
+
+    result = record["result"]
+    sides = {"default": record["engine_config"], "winner": result["winner_config"]}
+    scores: dict[str, Any] = {}
+    for side, config in sides.items():
+        same = side == "winner" and config == sides["default"]
+        if not same:
+            note(f"lm-eval: scoring the {side} on {', '.join(tasks)}")
+        scores[side] = (
+            scores["default"] if same else run_tasks(EngineConfig.from_mapping(config), tasks)
+        )
+    result["lm_eval"] = scores
+    folder.write_json(folder.run_json, record)
 
 
 def _first_failure(trials: Sequence[TrialRecord]) -> str:
@@ -266,7 +302,7 @@ def _say_what_is_ignored(context: typer.Context) -> None:
     ignored = [
         max(parameter.opts, key=len)
         for parameter in context.command.params
-        if parameter.name not in ("resume", "as_json")
+        if parameter.name not in ("resume", "as_json", "lm_eval_tasks")
         and _on_command_line(context, str(parameter.name))
     ]
     if ignored:

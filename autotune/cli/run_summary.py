@@ -28,6 +28,7 @@ def print_summary(run: Mapping[str, Any], folder: RunFolder) -> None:
     _print_changes(console, result["changes"])
     _print_comparison(console, run)
     _print_infeasible(console, result.get("quality") or {})
+    _print_tasks(console, result.get("lm_eval") or {})
     console.print()
     for label, path in (
         ("Report", folder.report_html),
@@ -91,6 +92,15 @@ def _print_infeasible(console: Console, qualities: Mapping[str, Mapping[str, Any
         if not quality["feasible"]:
             line = Text(f"  left out: {name}, {quality['reason']}", style="yellow")
             console.print(line, soft_wrap=True)
+
+
+def _print_tasks(console: Console, scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """lm-eval's scores of default and winner."""
+    for task, metrics in scores.get("default", {}).items():
+        for name, value in metrics.items():
+            other = scores["winner"].get(task, {}).get(name)
+            after = "-" if other is None else f"{other:.4g}"
+            console.print(Text(f"  {task} {name}: {value:.4g} → {after}"), soft_wrap=True)
 
 
 def _outcome(limit: Mapping[str, Any] | None) -> Text:
