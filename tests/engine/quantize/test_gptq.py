@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.quantize.forms import dequantize
@@ -143,3 +145,50 @@ def test_bad_input_is_refused() -> None:
         quantize_gptq(weight, gram, GptqOptions(group_size=48))
     with pytest.raises(ValueError, match="needs a gram of 64 x 64"):
         quantize_gptq(weight, gram[:5, :5], GptqOptions())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    outlier=st.floats(-1e12, 1e12),
+    constant=st.floats(-8, 8, width=16),
+    symmetric=st.booleans(),
+    activation_order=st.booleans(),
+    search=st.booleans(),
+)
+def test_in_range_and_finite_with_zero_constant_and_huge_weights(
+    seed: int,
+    outlier: float,
+    constant: float,
+    symmetric: bool,
+    activation_order: bool,
+    search: bool,
+) -> None:
+    weight, x = problem(seed, 5, 32, 60)
+    weight[1] = 0.0
+    weight[2] = constant
+    weight[3, 7] = outlier
+    x[:, 4] = 0.0
+    options = GptqOptions(
+        group_size=16, symmetric=symmetric, activation_order=activation_order, search=search
+    )
+    form = quantize_gptq(weight, x.T @ x, options)
+    assert form.q.dtype == torch.uint8
+    assert int(form.q.max()) <= 15
+    restored = dequantize(form)
+    assert bool(torch.isfinite(restored).all())
+    assert bool((restored[1] == 0).all())
+    # A group never leaves the range of its own weights by more than a step.
+    assert bool((restored.abs() <= 1.2 * form.scales.repeat_interleave(16, 1) * 15).all())
+
+
+def test_what_must_not_be_kept_is_zero_and_made_up_for() -> None:
+    weight, x = problem(9, 32, 64, 600)
+    keep = torch.rand(32, 64, generator=torch.Generator().manual_seed(10)) > 0.4
+    pruned = torch.where(keep, weight, torch.zeros(()))
+    form = quantize_gptq(pruned, x.T @ x, GptqOptions(), keep)
+    restored = dequantize(form)
+    assert bool((restored[~keep] == 0).all())
+    nearest = dequantize(quantize_groups(pruned, 64, 4))
+    ours, theirs = (((w - pruned) @ x.T).norm() for w in (restored, nearest))
+    assert float(ours) < float(theirs)
