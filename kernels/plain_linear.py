@@ -67,9 +67,11 @@ def round_fp8(x: Tensor, weight: Fp8Weight) -> Tensor:
         return _round_e4m3(wide / weight.input_scale) * weight.input_scale
     k = x.shape[1]
     block = k if weight.block_shape is None else weight.block_shape[1]
-    blocks = F.pad(wide, (0, -k % block)).unflatten(1, (-(-k // block), block))
+    blocks = F.pad(wide, (0, -k % block)).reshape(x.shape[0], -(-k // block), block)
     largest = blocks.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST_MAXIMUM)
-    rounded = _round_e4m3(blocks * (FP8_MAX / largest)) * (largest / FP8_MAX)
+    # A number divided by a tensor would be the product with its reciprocal, which rounds twice.
+    inverse = torch.full_like(largest, FP8_MAX) / largest
+    rounded = _round_e4m3(blocks * inverse) * (largest / FP8_MAX)
     return rounded.flatten(1)[:, :k]
 
 

@@ -179,7 +179,7 @@ def fp8_rows(x: Tensor, block: int = 0) -> Tensor:
         part = x[:, begin : begin + width]
         # In float32 as the kernels do it, so that what lies between two codes falls the same way.
         largest = part.float().abs().amax(1, keepdim=True).clamp(min=1e-30)
-        rounded = round_e4m3(part.float() * (448 / largest))
+        rounded = round_e4m3(part.float() * (torch.full_like(largest, 448.0) / largest))
         out[:, begin : begin + width] = (rounded * (largest / 448)).to(x.dtype)
     return out
 

@@ -155,7 +155,8 @@ def test_fp8_by_blocks_cut_off_at_the_edges(backend, generator, activations, blo
         rounded = x.double()
         if activations == "dynamic":
             rounded = reference.fp8_rows(rounded, block[1])
-        assert error(ops.linear(x, packed), rounded @ exact.t()) < TOLERANCE[torch.float32]
+        # Both operands may be rounded to bf16 after their scales, and few columns dominate.
+        assert error(ops.linear(x, packed), rounded @ exact.t()) < 5e-3
 
 
 def test_fp8_with_one_scale_for_the_tensor(backend, generator):

@@ -83,16 +83,21 @@ struct Output {
 
 // Outliers of one row against 32 columns of an int8 panel, in floating point, in the order of K.
 static void add_outliers(const Output& out, const char* panel, int64_t row, vf* sums) {
-    for (int64_t i = out.outlier_begin[row]; i < out.outlier_begin[row + 1]; i++) {
-        int64_t k = out.outliers[i].k;
-        const char* at = panel + k / 64 * STEP_BYTES + k % 64 / 4 * 64;
-        for (int t = 0; t < 2; t++) {
-            vi quads;
-            memcpy(&quads, at + t * 1024, sizeof quads);
-            vi q = quads << (int)(24 - k % 4 * 8) >> 24;
-            sums[t] += out.outliers[i].value * __builtin_convertvector(q, vf);
-        }
+    const Outlier* end = out.outliers + out.outlier_begin[row + 1];
+    __m512 first = bit_copy<__m512>(sums[0]), second = bit_copy<__m512>(sums[1]);
+    for (const Outlier* o = out.outliers + out.outlier_begin[row]; o < end; o++) {
+        const char* at = panel + o->k / 64 * STEP_BYTES + o->k % 64 / 4 * 64;
+        __m128i left = _mm_cvtsi32_si128(24 - o->k % 4 * 8);
+        __m512 value = _mm512_set1_ps(o->value);
+        auto column = [=](const char* quads) {
+            __m512i top = _mm512_sll_epi32(_mm512_loadu_si512(quads), left);
+            return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
+        };
+        first = _mm512_fmadd_ps(value, column(at), first);
+        second = _mm512_fmadd_ps(value, column(at + 1024), second);
     }
+    sums[0] = bit_copy<vf>(first);
+    sums[1] = bit_copy<vf>(second);
 }
 
 template <class T, int KIND>
@@ -180,10 +185,10 @@ static void run_panel(const char* a, int64_t a_row_stride, int64_t a_step, int64
         for (int64_t s = begin; s < end; s++) {
             if (in_groups(KIND) && s % group_steps == 0)
                 widener.group(w, panel * groups + s / group_steps);
-            if (blocks == 1)
-                for (int64_t line = 0; line < SOURCE_STEP; line += 64)
-                    _mm_prefetch(source + s * SOURCE_STEP + 8192 + line, _MM_HINT_T1);
-            widener.step(source + s * SOURCE_STEP, to + (s - begin) * STEP_BYTES);
+            const char* from = source + s * SOURCE_STEP;
+            char* tiles = to + (s - begin) * STEP_BYTES;
+            if (blocks == 1) widener.template step<true>(from, tiles);
+            else widener.template step<false>(from, tiles);
         }
     };
     // One block streams through the weights, so what comes next lies ahead in this panel and the

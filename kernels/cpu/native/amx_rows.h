@@ -87,9 +87,14 @@ static float pack_row_int8(const T* x, int64_t k, char* tile_row, int64_t steps,
 
 template <class T>
 static void list_outliers(const T* x, int64_t k, float threshold, Outlier* to) {
-    for (int64_t i = 0; i < k; i++) {
-        float v = to_float(x[i]);
-        if (!(fabsf(v) < threshold)) *to++ = {(int32_t)i, v};
+    for (int64_t i = 0; i < k; i += LANES) {
+        vf v = load_within(x, i, k);
+        __m512 size = bit_copy<__m512>(magnitude(v));
+        __mmask16 found = _mm512_cmp_ps_mask(size, _mm512_set1_ps(threshold), _CMP_NLT_UQ);
+        for (uint32_t left = found; left; left &= left - 1) {
+            int64_t at = i + __builtin_ctz(left);
+            *to++ = {(int32_t)at, to_float(x[at])};
+        }
     }
 }
 

@@ -114,10 +114,18 @@ struct Widener {
         if (KIND == INT4 || KIND == INT8_GROUPS) return _mm512_fmadd_ps(v, scale[half], offset[half]);
         return _mm512_mul_ps(v, scale[half]);
     }
+    // With STREAM, what lies ahead is asked for: of bytes line by line, since a burst of 16 requests
+    // would hold up the reads behind them.
+    template <bool STREAM>
+    static __attribute__((always_inline)) void fetch(const char* line) {
+        if (STREAM) _mm_prefetch(line + 8192, _MM_HINT_T1);
+    }
     static __attribute__((always_inline)) void put(char* row, __m512 lo, __m512 hi) {
         _mm512_store_si512(row, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
     }
+    template <bool STREAM>
     __attribute__((always_inline)) void nibbles(const char* packed, char* tiles) const {
+        for (int line = 0; line < 8; line++) fetch<STREAM>(packed + line * 64);
         for (int t = 0; t < 2; t++)
             for (int v = 0; v < 4; v++) {
                 __m512i q = _mm512_loadu_si512(packed + t * 256 + v * 64);
@@ -130,23 +138,32 @@ struct Widener {
                 }
             }
     }
+    template <bool STREAM>
     __attribute__((always_inline)) void bytes(const char* packed, char* tiles) const {
         for (int t = 0; t < 2; t++)
 #pragma GCC unroll 4
             for (int r = 0; r < 16; r++) {
                 const char* from = packed + t * 512 + r * 32;
+                if (r % 2 == 0) fetch<STREAM>(from);
                 __m512i lo = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
                 __m512i hi = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(from + 16)));
                 put(tiles + t * 1024 + r * 64, scaled(_mm512_cvtepi32_ps(lo), t * 2),
                     scaled(_mm512_cvtepi32_ps(hi), t * 2 + 1));
             }
     }
-    __attribute__((always_inline)) void step(const char* packed, char* tiles) const {
-        if (in_nibbles(KIND)) nibbles(packed, tiles);
-        else if (KIND == INT8_GROUPS) bytes(packed, tiles);
-        else
+    template <bool STREAM>
+    __attribute__((always_inline)) void e4m3s(const char* packed, char* tiles) const {
 #pragma GCC unroll 4
-            for (int pair = 0; pair < 16; pair++) e4m3.widen(packed + pair * 64, tiles + pair * 128);
+        for (int pair = 0; pair < 16; pair++) {
+            fetch<STREAM>(packed + pair * 64);
+            e4m3.widen(packed + pair * 64, tiles + pair * 128);
+        }
+    }
+    template <bool STREAM>
+    __attribute__((always_inline)) void step(const char* packed, char* tiles) const {
+        if (in_nibbles(KIND)) nibbles<STREAM>(packed, tiles);
+        else if (KIND == INT8_GROUPS) bytes<STREAM>(packed, tiles);
+        else e4m3s<STREAM>(packed, tiles);
     }
 };
 #endif
