@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
+from struct import Struct
 from typing import NamedTuple
 
 DIGEST_BYTES = 16
@@ -51,11 +52,20 @@ class BlockTables:
         prefixes share a name is as good as impossible, also for one who tries.
         """
         digests = self.digests
-        for i in range(len(digests), number + 1):
-            tokens = array("q", token_ids[i * block_size : (i + 1) * block_size]).tobytes()
-            before = digests[-1] if i else b""
-            digests.append(blake2b(before + tokens, digest_size=DIGEST_BYTES).digest())
-        return digests[number]
+        if number < len(digests):
+            return digests[number]
+        name = digests[-1] if digests else b""
+        pack = _packer(block_size)
+        for start in range(len(digests) * block_size, (number + 1) * block_size, block_size):
+            tokens = pack(*token_ids[start : start + block_size])
+            name = blake2b(name + tokens, digest_size=DIGEST_BYTES).digest()
+            digests.append(name)
+        return name
+
+
+@cache
+def _packer(count: int) -> Callable[..., bytes]:
+    return Struct(f"{count}q").pack
 
 
 class Prefix(NamedTuple):

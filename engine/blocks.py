@@ -269,9 +269,9 @@ class BlockPool:
         Last position first, so that a sequence's tail is evicted before the prefix it hangs on.
         """
         if self.uniform:
-            table = tables.groups[0]
+            table, release = tables.groups[0], self._release
             while table:
-                self._release(table.pop())
+                release(table.pop())
         else:
             for position in range(max(map(len, tables.groups)) - 1, -1, -1):
                 for table, given_up in zip(tables.groups, tables.given_up, strict=True):

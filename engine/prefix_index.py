@@ -61,14 +61,18 @@ class PrefixIndex:
         if tables.generation != self._generation:
             tables.generation, tables.num_registered = self._generation, 0
         count = end // self._block_size
-        for i in range(tables.num_registered, count):
-            name = tables.digest(token_ids, self._block_size, i)
-            for group, table in enumerate(tables.groups):
-                index = self._blocks[group]
+        if count:
+            tables.digest(token_ids, self._block_size, count - 1)
+        names, keys = tables.digests, self.key
+        for group, table in enumerate(tables.groups):
+            index = self._blocks[group]
+            for i in range(max(tables.num_registered, tables.given_up[group]), count):
+                name = names[i]
                 # Of two copies that were computed at the same time, the second stays unknown.
-                if i >= tables.given_up[group] and name not in index:
-                    index[name] = table[i]
-                    self.key[table[i]] = (group, name)
+                if name not in index:
+                    block = table[i]
+                    index[name] = block
+                    keys[block] = (group, name)
         tables.num_registered = count
 
     def mark_shared(self, tables: BlockTables, prefix: Prefix) -> None:

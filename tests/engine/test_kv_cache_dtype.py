@@ -79,7 +79,8 @@ def test_tokens_are_close_and_do_not_depend_on_the_schedule(
         a == b for x, y in zip(first, exact, strict=True) for a, b in zip(x, y, strict=True)
     )
     assert same > 0.9 * 4 * 24
-    assert close > 0.3 * 4 * 24
+    # Random weights let one other token change all that follow; chance alone agrees on one of 128.
+    assert close > 0.1 * 4 * 24
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
