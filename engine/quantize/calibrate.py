@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoints.source import TensorSource
+from engine.errors import ModelError
 from engine.kv_cache import KVCache
 from engine.models.block import Layer, Observer, run_block
 from engine.models.decoder import embed
@@ -94,7 +95,7 @@ def quantize_layers(
         floats = LayerFloats(source, spec, index, device)
         statistics: dict[str, InputStatistics] = {}
         if walk is not None:
-            observe = _collector(statistics, recipe.needs_gram)
+            observe = _collector(index, statistics, recipe.needs_gram)
             walk.run(index, source, observe)
         notes: list[str] = []
         forms = quantize_layer(spec, floats, statistics, recipe, notes)
@@ -191,10 +192,13 @@ def _one_layer(spec: DecoderSpec) -> DecoderSpec:
     return dataclasses.replace(spec, num_layers=1, layer_windows=spec.layer_windows[:1])
 
 
-def _collector(statistics: dict[str, InputStatistics], with_gram: bool) -> Observer:
+def _collector(index: int, statistics: dict[str, InputStatistics], with_gram: bool) -> Observer:
     def observe(name: str, rows: Tensor) -> None:
         if name not in statistics:
             statistics[name] = InputStatistics(rows.shape[1], rows.device, with_gram)
-        statistics[name].add(rows)
+        try:
+            statistics[name].add(rows)
+        except ValueError as error:
+            raise ModelError(f"layer {index}, what enters {name}: {error}") from error
 
     return observe

@@ -106,16 +106,21 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     A column that was never active has nothing to do with the others: its diagonal becomes 1. H is
     factored in float64, since its smallest eigenvalues are what the inverse is made of. Where even
     the damped matrix is not positive definite the damping grows tenfold.
+
+    Raises:
+        ValueError: it never becomes positive definite.
     """
-    hessian = gram.double()
+    hessian = gram.to(torch.float64, copy=True)
     diagonal = hessian.diagonal()
     live = diagonal > 0
     mean = float(diagonal[live].mean()) if bool(live.any()) else 1.0
     diagonal[~live] = mean
+    applied = 0.0
     for _ in range(8):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        # In place: of a wide layer each copy takes gigabytes.
+        diagonal += (damping - applied) * mean
+        applied = damping
+        lower, failed = torch.linalg.cholesky_ex(hessian)
         if not int(failed):
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed):

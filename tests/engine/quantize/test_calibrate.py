@@ -184,3 +184,11 @@ def test_windows_are_cut_and_spread() -> None:
 def test_bad_recipes(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe(**values)  # type: ignore[arg-type]
+
+
+def test_activations_that_overflow_are_told_where(tmp_path: Path) -> None:
+    tiny = make_tiny("llama", tmp_path)
+    tiny.model.model.layers[1].mlp.up_proj.weight.data.fill_(3e38)
+    tiny.model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="layer 1, what enters down: activations hold NaN"):
+        walk(tmp_path, Recipe("gptq"))

@@ -192,3 +192,12 @@ def test_what_must_not_be_kept_is_zero_and_made_up_for() -> None:
     nearest = dequantize(quantize_groups(pruned, 64, 4))
     ours, theirs = (((w - pruned) @ x.T).norm() for w in (restored, nearest))
     assert float(ours) < float(theirs)
+
+
+def test_damping_grows_until_the_moments_can_be_inverted() -> None:
+    # Float32 sums of nearly equal columns may even have slightly negative eigenvalues.
+    x = torch.randn(50, 1, generator=torch.Generator().manual_seed(11)).expand(50, 16)
+    gram = x.T @ x - 1e-3 * torch.eye(16)
+    upper = inverse_factor(gram, 0.0)
+    assert bool(torch.isfinite(upper).all())
+    assert bool((upper.diagonal() > 0).all())
