@@ -41,6 +41,10 @@ SPARSITY_COST = (
     "price is part of the measured loss"
 )
 HEAD_NOTE = "the output head and the embeddings stay in floats, as checkpoints of this format do"
+EXPERTS_NOTE = (
+    "transformers (tried: 5.23) has no reader for experts in plain int8; integers in groups load "
+    "there (--method rtn --bits 8 --group-size 64)"
+)
 ASYMMETRIC_NOTE = (
     "asymmetric groups: transformers (tried: 5.23 with compressed-tensors 0.20) loads them only "
     "with quantization_config=CompressedTensorsConfig(dequantize=True)"
@@ -127,7 +131,8 @@ def quantize_model(
             )
         except Stopped:
             raise Interrupted(f"stopped; finished layers are kept in {job.out}") from None
-        notes = [*written.notes, *_standing_notes(written.options)]
+        has_experts = decoder_spec(folder).experts is not None
+        notes = [*written.notes, *_standing_notes(written.options, has_experts)]
         quality = None
         if job.quality:
             say("measuring the quality: the original")
@@ -168,8 +173,10 @@ def _text(job: QuantizeJob) -> str:
     return text
 
 
-def _standing_notes(options: WriteOptions) -> list[str]:
+def _standing_notes(options: WriteOptions, has_experts: bool) -> list[str]:
     notes = [HEAD_NOTE]
+    if has_experts and not options.weight_only and options.method in ("rtn", "smoothquant"):
+        notes.append(EXPERTS_NOTE)
     if options.weight_only and not options.symmetric:
         notes.append(ASYMMETRIC_NOTE)
     if options.sparsity != "none":

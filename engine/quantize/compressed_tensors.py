@@ -34,7 +34,7 @@ _PACKED, _INT, _FLOAT = "pack-quantized", "int-quantized", "float-quantized"
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """One kind of quantized layer, as a config group names it; `group_size` 0 is by channel."""
+    """One kind of quantized layer, as a config group names it; `group_size` 0 is none."""
 
     format: str
     kind: str
@@ -97,13 +97,13 @@ def scheme_of(form: LinearForm, symmetric: bool | None = None) -> Scheme | None:
         return Scheme(_FLOAT, "float", 8, strategy, activations=True)
     if symmetric is None:
         symmetric = bool((form.zeros == 1 << (form.bits - 1)).all())
-    grouped = form.scales.shape[1] > 1 or form.group_size < form.shape[1]
+    # One group of all columns is a group too: layers of one checkpoint then share a scheme.
     return Scheme(
         _PACKED,
         "int",
         form.bits,
-        "group" if grouped else "channel",
-        form.group_size if grouped else 0,
+        "group",
+        form.group_size,
         symmetric,
         activation_order=None if form.g_idx is None else "group",
     )
