@@ -220,6 +220,8 @@ class _Search:
         for source, point in seeds[: max(1, 1 + expected // 2)]:
             study.enqueue(source, point)
         num_seeds = min(len(seeds), max(1, 1 + expected // 2))
+        for record in self._searched:  # of a resumed run: what was to be tried next
+            self._enqueue_heirs(record)
         combined = len(self._searched) > num_seeds
         repeats = 0
         while self._may_go_on() and repeats < MAX_REPEATS and len(self._searched) < space.size:
