@@ -20,9 +20,10 @@ class Method:
 
     `weight_bits` counts an element without its scales. `activation` is what the rows that meet the
     weight are rounded to. A `calibrated` method needs text; the others look at the weight alone.
-    `cpu_features`: instructions, as Linux names them in /proc/cpuinfo, any one of which makes it at
-    least as fast as floats at decode and at prefill; `cuda_capability`: the least compute
-    capability that does. None: no path today that is fast at both.
+    `cpu_features`: instructions, as Linux names them in /proc/cpuinfo, any one of which makes it
+    faster than floats at decode and about as fast or faster at prefill, as measured by
+    `benchmarks/quantization_speed.py`; `cuda_capability`: the least compute capability whose
+    integer units the kernels use for it. None: no fast path today.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Method:
         return self.cpu_features is not None and any(f in cpu_features for f in self.cpu_features)
 
 
-# Integers by VNNI or AMX tiles; bf16 tiles multiply what is unpacked from 4 bits on the way.
+# Integers by VNNI or AMX tiles; bf16 tiles multiply what is widened from 4 bits or e4m3 on the way.
 _INT8 = ("amx_int8", "avx512_vnni")
 _TILES = ("amx_bf16",)
 
@@ -84,8 +85,8 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 8,
                 "fp8",
                 False,
+                _TILES,
                 None,
-                (8, 9),
             ),
             Method(
                 "nf4",
@@ -94,7 +95,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 4,
                 "float",
                 False,
-                None,
+                _TILES,
                 None,
             ),
             Method(
@@ -104,7 +105,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 8,
                 "int8",
                 False,
-                None,
+                ("amx_int8",),
                 None,
             ),
             Method(

@@ -60,11 +60,11 @@ def test_the_shipped_space_is_narrowed_silently(tmp_path: Path) -> None:
 
 
 def test_a_method_that_was_asked_for_is_measured_with_a_note() -> None:
-    offer = offer_for(AMX, quantized=False)
+    offer = offer_for(gpu("9.0"), quantized=False)
     asked = EngineConfig(model="m", quantization="nf4")
     (note,) = offer.notes_on(asked)
     assert "quantization=nf4 was asked for" in note
-    space = load_space("cpu", {}, None, offer).nearest(asked)
+    space = load_space("cuda", {}, None, offer).nearest(asked)
     assert "nf4" in space.values["quantization"]
     assert offer.notes_on(EngineConfig(model="m")) == []
 

@@ -25,6 +25,7 @@ def gguf_name(name: str) -> str:
         "model.embed_tokens.weight": "token_embd.weight",
         "model.norm.weight": "output_norm.weight",
         "lm_head.weight": "output.weight",
+        "rope_freqs.weight": "rope_freqs.weight",
     }
     if name in top:
         return top[name]
