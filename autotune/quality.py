@@ -27,9 +27,9 @@ from engine.tokenizer import has_tokenizer
 
 # Enough text for a relative change of perplexity of well under 1% to stand out. Models above
 # FULL_TEXT_PARAMETERS read less, so that scoring stays short beside loading them.
-TEXT_TOKENS = 8192
+TEXT_TOKENS = 49_152
 LEAST_TEXT_TOKENS = 2048
-FULL_TEXT_PARAMETERS = 250_000_000
+FULL_TEXT_PARAMETERS = 40_000_000
 WINDOW_TOKENS = 256
 # Whole distributions take vocabulary x 4 bytes a position, of the model and of its reference.
 KEPT_DISTRIBUTIONS = 4096
