@@ -24,7 +24,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not UTF-8 text: byte {error.start} is invalid") from error
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is the former
         raise ModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")

@@ -17,6 +17,7 @@ from engine.quantize.forms import DenseForm, LinearForm
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LONGEST_NAME = 255  # bytes; file systems raise beyond that
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # The last is a power of two in a byte, the scale of newer FP8 checkpoints.
 SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
@@ -216,6 +217,8 @@ def _read_index(folder: Path, index_path: Path) -> dict[str, Path]:
 def _stays_inside(file: str) -> bool:
     # A hub cache links its files out of the folder, so links are followed; names must not climb.
     path = Path(file)
+    if len(file.encode(errors="replace")) > _LONGEST_NAME:
+        return False
     return bool(file) and not path.is_absolute() and ".." not in path.parts and "\\" not in file
 
 

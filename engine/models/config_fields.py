@@ -9,6 +9,8 @@ from typing import Any
 from engine.errors import ModelError
 
 _REQUIRED: Any = object()
+# Beyond it no tensor has a size, and Python's integers no longer become floats.
+_LARGEST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class ConfigFields:
     seen: set[str] = field(default_factory=set, compare=False)
 
     def integer(self, name: str, default: int = _REQUIRED, most: int | None = None) -> int:
-        """A positive integer, not above `most`.
+        """A positive integer, not above `most` (by default what 64 bits hold).
 
         Raises:
             ModelError: absent without a default, not a positive integer, or too large.
@@ -33,8 +35,10 @@ class ConfigFields:
         value = self._get(name, default)
         if type(value) is not int or value < 1:
             raise ModelError(f"{self.source}: {name} must be a positive integer, got {value!r}")
-        if most is not None and value > most:
-            raise ModelError(f"{self.source}: {name} must be at most {most}, got {value}")
+        most = _LARGEST if most is None else most
+        if value > most:
+            shown = value if value <= _LARGEST else "more than 64 bits hold"
+            raise ModelError(f"{self.source}: {name} must be at most {most}, got {shown}")
         return value
 
     def number(self, name: str, default: float = _REQUIRED) -> float:
@@ -163,4 +167,6 @@ class ConfigFields:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    if type(value) is int:
+        return abs(value) <= _LARGEST
+    return type(value) is float and math.isfinite(value)

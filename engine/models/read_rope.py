@@ -56,7 +56,10 @@ def read_rope(
         original = scaling.integer("original_max_position_embeddings", max_position)
     scaled = read_scaling(scaling, head_dim, max_position, original, theta, fraction)
     if scaled.kind == "yarn":
-        max_position = max(max_position, int(original * scaled.factor))
+        longest = original * scaled.factor
+        if not math.isfinite(longest):
+            raise ModelError(f"{scaling.source}: factor={scaled.factor} is too large")
+        max_position = max(max_position, int(longest))
     return scaled, max_position
 
 
@@ -129,13 +132,19 @@ def _yarn(rope: RopeSpec, scaling: ConfigFields, max_position: int) -> RopeSpec:
     def temperature(scale: float = 1.0) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
+    betas = scaling.number("beta_fast", 32.0), scaling.number("beta_slow", 1.0)
+    if rope.theta <= 1 or not all(1e-6 <= beta <= 1e6 for beta in betas):
+        raise ModelError(
+            f"{scaling.source}: yarn needs a rope_theta above 1, and beta_fast and beta_slow "
+            f"between 1e-6 and 1e6, got {rope.theta:g}, {betas[0]:g} and {betas[1]:g}"
+        )
     mscale, all_dim = scaling.number_or_off("mscale", 0), scaling.number_or_off("mscale_all_dim", 0)
     derived = temperature(mscale) / temperature(all_dim) if mscale and all_dim else temperature()
     return dataclasses.replace(
         rope,
         factor=factor,
-        beta_fast=scaling.number("beta_fast", 32.0),
-        beta_slow=scaling.number("beta_slow", 1.0),
+        beta_fast=betas[0],
+        beta_slow=betas[1],
         truncate=scaling.boolean("truncate", True),
         attention_factor=scaling.number("attention_factor", derived),
     )
@@ -146,6 +155,8 @@ def _longrope(rope: RopeSpec, scaling: ConfigFields, head_dim: int, max_position
     pairs = rope.rotary_dim(head_dim) // 2
     original = rope.original_max_position
     factor = scaling.number("factor", max_position / original)
+    if original < 2:
+        raise ModelError(f"{scaling.source}: original_max_position_embeddings must be at least 2")
     derived = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return dataclasses.replace(
         rope,

@@ -155,6 +155,7 @@ def test_no_config(folder: Path) -> None:
         (b"[1]", "must hold a JSON object, it holds a list"),
         (b"\xff\xfe", "is not UTF-8 text: byte 0"),
         (b"[" * 100_000, "is not valid JSON"),
+        (b'{"hidden_size": ' + b"9" * 5000 + b"}", "is not valid JSON"),
     ],
 )
 def test_broken_config(folder: Path, content: bytes, message: str) -> None:
@@ -175,6 +176,9 @@ def test_broken_config(folder: Path, content: bytes, message: str) -> None:
         ({"architectures": "Llama", "model_type": None}, "names no architecture"),
         ({"hidden_size": "REMOVE"}, "hidden_size is missing"),
         ({"hidden_size": -4}, "hidden_size must be a positive integer, got -4"),
+        ({"hidden_size": 10**400}, "hidden_size must be at most 9223372036854775807, got more"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta must be a positive number"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be a positive integer"),
         ({"vocab_size": 1.5}, "vocab_size must be a positive integer, got 1.5"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a positive number"),
@@ -286,7 +290,9 @@ def test_index_names_a_tensor_that_its_shard_lacks(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("file", ["../x.safetensors", "/x.safetensors", "a/../../x", "", 3])
+@pytest.mark.parametrize(
+    "file", ["../x.safetensors", "/x.safetensors", "a/../../x", "", "x" * 5000, 3]
+)
 def test_index_leaves_the_folder(folder: Path, file: Any) -> None:
     index = shard(folder)
     index["weight_map"][NAME] = file

@@ -142,3 +142,26 @@ def test_table_far_out() -> None:
     expected = torch.cat([angles.cos(), angles.sin()], -1)
     torch.testing.assert_close(table, expected, rtol=0, atol=1.5e-2)
     torch.testing.assert_close(table[0], expected[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({**YARN, "factor": 1e308}, "factor=1e\\+308 is too large"),
+        ({**YARN, "rope_theta": 1.0}, "yarn needs a rope_theta above 1"),
+        ({**YARN, "beta_fast": 1e-320}, "beta_fast and beta_slow between"),
+        ({**YARN, "beta_slow": 1e308}, "beta_fast and beta_slow between"),
+        (
+            {
+                "rope_type": "longrope",
+                "original_max_position_embeddings": 1,
+                "short_factor": [1.0] * 32,
+                "long_factor": [1.0] * 32,
+            },
+            "original_max_position_embeddings must be at least 2",
+        ),
+    ],
+)
+def test_numbers_that_no_frequency_can_be_made_of(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        rope_of({"rope_parameters": parameters}, 64)
