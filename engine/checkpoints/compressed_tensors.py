@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.checkpoints.compressed_tensors_config import PACKED, Scheme, Schemes
 from engine.checkpoints.group_index import read_group_index
-from engine.checkpoints.native_fp8 import fp8_scales
+from engine.checkpoints.native_fp8 import fitted_block, fp8_scales
 from engine.checkpoints.packed_integers import unpack_words, words_for
 from engine.checkpoints.safetensors_files import SafetensorsFiles
 from engine.models.config_fields import ConfigFields
@@ -193,6 +193,7 @@ class CompressedTensorsReader:
         block = scheme.block
         if scheme.strategy == "group":
             block = (1, scheme.group_size)
+        block = fitted_block(block, shape)
         scales = fp8_scales(self._files, f"{prefix}.weight_scale", shape, block)
         form = Fp8Form(data, scales, block, self._fp8_activations(scheme))
         if form.activations != "static":

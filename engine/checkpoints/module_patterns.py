@@ -14,8 +14,9 @@ _MAX_LENGTH = 1000
 # Matching a name of n characters takes up to n**repetitions steps, and twice that per option.
 _MAX_REPETITIONS = 5
 _MAX_OPTIONS = 4
-# A repeated group can backtrack exponentially, whatever is in it.
-_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+# A repeated group can backtrack exponentially, whatever is in it; verbose patterns, "(?x)",
+# may have spaces and comments in between.
+_REPEATED_GROUP = re.compile(r"\)(?:\s|#[^\n]*\n)*[*+{]")
 
 
 def compile_pattern(pattern: str, source: str) -> re.Pattern[str]:

@@ -75,9 +75,10 @@ class NativeFp8Reader:
         """
         data = self._files.raw(f"{prefix}.weight", (torch.float8_e4m3fn,), shape)
         name = _first(self._files, prefix, _WEIGHT_SCALES)
-        scales = fp8_scales(self._files, name, shape, self._block)
+        block = fitted_block(self._block, shape)
+        scales = fp8_scales(self._files, name, shape, block)
         if self._activations == "dynamic":
-            return Fp8Form(data, scales, self._block)
+            return Fp8Form(data, scales, block)
         given = _first(self._files, prefix, _INPUT_SCALES)
         input_scale = self._files.scales(given, (), (1,)).reshape(1)
         return Fp8Form(data, scales, None, "static", input_scale)
@@ -98,6 +99,11 @@ def block_shape(value: object, source: str) -> tuple[int, int] | None:
     ):
         raise ModelError(f"{source}: a block must be two positive integers, got {value!r}")
     return value[0], value[1]
+
+
+def fitted_block(block: tuple[int, int] | None, shape: tuple[int, int]) -> tuple[int, int] | None:
+    """A block no larger than the weight [N, K]: a file may name any size, and sizes take memory."""
+    return None if block is None else (min(block[0], shape[0]), min(block[1], shape[1]))
 
 
 def fp8_scales(

@@ -15,9 +15,9 @@ def find_gguf(path: Path) -> Path | None:
     Raises:
         ModelError: a folder holds several.
     """
-    if path.suffix == ".gguf":
-        return path
-    if not path.is_dir() or next(path.glob("*.safetensors"), None) is not None:
+    if not path.is_dir():
+        return path if path.suffix == ".gguf" else None
+    if next(path.glob("*.safetensors"), None) is not None:
         return None
     files = sorted(f for f in path.glob("*.gguf") if _VISION not in f.name)
     if len(files) > 1:

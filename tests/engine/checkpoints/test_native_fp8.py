@@ -53,6 +53,12 @@ def test_blocks(tmp_path: Path, block: tuple[int, int]) -> None:
         assert torch.equal(read_weight(tmp_path, SHAPE), theirs)
 
 
+def test_a_block_larger_than_the_weight_takes_no_memory(tmp_path: Path) -> None:
+    data = make(tmp_path, {"weight_scale_inv": torch.full((1, 1), 0.5)},
+                weight_block_size=[10**12, 10**12])  # fmt: skip
+    assert torch.equal(read_weight(tmp_path, SHAPE), data.float() / 2)
+
+
 def test_scales_that_are_powers_of_two(tmp_path: Path) -> None:
     scales = torch.tensor([[0.5, 2.0], [4.0, 0.25], [1.0, 8.0]])
     stored = scales.to(torch.float8_e8m0fnu)

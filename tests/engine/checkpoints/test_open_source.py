@@ -15,7 +15,7 @@ from engine.checkpoints.model_folder import ModelFolder
 from engine.checkpoints.open_source import open_source
 from engine.checkpoints.safetensors_files import SafetensorsFiles
 from engine.errors import ModelError
-from engine.quantize.forms import DenseForm
+from engine.quantize.forms import DenseForm, dequantize
 from tests.engine.checkpoints.gptq_packer import gptq_layer, random_integers
 from tests.engine.checkpoints.quantized_files import (
     PREFIX,
@@ -153,6 +153,12 @@ def test_gguf_alone_is_left_to_its_reader(tmp_path: Path) -> None:
         open_source(ModelFolder(tmp_path, {}, {}))
 
 
+def test_a_folder_may_be_called_like_a_gguf_file(tmp_path: Path) -> None:
+    folder = tmp_path / "model.gguf"
+    folder.mkdir()
+    assert source_of(gptq_folder(folder)).quantization == "gptq int4 group 16"
+
+
 def test_a_single_file_of_another_name(tmp_path: Path) -> None:
     path = gptq_folder(tmp_path) / "model.safetensors"
     path = path.rename(tmp_path / "gptq_model-4bit-16g.safetensors")
@@ -190,7 +196,8 @@ FIELD = st.sampled_from(
 )  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-    | st.sampled_from([10**400, -(10**400), "gptq", "re:(", "group", "int", "float", 4, 8, 16]),
+    | st.sampled_from([10**400, -(10**400), 10**12, [10**12, 10**12], "gptq", "re:(", "group"])
+    | st.sampled_from(["int", "float", 4, 8, 16]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELD, inner, max_size=4),
     max_leaves=8,
 )  # fmt: skip
@@ -229,6 +236,7 @@ def read_or_refuse(folder: Path, config: dict[str, Any]) -> None:
         assert str(folder) in refusal
         return
     assert form.shape == SHAPE
+    assert dequantize(form).shape == SHAPE
     assert source.quantization
     assert all(source.notes)
 
