@@ -31,6 +31,7 @@ SUPPORTED = (*_READERS, "gguf")
 # Files beside config.json in which older quantizers keep what it now holds.
 _GPTQ_FILE, _AWQ_FILE = "quantize_config.json", "quant_config.json"
 _HEAD = "lm_head"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 # A tensor by whose name's end the formats that write it are known.
 _MARKS = {
     ".qweight": ("gptq", "awq"),
@@ -77,6 +78,11 @@ def open_source(folder: ModelFolder) -> TensorSource:
                 name, f"is of {' or '.join(methods)}, but {config.source} says {method!r}"
             )
     if not marked:
+        for name in sorted(files.names()):
+            if name.endswith(".weight") and files.dtype(name) not in _FLOATS:
+                raise files.problem(
+                    name, f"is of {files.dtype(name)}, but no layer has the scales of {method!r}"
+                )
         raise ModelError(
             f"{config.source} says {method!r}, but {folder.path} holds no tensor of that format: "
             "the weights are floats; remove the quantization_config to use them"

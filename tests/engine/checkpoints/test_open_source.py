@@ -140,6 +140,22 @@ def test_a_config_without_quantized_tensors(tmp_path: Path) -> None:
         source_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "config"),
+    [
+        (torch.float8_e4m3fn, {"quant_method": "fp8"}),
+        (torch.int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    ],
+)
+def test_quantized_tensors_that_all_lack_their_scales(
+    tmp_path: Path, dtype: torch.dtype, config: dict[str, Any]
+) -> None:
+    write(tmp_path, layer({"weight": torch.ones(SHAPE).to(dtype)}), config)
+    method = config["quant_method"]
+    with pytest.raises(ModelError, match=rf"{PREFIX}\.weight' is of .*no layer has the .*{method}"):
+        source_of(tmp_path)
+
+
 def test_gguf_beside_safetensors(tmp_path: Path) -> None:
     gptq_folder(tmp_path)
     (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
