@@ -18,6 +18,9 @@ from engine.errors import ModelError
 _PREFIX = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _SPACE = "▁"  # SentencePiece's mark of a space
+# Characters of a piece that merges are looked for in: every cut is tried, and trained pieces have
+# tens at most.
+_LONGEST_PIECE = 512
 
 # How text is cut before merging, by `tokenizer.ggml.pre`. The patterns are those of the models'
 # own tokenizers.
@@ -161,7 +164,7 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, 
     """SentencePiece merges the pair whose joined piece scores highest; so merges are by score."""
     found: list[tuple[float, int, int, tuple[str, str]]] = []
     for piece, index in vocabulary.items():
-        for cut in range(1, len(piece)):
+        for cut in range(1, len(piece) if len(piece) <= _LONGEST_PIECE else 0):
             left, right = vocabulary.get(piece[:cut]), vocabulary.get(piece[cut:])
             if left is not None and right is not None:
                 found.append((-scores[index], left, right, (piece[:cut], piece[cut:])))

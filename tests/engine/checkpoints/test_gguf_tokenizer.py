@@ -97,6 +97,14 @@ def test_sentencepiece_merges_follow_from_the_scores(tmp_path):
         assert rebuilt.decode(rebuilt.encode(text).ids) == text
 
 
+def test_a_piece_of_a_million_characters_takes_no_time(tmp_path):
+    original, metadata = sentencepiece(tmp_path)
+    for name, value in (("tokens", "x" * 10**6), ("scores", 0.0), ("token_type", NORMAL)):
+        metadata[f"tokenizer.ggml.{name}"].append(value)
+    rebuilt = gguf_tokenizer(metadata, PATH)
+    assert rebuilt.encode("the cat").tokens == original.encode("the cat").tokens
+
+
 def test_bytes_stand_for_what_no_piece_spells(tmp_path):
     rebuilt = gguf_tokenizer(sentencepiece(tmp_path)[1], PATH)
     encoded = rebuilt.encode("the Ω")
