@@ -12,6 +12,7 @@ from engine.quantize.options import WriteOptions
 
 # Raised whenever the same inputs give another checkpoint than before.
 ALGORITHM_VERSION = 1
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 # Of each shard its beginning (with all names, shapes and dtypes) and pieces all over are read:
 # fine-tuning changes every matrix, and reading a model whole would take minutes at each start.
 _HEAD_BYTES = 1 << 20
@@ -57,12 +58,13 @@ def content_key(folder: ModelFolder, options: WriteOptions, text: str) -> Conten
 def model_fingerprint(folder: ModelFolder) -> str:
     """SHA-256 of a folder's config, its tokenizer and pieces of its weights."""
     digest = hashlib.sha256(json.dumps(folder.config, sort_keys=True).encode())
-    for name in ("tokenizer.json", "tokenizer.model"):
+    for name in _TOKENIZER_FILES:
         path = folder.path / name
         if path.is_file():
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     for shard in sorted(folder.path.glob("*.safetensors")):
-        _add_pieces(digest, shard)
+        if shard.is_file():  # a link may lead nowhere
+            _add_pieces(digest, shard)
     return digest.hexdigest()
 
 

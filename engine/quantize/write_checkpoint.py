@@ -7,6 +7,7 @@ floats, as the field writes it) and whatever else the files have. Then comes a s
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -295,8 +296,10 @@ def _float_modules(plan: _Plan) -> list[str]:
     towers = set()
     for name in plan.source.names():
         if not name.startswith(tuple(f"{prefix}." for prefix in ours)):
-            towers.add(next(p for p in name.split(".") if p not in ("model", "language_model")))
-    return [*ignore, *(rf"re:.*{tower}\..*" for tower in sorted(towers) if tower != "lm_head")]
+            parts = [part for part in name.split(".") if part not in ("model", "language_model")]
+            towers.update(parts[:1])
+    towers.discard("lm_head")
+    return [*ignore, *(rf"re:.*{re.escape(tower)}\..*" for tower in sorted(towers))]
 
 
 def _calibration_tokenizer(folder: ModelFolder) -> Tokenizer:
@@ -332,7 +335,7 @@ def _copy_companions(source: Path, out: Path) -> None:
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file())
 
 
 @contextlib.contextmanager

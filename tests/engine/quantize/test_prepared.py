@@ -105,10 +105,12 @@ def test_another_model_method_or_text_is_another_entry(
     (other / "model.safetensors").write_bytes(weights)
     found = {first, prepare(model, "gptq"), prepare(model, calibration=str(text)), prepare(other)}
     assert len(found) == 4
+    (other / "merges.txt").write_text("a b")
+    assert prepare(other) not in found
     moved = tmp_path / "moved"
     shutil.copytree(model, moved)
     assert prepare(moved) == first
-    assert writes == ["awq", "gptq", "awq", "awq"]
+    assert writes == ["awq", "gptq", "awq", "awq", "awq"]
 
 
 @pytest.mark.parametrize("harm", ["cut", "lost", "config"])

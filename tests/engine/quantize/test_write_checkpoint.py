@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from engine.checkpoints.model_folder import open_model_folder
 from engine.checkpoints.open_source import open_source
@@ -119,6 +120,24 @@ def test_layers_of_different_columns_are_targeted_one_by_one(tmp_path: Path) -> 
     assert groups[0]["targets"] == ["Linear"]
     assert len(groups[1]["targets"]) == 3
     assert_equal(our_logits(out, TOKENS, dequantized=True), their_logits(out, TOKENS))
+
+
+def test_what_is_no_part_of_the_model_is_passed_on(llama: Path, tmp_path: Path) -> None:
+    """Tensors of any name, and a link that leads nowhere."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(llama, model)
+    names = ["model", "tower(x.weight", "model.layers.9.extra"]
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors | {name: torch.ones(3) for name in names}, model / "model.safetensors")
+    (model / "old.safetensors").symlink_to(tmp_path / "gone")
+    write(model, out, method="rtn", **GROUPS_OF_32)
+    kept = load_file(out / "model-00001-of-00004.safetensors")
+    assert all(torch.equal(kept[name], torch.ones(3)) for name in names)
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert [bool(re.match(t.removeprefix("re:"), "tower(x.y")) for t in config["ignore"]][1:] == [
+        True
+    ]
+    assert our_logits(out, TOKENS, dequantized=True).isfinite().all()
 
 
 def test_a_checkpoint_in_bf16_has_scales_that_bf16_holds(tmp_path: Path) -> None:
