@@ -234,7 +234,7 @@ def _pack_one(form: LinearForm, bias: Tensor | None, dtype: torch.dtype) -> Line
     if form.g_idx is not None:
         # Sorted by group, columns lie as the kernels want them; activations are gathered alike.
         permutation = torch.argsort(form.g_idx, stable=True)
-        if torch.equal(permutation, torch.arange(len(permutation))):
+        if torch.equal(permutation, torch.arange(len(permutation), device=permutation.device)):
             permutation = None
         else:
             q = q[:, permutation]
