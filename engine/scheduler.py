@@ -349,10 +349,8 @@ class Scheduler:
 
         Spares looking up a long prompt's prefix at every step while the cache is full.
         """
-        blocked = self._blocked
-        return (
-            blocked is not None and blocked[0] is request and self.pool.num_available <= blocked[1]
-        )
+        head, available = self._blocked or (None, 0)
+        return head is request and self.pool.num_available <= available
 
     def _reserve(self) -> int:
         """Blocks to leave free at an admission; none if nothing else could make room."""
