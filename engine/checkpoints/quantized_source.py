@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.checkpoints.safetensors_files import SafetensorsFiles
+from engine.errors import ModelError
 from engine.quantize.forms import (
     KERNEL_BITS,
     DenseForm,
@@ -123,6 +124,10 @@ class QuantizedSource:
         elif isinstance(form, IntGroupForm) and form.bits not in KERNEL_BITS:
             self._widened[self._reader.kind(prefix)] += 1
         return form
+
+    def problem(self, name: str, text: str) -> ModelError:
+        """An error on the tensor `name`, which names the file that holds it."""
+        return self._files.problem(name, text)
 
     def release(self) -> None:
         """Unmap all files; they are mapped again when a tensor is read."""

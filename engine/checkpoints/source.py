@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.errors import ModelError
 from engine.quantize.forms import LinearForm
 
 
@@ -45,6 +46,10 @@ class TensorSource(Protocol):
         Raises:
             ModelError: as `read`.
         """
+        ...
+
+    def problem(self, name: str, text: str) -> ModelError:
+        """An error on the tensor `name`, which names the file that holds it."""
         ...
 
     def release(self) -> None:

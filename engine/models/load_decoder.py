@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoints.source import TensorSource
-from engine.errors import ConfigError, ModelError
+from engine.errors import ConfigError
 from engine.freed_memory import return_freed_memory
 from engine.models.block import Layer, Mlp
 from engine.models.decoder import Decoder
@@ -122,7 +122,7 @@ class LayerReader:
         try:
             return quantize_weight(weight.to(self.dtype), self.quantization)
         except ValueError as error:
-            raise ModelError(f"tensor {prefix + '.weight'!r}: {error}") from error
+            raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
 
     def embedding_and_head(self) -> tuple[DenseWeight, LinearWeight]:
         """Embeddings and output head: one object where they are tied and neither is quantized."""
@@ -138,7 +138,7 @@ class LayerReader:
             try:
                 form = quantize_head(self._read(f"{prefix}.weight", shape), self.quantization)
             except ValueError as error:
-                raise ModelError(f"tensor {prefix + '.weight'!r}: {error}") from error
+                raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
         return embedding, forms.pack([self._placed(owned(form))], None, self.dtype)
 
     def _mlp(self, index: int, linears: dict[str, LinearParts]) -> Mlp | Experts:
@@ -166,9 +166,10 @@ class LayerReader:
                 continue
             biases.append(self._read(name, (rows,)))
             if not parts.bias and bool(biases[-1].any()):
-                raise ModelError(
-                    f"tensor {name!r} is not zero, but {self.spec.architecture} with this "
-                    "config.json has no such bias"
+                raise self.source.problem(
+                    name,
+                    f"is not zero, but {self.spec.architecture} with this config.json has no such "
+                    "bias",
                 )
         return torch.cat(biases) if parts.bias else None
 

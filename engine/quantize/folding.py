@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoints.source import TensorSource
+from engine.errors import ModelError
 from engine.models.spec import DecoderSpec
 from engine.models.tensors import LinearParts, Root, layer_linears, layer_norms
 from engine.quantize.forms import dequantize
@@ -94,6 +95,10 @@ class LayerFloats:
             for prefix, rows in zip(parts.prefixes, parts.rows, strict=True):
                 form = source.linear(prefix, (rows, parts.columns))
                 self.weights[prefix] = dequantize(form).to(device, copy=True)
+
+    def problem(self, name: str, text: str) -> ModelError:
+        """An error on the tensor `name`, which names the file that holds it."""
+        return self._source.problem(name, text)
 
     def fold(self, fold: Fold, scales: Tensor) -> Tensor:
         """Multiply the consumers' columns by `scales` [K], tied, and divide what comes before.

@@ -61,6 +61,10 @@ class Overlay:
             raise ModelError(f"{prefix}: replaced by {form.shape}, wanted {shape}")
         return form
 
+    def problem(self, name: str, text: str) -> ModelError:
+        """An error on the tensor `name`, which names the file that holds it."""
+        return self._base.problem(name, text)
+
     def release(self) -> None:
         """Unmap the files of `base`."""
         self._base.release()

@@ -134,7 +134,11 @@ class WithQuantizedHead:
         try:
             return quantize_head(dequantize(form), self._method)
         except ValueError as error:
-            raise ModelError(f"tensor {prefix + '.weight'!r}: {error}") from error
+            raise self.problem(f"{prefix}.weight", f"is of no use: {error}") from error
+
+    def problem(self, name: str, text: str) -> ModelError:
+        """An error on the tensor `name`, which names the file that holds it."""
+        return self._base.problem(name, text)
 
     def release(self) -> None:
         """Unmap all files."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.errors import ConfigError, ModelError
+from engine.errors import ConfigError
 from engine.models.spec import DecoderSpec
 from engine.quantize.awq import AwqOptions, quantize_clipped, search_scales
 from engine.quantize.folding import Fold, LayerFloats, layer_folds
@@ -90,7 +90,7 @@ def quantize_layer(
         try:
             require_finite(weight)
         except ValueError as error:
-            raise ModelError(f"tensor {prefix + '.weight'!r}: {error}") from error
+            raise floats.problem(f"{prefix}.weight", f"is of no use: {error}") from error
     if recipe.needs_inputs:
         unseen = [name for name in floats.linears if name not in statistics]
         if unseen:

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.checkpoints.gguf.config import gguf_config
 from engine.checkpoints.gguf.file import GgufFile, TensorInfo
 from engine.errors import ModelError
-from engine.quantize.forms import LinearForm, has_path, take_rows
+from engine.quantize.forms import IntGroupForm, LinearForm, has_path, take_rows
 
 _FLOATS = ("F32", "F16", "BF16")
 _TOP = {
@@ -97,8 +97,16 @@ class GgufSource:
         form = info.type.form(self._file.rows(info))
         if info.type.name not in _FLOATS and (info.type.affine is None or not has_path(form)):
             self._dequantized[info.type.name] += 1
+        if isinstance(form, IntGroupForm) and not bool(
+            torch.isfinite(form.scales).all() and torch.isfinite(form.zeros).all()
+        ):
+            raise self.problem(name, "holds scales that are infinite or not a number")
         index = self._row_order(name, info)
         return form if index is None else take_rows(form, index)
+
+    def problem(self, name: str, text: str) -> ModelError:
+        """An error on the tensor `name`, which names the file that holds it."""
+        return ModelError(f"{self._file.path}: tensor {_gguf_name(name)!r} {text}")
 
     def release(self) -> None:
         """Let the pages that were read go; they are read again when asked for."""

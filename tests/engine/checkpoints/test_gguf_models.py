@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from autotune.model_info import read_model_info
 from engine import LLM, EngineConfig, SamplingParams
+from engine.checkpoints.gguf.file import GgufFile
 from engine.checkpoints.gguf.source import GgufSource
 from engine.checkpoints.model_folder import open_model_folder
 from engine.errors import ModelError
@@ -173,4 +174,17 @@ def test_another_architecture_and_a_missing_tensor_are_named(tmp_path):
     state = {n: t for n, t in tiny.model.state_dict().items() if "layers.1.mlp.up" not in n}
     write_model(path, "llama", config, state, {})
     with pytest.raises(ModelError, match=r"short\.gguf has no tensor 'blk\.1\.ffn_up\.weight'"):
+        load_model(EngineConfig(model=str(path), device="cpu", max_model_len=64))
+
+
+def test_a_scale_that_is_no_number_is_named(tmp_path):
+    tiny = make_tiny("llama", tmp_path)
+    path = tmp_path / "odd.gguf"
+    as_gguf(tiny, path, {"ffn_up.weight": gguf.GGMLQuantizationType.Q8_0}, {})
+    place = GgufFile(path).tensors["blk.2.ffn_up.weight"].offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 2] = b"\x00\x7c"  # infinity
+    path.write_bytes(content)
+    message = r"odd\.gguf: tensor 'blk\.2\.ffn_up\.weight' holds scales that are infinite"
+    with pytest.raises(ModelError, match=message):
         load_model(EngineConfig(model=str(path), device="cpu", max_model_len=64))

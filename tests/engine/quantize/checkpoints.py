@@ -14,6 +14,7 @@ import transformers
 from engine.checkpoints.model_folder import open_model_folder
 from engine.checkpoints.open_source import open_source
 from engine.checkpoints.source import TensorSource
+from engine.errors import ModelError
 from engine.models.decoder import Decoder
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
@@ -77,6 +78,9 @@ class _Dequantized:
 
     def linear(self, prefix: str, shape: tuple[int, int]) -> DenseForm:
         return DenseForm(dequantize(self._base.linear(prefix, shape)))
+
+    def problem(self, name: str, text: str) -> ModelError:
+        return self._base.problem(name, text)
 
     def release(self) -> None:
         self._base.release()
