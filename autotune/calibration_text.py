@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.records import write_atomically
+from engine.config import EngineConfig
 
 # Some five thousand tokens; with less, the engine's built-in sample tells more of a model.
 LEAST_CHARACTERS = 20_000
@@ -28,3 +29,16 @@ def write_calibration_text(folder: Path, texts: Sequence[str]) -> Path | None:
     # Lone surrogates, which JSON strings may hold, have no UTF-8.
     write_atomically(path, content.encode("utf-8", "replace"))
     return path.resolve()
+
+
+def with_text_at_hand(config: EngineConfig, folder: Path) -> EngineConfig:
+    """The same config, reading the run folder's text where that lies now.
+
+    Configs name the text by its path of the time when the run began; the folder may have been moved
+    since.
+    """
+    named = None if config.calibration is None else Path(config.calibration).expanduser()
+    here = folder / NAME
+    if named is None or named.name != NAME or named.exists() or not here.exists():
+        return config
+    return config.replace(calibration=str(here.resolve()))

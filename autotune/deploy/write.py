@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autotune.calibration_text import with_text_at_hand
 from autotune.deploy.engine_yaml import render_engine_yaml
 from autotune.deploy.evidence import Evidence
 from autotune.deploy.serving_engine import load_serving_engine, serving_engines
@@ -33,6 +34,7 @@ def write_deploy(
         config: the configuration to deploy.
         evidence: the content of `run.json`, its result included.
     """
+    config = with_text_at_hand(config, folder.path)
     return [write_target(name, folder.deploy, config, evidence) for name in targets()]
 
 
@@ -85,7 +87,7 @@ def winner_of(run: Mapping[str, Any], source: Path) -> EngineConfig:
             "autotune run --resume"
         )
     try:
-        return EngineConfig.from_mapping(result["winner_config"])
+        return with_text_at_hand(EngineConfig.from_mapping(result["winner_config"]), source)
     except (KeyError, TypeError, ConfigError) as error:
         raise BadInput(f"{source / 'run.json'}: the winner's config is unreadable: {error}") from (
             error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # Phase of a `Progress` while weights are quantized for the first time, which may take minutes.
@@ -51,9 +51,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The metrics (keys of `bench --json`) of one measurement."""
+    """The metrics (keys of `bench --json`) of one measurement, and the loaded model's notes."""
 
     metrics: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from autotune.calibration_text import with_text_at_hand
 from autotune.load.open_loop import run_load
 from autotune.measure import at_rate, measure
 from autotune.quality import QualityMeter
@@ -77,6 +78,7 @@ class TrialProcess:
     def _answer(self, command: MeasureCommand) -> Reply:
         try:
             config = EngineConfig.from_mapping(command.config)
+            config = with_text_at_hand(config, self._folder.path)
             engine = self._engine_for(config)
             # Before the load: it is cheaper, and where the guard breaks there is no load to pay.
             slo = parse_slo(command.slo)
@@ -160,7 +162,8 @@ class TrialProcess:
         )
         measurement.metrics.update(quality_entries(quality))
         self._folder.write_part(command.trial, measurement.records, measurement.steps)
-        return Measured(measurement.metrics)
+        assert self._model is not None
+        return Measured(measurement.metrics, list(self._model.notes))
 
     def _warm_up(self, engine: Engine, requests: Sequence[LoadRequest]) -> None:
         self._reply(Progress("warm-up"))

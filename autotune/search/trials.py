@@ -50,6 +50,8 @@ class TrialRunner:
         self._seed = seed
         self._at_once = at_once
         self.next_number = next_number
+        # What the model loaded last says of how it is served.
+        self.model_notes: list[str] = []
         self._guarded = False
         self._quantize_limit: float | None = None
         # Where the next capacity search begins: near the last answer the bracket is found fastest.
@@ -125,7 +127,9 @@ class TrialRunner:
             quantize_limit=self._quantize_limit,
         )
         load = self._schedule.window_s / (factor or 1.0)
-        return self._evaluator.measure(command, load + drain_limit)
+        answer = self._evaluator.measure(command, load + drain_limit)
+        self.model_notes = answer.notes if isinstance(answer, Measured) else []
+        return answer
 
     def _capacity(self, number: int, config: EngineConfig, window: int) -> Answer:
         found = find_capacity(

@@ -330,10 +330,20 @@ class _Search:
                 guarded=bool(self._searched) and self._slo.needs_quality,
                 quantize_limit=self._quantize_limit() if self._searched else None,
             )
+        if not self._searched:
+            self._keep_notes(self._trials.model_notes)
         self._searched.append(record)
         self._listener.trial_ended(record, self._best())
         self._tell_what_is_uncertain(record)
         return record
+
+    def _keep_notes(self, notes: Sequence[str]) -> None:
+        """Tell what of the checkpoint is served otherwise than stored; a resumed run knows too."""
+        for text in notes:
+            self._note(text)
+        if notes:
+            self._prepared.run["notes"] = self._prepared.notes
+            self._folder.write_json(self._folder.run_json, self._prepared.run)
 
     def _tell_what_is_uncertain(self, record: TrialRecord) -> None:
         quality = record.quality

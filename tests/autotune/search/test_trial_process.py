@@ -47,7 +47,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if config.quantization == "gptq":
             on_layer(1, 2)
             on_layer(2, 2)
-        return SimpleNamespace(engine=lambda _: SimpleNamespace(clear_prefix_cache=lambda: None))
+        engine = SimpleNamespace(clear_prefix_cache=lambda: None)
+        told = [] if config.calibration is None else [f"calibrated on {config.calibration}"]
+        return SimpleNamespace(engine=lambda _: engine, notes=["served in floats", *told])
 
     class Meter:
         def __init__(self, _: Path) -> None:
@@ -103,6 +105,23 @@ def test_the_default_is_offered_its_load_whatever_its_quality(
     assert steps[-1] == "measure"
     assert isinstance(reply, Measured)
     assert reply.metrics["kl"] == 0.5
+
+
+def test_what_the_model_is_served_as_is_told(tmp_path: Path, steps: list[str]) -> None:
+    assert answers(tmp_path, command("int8", guarded=True))[-1].notes == ["served in floats"]
+
+
+def test_the_calibration_text_is_found_where_the_run_was_moved(
+    tmp_path: Path, steps: list[str]
+) -> None:
+    text = tmp_path / "calibration.txt"
+    text.write_text("text")
+    asked = command("gptq", guarded=False)
+    asked.config["calibration"] = str(tmp_path / "earlier" / "calibration.txt")
+    assert answers(tmp_path, asked)[-1].notes[-1] == f"calibrated on {text}"
+    # A file of another name is the user's own: nothing takes its place.
+    asked.config["calibration"] = str(tmp_path / "earlier" / "mine.txt")
+    assert answers(tmp_path, asked)[-1].notes[-1].endswith("mine.txt")
 
 
 def test_quantizing_is_told_layer_by_layer(tmp_path: Path, steps: list[str]) -> None:

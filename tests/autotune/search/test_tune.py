@@ -13,7 +13,7 @@ from autotune.errors import BadInput, Interrupted
 from autotune.metrics import compute_metrics
 from autotune.records import RunFolder
 from autotune.search import tune as module
-from autotune.search.messages import Failed, MeasureCommand, Measured
+from autotune.search.messages import Answer, Failed, MeasureCommand, Measured
 from autotune.search.options import TuneOptions
 from autotune.search.tune import tune
 from autotune.slo import parse_slo
@@ -312,3 +312,19 @@ def test_a_cheaper_point_does_not_push_a_seed_out(
     assert len(search) == 4
     assert {t.config["quantization"] for t in search[:3]} == {"none", "int8", "int4"}
     assert sum(t.source.startswith("extreme") for t in search) == 2
+
+
+def test_how_the_checkpoint_is_served_is_in_the_result(
+    tmp_path: Path, played: type[PlayedEvaluator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = played.measure
+
+    def with_notes(self: PlayedEvaluator, command: MeasureCommand, limit: float) -> Answer:
+        measured = answer(self, command, limit)
+        assert isinstance(measured, Measured)
+        return Measured(measured.metrics, ["2 layers are served in floats"])
+
+    monkeypatch.setattr(played, "measure", with_notes)
+    run = tune(options(), tmp_path / "out")
+    assert run["result"]["notes"].count("2 layers are served in floats") == 1
+    assert "2 layers are served in floats" in RunFolder(tmp_path / "out").read_run()["notes"]
