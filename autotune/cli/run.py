@@ -234,11 +234,12 @@ def _tune_and_report(options: Any, path: Path, as_json: bool, tasks: Sequence[st
             interrupted = error
             record = folder.read_run()
     result = record["result"]
-    if result is not None and tasks and interrupted is None:
-        _score_on_tasks(folder, record, tasks)
     if result is not None:
         write_deploy(folder, EngineConfig.from_mapping(result["winner_config"]), evidence=record)
-    render_report(path)  # last: it shows the files of deploy/
+    render_report(path)  # after deploy/, whose files it shows
+    if result is not None and tasks and interrupted is None:
+        # Long, and it may fail: what the search found is written by now.
+        _score_on_tasks(folder, record, tasks)
     if interrupted is not None:
         note(f"Interrupted. Report so far: {folder.report_html}")
         note(f"Go on with: autotune run --resume {path}")

@@ -158,3 +158,21 @@ def test_bench_refuses_a_folder_that_cannot_be_made_before_it_measures(
 ) -> None:
     assert autotune("bench", "--rate", "4", "-o", "/proc/none/out") == 3
     assert "/proc/none/out" in capsys.readouterr().err
+
+
+def test_tasks_that_fail_cost_neither_report_nor_files(
+    tmp_path: Path,
+    played: type[PlayedEvaluator],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise EnvironmentMissing("the data of arc_easy cannot be had")
+
+    monkeypatch.setattr("autotune.lm_eval_adapter.check_lm_eval", lambda: None)
+    monkeypatch.setattr("autotune.lm_eval_adapter.run_tasks", fail)
+    path = tmp_path / "out"
+    assert autotune(*SHORT, "--rate", "4", "--lm-eval-tasks", "arc_easy", "-o", str(path)) == 3
+    assert "the data of arc_easy cannot be had" in capsys.readouterr().err
+    assert (path / "report.html").exists()
+    assert (path / "deploy" / "engine.yaml").exists()
