@@ -23,12 +23,12 @@ class LayerProgress:
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("layer {task.completed} of {task.total}"),
+            TextColumn("{task.fields[layers]}"),
             TextColumn("{task.fields[left]}", style="dim"),
             console=console,
             transient=True,
         )
-        self._task = self._bar.add_task(title, total=None, left="")
+        self._task = self._bar.add_task(title, total=None, layers="", left="")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -41,7 +41,8 @@ class LayerProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # else nothing was started, and stopping prints a line
+            self._bar.stop()
 
     def layer(self, done: int, total: int) -> None:
         """Show that `done` of `total` layers are finished."""
@@ -49,14 +50,15 @@ class LayerProgress:
         if self._first is None:
             self._first = (done, now)
         first, began = self._first
+        layers = f"layer {done} of {total}"
         left = ""
         if first < done < total:
             seconds = round((now - began) / (done - first) * (total - done))
             left = f"{seconds // 60}:{seconds % 60:02d} left"
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=done, total=total, left=left)
+            self._bar.update(self._task, completed=done, total=total, layers=layers, left=left)
         elif done or first:
-            text = f"{self._title}: layer {done} of {total}" + (f", {left}" if left else "")
+            text = f"{self._title}: {layers}" + (f", {left}" if left else "")
             self._console.print(text, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
