@@ -34,6 +34,40 @@ def test_speeds_are_those_on_file(label: str) -> None:
     assert row[1].split(" | ") == expected
 
 
+# What multiplies by the weights that a method makes, as the speed benchmark names it.
+FORMATS = {
+    "int8": "int8 W8A8",
+    "llm_int8": "llm_int8",
+    "smoothquant": "int8 W8A8",
+    "fp8": "fp8",
+    "int4": "int4 g64",
+    "nf4": "nf4",
+    "gptq": "int4 g64",
+    "awq": "int4 g64",
+}
+
+
+@pytest.mark.parametrize("method", FORMATS)
+def test_qualities_are_those_on_file(method: str) -> None:
+    file = re.search(r"`(benchmarks/results/\S+)/quantization_quality\.json`", README)
+    assert file is not None
+    folder = ROOT / file[1]
+    methods = json.loads((folder / "quantization_quality.json").read_text())["methods"]
+    (q,) = [m for m in methods if m["name"] == method]
+    linears = json.loads((folder / "quantization_speed.json").read_text())["linears"]
+    square = [layer["formats"] for layer in linears if (layer["n"], layer["k"]) == (4096, 4096)]
+    loss, low, high = (q[f"quality_loss{end}"] for end in ("", "_low", "_high"))
+    row = re.search(rf"^\| {method} \| (.+) \|$", README, re.MULTILINE)
+    assert row is not None
+    assert row[1].split(" | ") == [
+        f"{loss:.2%} ({low:.2%} to {high:.2%})",
+        f"{q['kl']:.4f}",
+        f"{q['top1_agreement']:.1%}",
+        f"{q['weight_bytes'] / 1e6:.1f}",
+        " / ".join(f"{f[FORMATS[method]]['speed_against_bf16']:.2f}" for f in square),
+    ]
+
+
 def test_commands_in_the_readme_exist() -> None:
     commands = set(re.findall(r"^    (?:\.venv/bin/)?autotune (\w+)", README, re.MULTILINE))
     assert commands
