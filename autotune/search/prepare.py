@@ -133,6 +133,11 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
             f"the model in {base.model} changed since this run began: start a new run, or put the "
             "model back"
         )
+    if model.quantization is not None and base.quantization != "none":
+        raise BadInput(
+            f"--quantization {base.quantization} was asked for, but {base.model} is already "
+            f"quantized ({model.quantization}): leave it out, or give the unquantized model"
+        )
     check_measurable(options.parsed_slo, base)
     notes: list[str] = []
     if run is None:

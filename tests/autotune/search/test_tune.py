@@ -11,6 +11,7 @@ import pytest
 
 from autotune.errors import BadInput, Interrupted
 from autotune.metrics import compute_metrics
+from autotune.model_info import ModelInfo, read_model_info
 from autotune.records import RunFolder
 from autotune.search import tune as module
 from autotune.search.messages import Answer, Failed, MeasureCommand, Measured
@@ -246,6 +247,20 @@ def test_what_a_killed_beginning_left_is_no_obstacle(
     (tmp_path / ".busy").touch()
     (tmp_path / ".run.json.x7").touch()
     assert tune(options(trials=1), tmp_path)["status"] == "done"
+
+
+def test_a_checkpoint_is_not_quantized_twice(
+    tmp_path: Path, played: type[PlayedEvaluator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantized(config: EngineConfig) -> ModelInfo:
+        return dataclasses.replace(read_model_info(config), quantization="gptq int4")
+
+    monkeypatch.setattr("autotune.search.prepare.read_model_info", quantized)
+    asked = options()
+    asked = dataclasses.replace(asked, config={**asked.config, "quantization": "int8"})
+    with pytest.raises(BadInput, match=r"already quantized \(gptq int4\)"):
+        tune(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_space_of_a_single_point_ends_after_the_default(
