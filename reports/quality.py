@@ -93,8 +93,9 @@ def quality_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
             size(variant.value("kv_bytes_per_token")).replace(" ", "\xa0"),
             *(_with_interval(variant, key, share) for key, _, share in QUANTITIES),
         ]
-        rows.append([*row, _guard_text(variant)] if guarded else row)
-    return [*columns, "Guard"] if guarded else columns, rows
+        # Beside the name: on a narrow page the columns further right have to be scrolled to.
+        rows.append([row[0], _guard_text(variant), *row[1:]] if guarded else row)
+    return [columns[0], "Guard", *columns[1:]] if guarded else columns, rows
 
 
 def written(quantity: str, value: float | None) -> str:
