@@ -89,7 +89,9 @@ class EngineConfig:
         ConfigError: a value is out of bounds or two knobs contradict each other.
     """
 
-    model: str = _knob("", "Folder of a Hugging Face model, or a .gguf file.", reload="weights", tunable=False)
+    model: str = _knob(
+        "", "Folder of a Hugging Face model, or a .gguf file.", reload="weights", tunable=False
+    )
     tokenizer: str | None = _knob(
         None, "Folder of the tokenizer, if not the model's.", reload="weights", tunable=False
     )
