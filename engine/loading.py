@@ -19,7 +19,7 @@ from engine.models.registry import decoder_spec
 from engine.models.serving_notes import serving_notes
 from engine.models.spec import DecoderSpec
 from engine.quantize.method_table import METHODS
-from engine.quantize.prepared import WithQuantizedHead, prepared_folder
+from engine.quantize.prepared import prepared_folder
 from engine.quantize.write_checkpoint import OnLayer
 from engine.runner import ModelRunner
 from engine.step_record import StepRecord
@@ -121,10 +121,11 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
     source, method = open_source(folder), config.quantization
     if METHODS[method].calibrated:
         prepared = prepared_folder(config, folder, device, on_layer)
-        source = WithQuantizedHead(open_source(open_model_folder(prepared)), spec, method)
+        source = open_source(open_model_folder(prepared))
         method = "none"  # the layers are as they should be
+    dtype = resolve_dtype(config, spec)
     try:
-        decoder = load_decoder(source, spec, resolve_dtype(config, spec), device, method)
+        decoder = load_decoder(source, spec, dtype, device, method, config.quantization)
     except torch.OutOfMemoryError as error:
         raise EnvironmentLacks(
             f"the weights of {folder.path} do not fit the memory of {device}: set quantization to "

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-INT8_MAX = 127.0
-FP8_MAX = 448.0  # largest finite e4m3
-SMALLEST = 2.0**-119  # of a head's maximum; below it the inverse of the scale is infinite
+from kernels.rounding import quantize_last
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +65,6 @@ class LayerCache:
 
 
 def quantize_heads(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Symmetric quantization by head and token: x [T, H, Dh] -> (data, float32 scales [T, H]).
-
-    `scale = max|x| / 127` for int8 and `/ 448` for e4m3, rounding to nearest even. Heads of zeros
-    and of magnitudes below SMALLEST have scale 0.
-    """
-    wide = x.float()
-    largest = wide.abs().amax(-1, keepdim=True)
-    largest = torch.where(largest < SMALLEST, 0.0, largest)
-    most = INT8_MAX if dtype == torch.int8 else FP8_MAX
-    inverse = torch.where(largest > 0, torch.full_like(largest, most) / largest, 0.0)
-    scaled = wide * inverse
-    if dtype == torch.int8:
-        scaled = torch.round(scaled)
-    return scaled.to(dtype), (largest / most)[..., 0]
+    """Round by head and token: x [T, H, Dh] -> (data, float32 scales [T, H])."""
+    data, scales = quantize_last(x, dtype)
+    return data, scales[..., 0]

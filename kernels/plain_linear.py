@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.rounding import FP8_MAX, quantize_last, spread_blocks
 from kernels.weights import (
     DenseWeight,
     Fp8Weight,
@@ -15,16 +16,12 @@ from kernels.weights import (
     unpack_nibbles,
 )
 
-FP8_MAX = 448.0  # the largest e4m3
 SMALLEST_MAXIMUM = 1e-30  # a row's maximum counts as at least this, so that no scale is 0
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 per row: x [M, K] -> (int8 [M, K], float32 scales [M, 1])."""
-    wide = x.float()
-    largest = wide.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
-    return torch.round(wide * inverse).to(torch.int8), largest / 127.0
+    return quantize_last(x, torch.int8)
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -83,9 +80,7 @@ def fp8_scales(weight: Fp8Weight) -> Tensor:
     """Scales that broadcast against [N, K]."""
     if weight.block_shape is None:
         return weight.scales[:, None]
-    rows, columns = weight.block_shape
-    n, k = weight.shape
-    return weight.scales.repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
+    return spread_blocks(weight.scales, weight.block_shape, weight.shape)
 
 
 def dequantize(weight: LinearWeight) -> Tensor:

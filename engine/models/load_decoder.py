@@ -35,11 +35,13 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     quantization: str,
+    head_quantization: str | None = None,
 ) -> Decoder:
     """Read, quantize and lay out a model.
 
     `quantization` is `none`, which keeps what the checkpoint has, or a method of
-    `engine.quantize.methods` that needs no calibration.
+    `engine.quantize.methods` that needs no calibration. The output head follows it, or
+    `head_quantization` where a calibrated method has written the layers and left the head alone.
 
     Raises:
         ModelError: a tensor is missing, unreadable or of another shape than the config says.
@@ -51,7 +53,7 @@ def load_decoder(
             f"({source.quantization}): set quantization=none, or give the unquantized model"
         )
     reader = LayerReader(source, spec, dtype, device, quantization)
-    embedding, head = reader.embedding_and_head()
+    embedding, head = reader.embedding_and_head(head_quantization or quantization)
     source.release()
     layers = []
     for index in range(spec.num_layers):
@@ -124,19 +126,19 @@ class LayerReader:
         except ValueError as error:
             raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
 
-    def embedding_and_head(self) -> tuple[DenseWeight, LinearWeight]:
+    def embedding_and_head(self, quantization: str = "none") -> tuple[DenseWeight, LinearWeight]:
         """Embeddings and output head: one object where they are tied and neither is quantized."""
         shape = (self.spec.vocab_size, self.spec.hidden_size)
         root = self.root
         embedding = pack_dense(self._read(f"{root.embedding}.weight", shape))
         prefix = root.embedding if self.spec.tie_word_embeddings else root.head
-        if self.quantization == "none":
+        if quantization == "none":
             form = self.source.linear(prefix, shape)
             if isinstance(form, DenseForm) and prefix == root.embedding:
                 return embedding, embedding
         else:
             try:
-                form = quantize_head(self._read(f"{prefix}.weight", shape), self.quantization)
+                form = quantize_head(self._read(f"{prefix}.weight", shape), quantization)
             except ValueError as error:
                 raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
         return embedding, forms.pack([self._placed(owned(form))], None, self.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import ops
 from kernels.ops import LinearWeight
+from kernels.rounding import spread_blocks
 
 # Integers in groups are multiplied as these many bits; others lie in the next wider.
 KERNEL_BITS = (4, 8)
@@ -263,10 +264,7 @@ def _spread_fp8_scales(form: Fp8Form) -> Tensor:
     """Scales that broadcast against [N, K]."""
     if form.block_shape is None:
         return form.scales.reshape(-1, 1)
-    rows, columns = form.block_shape
-    n, k = form.shape
-    wide = form.scales.repeat_interleave(rows, 0)[:n]
-    return wide.repeat_interleave(columns, 1)[:, :k]
+    return spread_blocks(form.scales, form.block_shape, form.shape)
 
 
 def _stack_int8(forms: list[Int8ChannelForm], wanted: int) -> Int8ChannelForm | None:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.quantize.forms import Fp8Form
-
-E4M3_MAX = 448.0
+from kernels.rounding import FP8_MAX
 
 
 def quantize_fp8(weight: Tensor, scale_of: Literal["channel", "tensor"] = "channel") -> Fp8Form:
@@ -24,9 +23,14 @@ def quantize_fp8(weight: Tensor, scale_of: Literal["channel", "tensor"] = "chann
     """
     wide = weight.float()
     largest = wide.abs().amax(dim=1) if scale_of == "channel" else wide.abs().amax().reshape(1)
-    scales = largest / E4M3_MAX
+    scales = largest / FP8_MAX
     # So small a maximum that its 448th part underflows rounds to zeros under any scale.
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    return Fp8Form(round_fp8(wide, scales), scales, activations="dynamic")
+
+
+def round_fp8(weight: Tensor, scales: Tensor) -> Tensor:
+    """e4m3 [N, K] of a weight [N, K] under one scale [1] or those of its channels [N]."""
     # Clamped first: the cast makes NaN of what is above 448, where division may have rounded up.
-    scaled = (wide / scales.reshape(-1, 1)).clamp_(-E4M3_MAX, E4M3_MAX)
-    return Fp8Form(scaled.to(torch.float8_e4m3fn), scales, activations="dynamic")
+    scaled = (weight.float() / scales.reshape(-1, 1)).clamp_(-FP8_MAX, FP8_MAX)
+    return scaled.to(torch.float8_e4m3fn)

@@ -18,16 +18,11 @@ import torch
 
 from engine.checkpoints.model_folder import ModelFolder, open_model_folder
 from engine.checkpoints.safetensors_files import SafetensorsFiles
-from engine.checkpoints.source import TensorSource
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelError
-from engine.models.spec import DecoderSpec
-from engine.models.tensors import Root
 from engine.quantize.calibration_text import read_calibration_text
 from engine.quantize.content_key import content_key
-from engine.quantize.forms import LinearForm, dequantize
 from engine.quantize.method_table import METHODS
-from engine.quantize.methods import quantize_head
 from engine.quantize.options import WriteOptions
 from engine.quantize.shard_writer import disk_errors, forget_progress
 from engine.quantize.write_checkpoint import OnLayer, check_quantizable, write_checkpoint
@@ -90,59 +85,6 @@ def prepared_folder(
             forget_progress(partial)
             partial.replace(ready)
     return ready
-
-
-class WithQuantizedHead:
-    """A prepared model whose float head is quantized as it is loaded, as that of `int4` is."""
-
-    def __init__(self, base: TensorSource, spec: DecoderSpec, method: str) -> None:
-        self._base = base
-        self._method = method
-        root = Root.find(spec, base)
-        self._head = root.embedding if spec.tie_word_embeddings else root.head
-
-    @property
-    def quantization(self) -> str | None:
-        """That of the prepared model."""
-        return self._base.quantization
-
-    @property
-    def notes(self) -> list[str]:
-        """Those of the prepared model."""
-        return self._base.notes
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._base
-
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """As the prepared model reads it.
-
-        Raises:
-            ModelError: missing, unreadable, or of another shape or dtype.
-        """
-        return self._base.read(name, shape)
-
-    def linear(self, prefix: str, shape: tuple[int, int]) -> LinearForm:
-        """As the prepared model has it, but for the head.
-
-        Raises:
-            ModelError: as `read`.
-        """
-        form = self._base.linear(prefix, shape)
-        if prefix != self._head:
-            return form
-        try:
-            return quantize_head(dequantize(form), self._method)
-        except ValueError as error:
-            raise self.problem(f"{prefix}.weight", f"is of no use: {error}") from error
-
-    def problem(self, name: str, text: str) -> ModelError:
-        """An error on the tensor `name`, which names the file that holds it."""
-        return self._base.problem(name, text)
-
-    def release(self) -> None:
-        """Unmap all files."""
-        self._base.release()
 
 
 def _is_whole(folder: Path) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.quantize.forms import IntGroupForm
 from engine.quantize.grid import group_grid, round_to_grid
+from kernels.rounding import INT8_MAX
 
-INT8_MAX = 127
 # Smaller groups follow the weights closer and cost more scales: 64 adds an eighth of a byte a
 # weight at most and is what the CPU and GPU int4 matmuls take.
 INT4_GROUP_SIZE = 64
@@ -28,8 +28,13 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     wide = weight.float()
     scales = wide.abs().amax(dim=1) / INT8_MAX
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    q = torch.round(wide / scales[:, None]).clamp_(-INT8_MAX, INT8_MAX)
-    return q.to(torch.int8), scales
+    return round_int8(wide, scales), scales
+
+
+def round_int8(weight: Tensor, scales: Tensor) -> Tensor:
+    """int8 [N, K] of a weight [N, K] under the scales [N] of its channels."""
+    q = torch.round(weight.float() / scales[:, None]).clamp_(-INT8_MAX, INT8_MAX)
+    return q.to(torch.int8)
 
 
 def quantize_groups(

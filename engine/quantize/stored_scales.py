@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from engine.quantize.forms import Fp8Form, Int8ChannelForm, IntGroupForm, LinearForm
-from engine.quantize.fp8 import E4M3_MAX
+from engine.quantize.fp8 import round_fp8
 from engine.quantize.grid import round_to_grid
-from engine.quantize.rtn import INT8_MAX
+from engine.quantize.rtn import round_int8
 
 
 def with_stored_scales(
@@ -27,12 +27,10 @@ def with_stored_scales(
     """
     if isinstance(form, Int8ChannelForm):
         scales = _rounded(form.scales, dtype)
-        q = torch.round(weight.float() / scales[:, None]).clamp_(-INT8_MAX, INT8_MAX)
-        return dataclasses.replace(form, q=q.to(torch.int8), scales=scales)
+        return dataclasses.replace(form, q=round_int8(weight, scales), scales=scales)
     if isinstance(form, Fp8Form) and form.block_shape is None:
         scales = _rounded(form.scales, dtype)
-        data = (weight.float() / scales.reshape(-1, 1)).clamp_(-E4M3_MAX, E4M3_MAX)
-        return dataclasses.replace(form, data=data.to(torch.float8_e4m3fn), scales=scales)
+        return dataclasses.replace(form, data=round_fp8(weight, scales), scales=scales)
     if isinstance(form, IntGroupForm):
         scales = _rounded(form.scales, dtype)
         if not requantize or form.g_idx is not None:
