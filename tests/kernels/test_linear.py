@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import cpu, ops, reference
+from kernels import cpu, ops, plain_linear, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = [1, 2, 15, 16, 17, 33, 100]
@@ -183,3 +183,10 @@ def test_bad_weights_are_refused_with_a_reason():
         ops.pack_int4(q4, ones, torch.ones(4, 1), 32)
     with pytest.raises(ValueError, match=r"outside 0\.\.15"):
         ops.pack_int4(q4 + 16, ones, ones, 32)
+
+
+def test_a_row_too_small_for_its_scale_counts_as_zeros():
+    """127 / 1e-40 is infinite, and infinity times a zero beside it would be NaN."""
+    data, scales = plain_linear.quantize_rows(torch.tensor([[1e-40, 0.0], [2.0, -1.0]]))
+    assert data.tolist() == [[0, 0], [127, -64]]
+    assert scales.flatten().tolist() == pytest.approx([0.0, 2 / 127])
