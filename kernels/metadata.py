@@ -11,14 +11,18 @@ from torch import Tensor
 class AttentionMetadata:
     """One step's layout.
 
-    Sequences are ordered: all with one new token ("decodes") first, then prefill chunks.
+    Sequences are ordered: all with at most `decode_query_len` new tokens ("decodes") first, then
+    prefill chunks. That length is 1 except where drafted tokens are verified.
+
+    A captured step has padding: decodes of context 0, whose slot is -1. Backends that can be
+    captured read and write nothing for them, give zeros, and never look at the host copies.
 
     block_tables: int32 [num_seqs, max_blocks], physical block ids, padded with 0.
     context_lens: int32 [num_seqs], KV length in tokens *including* this step's new tokens.
     query_start: int32 [num_seqs + 1], prefix sum of the new tokens per sequence.
     slots: int64 [num_tokens], physical slot ``block_id * block_size + offset`` of each new token.
     query_lens, context_lens_list: host copies, so that no operation has to wait for a device.
-    num_decodes: leading sequences with exactly one new token.
+    num_decodes: leading sequences with at most `decode_query_len` new tokens.
     """
 
     block_tables: Tensor
@@ -28,6 +32,12 @@ class AttentionMetadata:
     query_lens: list[int]
     context_lens_list: list[int]
     num_decodes: int
+    decode_query_len: int = 1
+
+    @property
+    def num_single(self) -> int:
+        """Leading sequences with exactly one new token, of which most backends make a batch."""
+        return self.num_decodes if self.decode_query_len == 1 else 0
 
     @property
     def num_tokens(self) -> int:
@@ -41,6 +51,7 @@ def build_attention_metadata(
     context_lens: Sequence[int],
     block_size: int,
     device: torch.device | str = "cpu",
+    decode_query_len: int = 1,
 ) -> AttentionMetadata:
     """Lay out one step from host lists.
 
@@ -48,7 +59,7 @@ def build_attention_metadata(
     new. Raises ValueError if a block table is too short or a context shorter than its new tokens.
     """
     num_decodes = 0
-    while num_decodes < len(query_lens) and query_lens[num_decodes] == 1:
+    while num_decodes < len(query_lens) and query_lens[num_decodes] <= decode_query_len:
         num_decodes += 1
     slots: list[int] = []
     query_start = [0]
@@ -78,4 +89,5 @@ def build_attention_metadata(
         query_lens=list(query_lens),
         context_lens_list=list(context_lens),
         num_decodes=num_decodes,
+        decode_query_len=decode_query_len,
     )

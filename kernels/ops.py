@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import plain
-from kernels.cpu import attention as cpu_attention
-from kernels.cpu import elementwise as cpu_elementwise
+from kernels.backends import backend_for
 from kernels.cpu import matmul as cpu_matmul
 from kernels.layer_cache import LayerCache
 from kernels.linears import (
@@ -66,6 +65,7 @@ __all__ = [
     "pack_table4",
     "paged_attention",
     "rms_norm",
+    "rotary_and_write_kv",
     "rotary_embedding",
     "route",
     "silu_and_mul",
@@ -80,7 +80,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     A weight in x's dtype multiplies what was rounded to it (Llama); a float32 weight multiplies in
     float32, and the product is rounded once (Gemma, whose weight is 1 + w).
     """
-    normed = cpu_elementwise.rms_norm(x, None, weight, eps)
+    normed = backend_for(x).rms_norm(x, None, weight, eps)
     return plain.rms_norm(x, weight, eps) if normed is None else normed
 
 
@@ -89,7 +89,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
     ``residual`` is updated in place and returned; x is left as it is. Weights as in ``rms_norm``.
     """
-    normed = cpu_elementwise.rms_norm(x, residual, weight, eps)
+    normed = backend_for(x).rms_norm(x, residual, weight, eps)
     if normed is None:
         residual.add_(x)
         normed = plain.rms_norm(residual, weight, eps)
@@ -102,7 +102,7 @@ def head_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     The heads of one token are contiguous; the stride between tokens is free, so a view of a fused
     QKV works.
     """
-    if not cpu_elementwise.head_rms_norm(x, weight, eps):
+    if not backend_for(x).head_rms_norm(x, weight, eps):
         x.copy_(plain.rms_norm(x, weight, eps))
     return x
 
@@ -118,14 +118,14 @@ def rotary_embedding(
     embedding, pairs ``(i, i + R/2)``). The heads of one token are contiguous; the stride between
     tokens is free, so a view of a fused QKV works.
     """
-    if not cpu_elementwise.rotary_embedding(q, k, positions, cos_sin_cache):
+    if not backend_for(q).rotary_embedding(q, k, positions, cos_sin_cache):
         plain.rotary_embedding(q, k, positions, cos_sin_cache)
     return q, k
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(x[:, :I]) * x[:, I:]``; x [T, 2 I] -> [T, I]."""
-    out = cpu_elementwise.silu_and_mul(x)
+    out = backend_for(x).silu_and_mul(x)
     return plain.silu_and_mul(x) if out is None else out
 
 
@@ -134,7 +134,7 @@ def gelu_and_mul(x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Te
 
     GELU by the error function, or by ``tanh``, its approximation (``gelu_pytorch_tanh``).
     """
-    out = cpu_elementwise.gelu_and_mul(x, approximate)
+    out = backend_for(x).gelu_and_mul(x, approximate)
     return plain.gelu_and_mul(x, approximate) if out is None else out
 
 
@@ -159,10 +159,30 @@ def route(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor]:
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Store k, v [T, Hkv, Dh] into the cache at physical ``slots`` (int64 [T]).
 
-    A quantized cache rounds each head of each token by its own maximum.
+    On a GPU a slot below 0 stores nothing: a captured step has rows to spare. A quantized cache
+    rounds each head of each token by its own maximum.
     """
-    if not cpu_elementwise.write_kv(k, v, cache, slots):
+    if not backend_for(k).write_kv(k, v, cache, slots):
         plain.write_kv(k, v, cache, slots)
+
+
+def rotary_and_write_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    cache: LayerCache,
+    slots: Tensor,
+) -> Tensor:
+    """``rotary_embedding`` and then ``write_kv``, in one pass where a kernel fuses them.
+
+    Returns q, rotated in place. k is rotated in place or left as it is: the cache has it.
+    """
+    if not backend_for(q).rotary_and_write_kv(q, k, v, positions, cos_sin_cache, cache, slots):
+        rotary_embedding(q, k, positions, cos_sin_cache)
+        write_kv(k, v, cache, slots)
+    return q
 
 
 def paged_attention(
@@ -182,7 +202,7 @@ def paged_attention(
     ``soft_cap`` bounds scaled scores to ``soft_cap * tanh(score / soft_cap)``; 0 turns either off.
     Returns [T, Hq, Dh].
     """
-    out = cpu_attention.paged_attention(q, cache, metadata, scale, window, soft_cap)
+    out = backend_for(q).paged_attention(q, cache, metadata, scale, window, soft_cap)
     if out is None:
         out = plain.paged_attention(q, cache, metadata, scale, window, soft_cap)
     return out

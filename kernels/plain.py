@@ -97,7 +97,7 @@ def _decode_pages(
 
     Returns int [num_decodes, n] and the logical number of each row's first page (None: all 0).
     """
-    count = metadata.num_decodes
+    count = metadata.num_single
     lengths = metadata.context_lens_list[:count]
     pages = -(-max(lengths) // block_size)
     if not window:
@@ -121,7 +121,7 @@ def decode_attention(
     soft_cap: float = 0.0,
 ) -> Tensor:
     """Attention of the leading ``num_decodes`` sequences, one query each, as batched matmuls."""
-    count = metadata.num_decodes
+    count = metadata.num_single
     heads, kv_heads, head_dim = q.shape[1], cache.num_kv_heads, q.shape[2]
     tables, first_pages = _decode_pages(metadata, cache.block_size, window)
     keys = gather(cache.keys, cache.key_scales, tables, q.dtype)
@@ -217,8 +217,8 @@ def prefill_chunks(
     With a window, queries are taken in pieces as long as it (or PIECE), so that the work grows
     with the window, not with the context.
     """
-    token = metadata.num_decodes
-    for i in range(metadata.num_decodes, len(metadata.query_lens)):
+    token = metadata.num_single
+    for i in range(metadata.num_single, len(metadata.query_lens)):
         end = token + metadata.query_lens[i]
         context = metadata.context_lens_list[i]
         piece = max(window, PIECE) if window else end - token
@@ -246,7 +246,7 @@ def paged_attention(
 ) -> Tensor:
     """Decodes as one batch, then prefill chunks one by one."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    decodes = metadata.num_decodes
+    decodes = metadata.num_single
     if decodes:
         out[:decodes] = decode_attention(q, cache, metadata, scale, window, soft_cap)
     prefill_chunks(q, cache, metadata, scale, window, soft_cap, out)

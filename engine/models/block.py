@@ -98,8 +98,7 @@ def run_block(
     if layer.query_norm is not None and layer.key_norm is not None:
         ops.head_rms_norm(q, layer.query_norm, eps)
         ops.head_rms_norm(k, layer.key_norm, eps)
-    ops.rotary_embedding(q, k, positions, cos_sin)
-    ops.write_kv(k, v, cache, metadata.slots)
+    ops.rotary_and_write_kv(q, k, v, positions, cos_sin, cache, metadata.slots)
     x = ops.paged_attention(
         q,
         cache,

@@ -67,7 +67,7 @@ def paged_attention(
         and head_dim <= LARGEST_TILED_HEAD
         and has_amx()
     )
-    decodes = metadata.num_decodes
+    decodes = metadata.num_single
     step = AttentionStep(
         q.data_ptr(),
         cache.keys.data_ptr(),

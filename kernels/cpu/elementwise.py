@@ -8,6 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from kernels import plain
 from kernels.cpu.native import CACHE_CODES, DTYPE_CODES, library, takes
 from kernels.layer_cache import LayerCache
 
@@ -95,6 +96,23 @@ def rotary_embedding(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Ten
         k.stride(0),
         torch.get_num_threads(),
     )
+    return True
+
+
+def rotary_and_write_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    cache: LayerCache,
+    slots: Tensor,
+) -> bool:
+    """Rotate in place, then store; False if the operands are not of the expected kind."""
+    if not rotary_embedding(q, k, positions, cos_sin_cache):
+        return False
+    if not write_kv(k, v, cache, slots):
+        plain.write_kv(k, v, cache, slots)
     return True
 
 

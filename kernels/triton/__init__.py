@@ -1,0 +1,1 @@
+"""Kernels in Triton for NVIDIA GPUs; ``runtime`` says where they run, ``backend`` lists them."""

@@ -1,0 +1,115 @@
+"""Where the Triton kernels run, and what they need to know of a device. Imports no Triton."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+LEAST_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What launches depend on; `shared_memory` in bytes, the most that one block can have."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class TritonStatus:
+    """Whether the Triton kernels run on a device; if not, why, in a few words."""
+
+    available: bool
+    reason: str
+
+
+# What launches assume in Triton's interpreter: few multiprocessors, so that small tests take the
+# paths that split work as well as those that do not.
+INTERPRETED = DeviceFacts("interpreter", (9, 0), 8, 232_448)
+
+
+class _State:
+    def __init__(self) -> None:
+        self.interpreting = False
+        self.enabled = True
+
+
+_state = _State()
+
+
+@cache
+def device_facts(index: int) -> DeviceFacts:
+    """Facts of the CUDA device with this index, or of the interpreter where there is none."""
+    if not torch.cuda.is_available():
+        return INTERPRETED
+    properties = torch.cuda.get_device_properties(index)
+    return DeviceFacts(
+        properties.name,
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        int(getattr(properties, "shared_memory_per_block_optin", 101_376)),
+    )
+
+
+def facts_of(x: Tensor) -> DeviceFacts:
+    """Facts of the device that holds x."""
+    return INTERPRETED if x.device.type == "cpu" else device_facts(x.device.index or 0)
+
+
+@cache
+def status(device: torch.device) -> TritonStatus:
+    """Whether the kernels run on `device`; the interpreter is not counted."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return TritonStatus(False, "not a CUDA device")
+    if importlib.util.find_spec("triton") is None:
+        return TritonStatus(False, "Triton is not installed")
+    facts = device_facts(device.index or 0)
+    if facts.capability < LEAST_CAPABILITY:
+        major, minor = facts.capability
+        return TritonStatus(
+            False, f"{facts.name} has compute capability {major}.{minor}, the kernels need 8.0"
+        )
+    return TritonStatus(True, "compiled for this GPU at first use")
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether operations on x go to the Triton kernels."""
+    if x.device.type == "cpu":
+        return _state.interpreting
+    return _state.enabled and status(x.device).available
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Send CPU tensors through the kernels, in Triton's interpreter: for tests.
+
+    Raises RuntimeError unless TRITON_INTERPRET=1 was set before Triton was imported.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("Triton's interpreter needs TRITON_INTERPRET=1 in the environment")
+    _state.interpreting = True
+    try:
+        yield
+    finally:
+        _state.interpreting = False
+
+
+@contextmanager
+def without_triton() -> Iterator[None]:
+    """Plain PyTorch on GPUs inside the block: for tests and for measuring what the kernels gain.
+
+    Weights packed for the kernels before the block cannot be used inside it.
+    """
+    _state.enabled = False
+    try:
+        yield
+    finally:
+        _state.enabled = True

@@ -1,0 +1,58 @@
+"""Compiles every listed kernel: `python -m tests.kernels.triton.compile_all 80 90 [part of name]`.
+
+Prints a line for each: registers a thread, spilled bytes, shared memory and the instructions that
+tell a fast kernel from a slow one. Exits with 1 where one cannot be compiled, spills much or needs
+more shared memory than a block can have.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from tests.kernels.triton.compilation import SHARED_MEMORY, Compilation, compiled
+
+MOST_SPILLED = 256
+SHOWN = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "LDGSTS", "LDG", "LDSM", "UTMALDG", "LDL")
+
+
+def everything() -> list[Compilation]:
+    """The compilations of all files `compilations_*.py` beside this one."""
+    found: list[Compilation] = []
+    for path in sorted(Path(__file__).parent.glob("compilations_*.py")):
+        module = importlib.import_module(f"tests.kernels.triton.{path.stem}")
+        found += module.COMPILATIONS
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Compile for the given capabilities; returns the exit code."""
+    capabilities = [int(a) for a in arguments if a.isdigit()]
+    wanted = [a for a in arguments if not a.isdigit()]
+    failures = 0
+    for what in everything():
+        name = f"{what.kernel.__name__} {what.label}".strip()
+        if wanted and not any(part in name for part in wanted):
+            continue
+        for capability in capabilities:
+            if capability < what.least:
+                continue
+            try:
+                needs = compiled(what, capability)
+            except Exception as error:
+                failures += 1
+                print(f"FAILED {name} sm_{capability}: {type(error).__name__}: {error}")
+                continue
+            shown = " ".join(
+                f"{key}:{count}" for key, count in needs.instructions.items() if key in SHOWN
+            )
+            bad = needs.stack > MOST_SPILLED or needs.shared_memory > SHARED_MEMORY[capability]
+            failures += bad
+            print(
+                f"{'FAILED' if bad else 'ok'} {name} sm_{capability}: {needs.registers} registers, "
+                f"{needs.stack} B spilled, {needs.shared_memory} B shared, {shown}"
+            )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
