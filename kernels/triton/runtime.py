@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch import Tensor
 LEAST_CAPABILITY = (8, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceFacts:
-    """What launches depend on; `shared_memory` in bytes, the most that one block can have."""
+class DeviceFacts(NamedTuple):
+    """What launches depend on; `shared_memory` in bytes, the most that one block can have.
+
+    A tuple, because it is part of the key by which every launch finds its tiles.
+    """
 
     name: str
     capability: tuple[int, int]
