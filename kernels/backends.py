@@ -53,6 +53,9 @@ class Backend(Protocol):
     def gelu_and_mul(self, x: Tensor, approximate: str) -> Tensor | None:
         """``gelu(gate) * up``."""
 
+    def route(self, logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor] | None:
+        """The experts of each token and their weights."""
+
     def paged_attention(
         self,
         q: Tensor,

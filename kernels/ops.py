@@ -150,10 +150,8 @@ def route(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor]:
     float32 and over all experts; with ``normalize`` the chosen weights are divided by their sum,
     which is the softmax over the chosen ones alone (Mixtral; Qwen3-MoE's ``norm_topk_prob``).
     """
-    weights, experts = torch.softmax(logits.float(), dim=-1).topk(top_k, dim=-1)
-    if normalize:
-        weights = weights / weights.sum(-1, keepdim=True)
-    return weights, experts
+    routed = backend_for(logits).route(logits, top_k, normalize)
+    return plain.route(logits, top_k, normalize) if routed is None else routed
 
 
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:

@@ -50,6 +50,14 @@ def gelu_and_mul(x: Tensor, approximate: str) -> Tensor:
     return F.gelu(gate, approximate=approximate) * up
 
 
+def route(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Softmax over all experts, then the largest."""
+    weights, experts = torch.softmax(logits.float(), dim=-1).topk(top_k, dim=-1)
+    if normalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights, experts
+
+
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Scatter by (block, offset)."""
     block_size = cache.block_size

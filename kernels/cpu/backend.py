@@ -1,5 +1,7 @@
 """The CPU's backend (``kernels.backends.Backend``)."""
 
+from torch import Tensor
+
 from kernels.cpu.attention import paged_attention
 from kernels.cpu.elementwise import (
     gelu_and_mul,
@@ -18,6 +20,12 @@ __all__ = [
     "rms_norm",
     "rotary_and_write_kv",
     "rotary_embedding",
+    "route",
     "silu_and_mul",
     "write_kv",
 ]
+
+
+def route(logits: Tensor, top_k: int, normalize: bool) -> tuple[Tensor, Tensor] | None:  # noqa: ARG001
+    """Declined: a token's few logits are no work for a CPU beside its experts."""
+    return None
