@@ -137,6 +137,21 @@ def use(table: TuningTable, facts: DeviceFacts) -> None:
     _state.decided.clear()
 
 
+def put(problem: Problem, choice: Choice, facts: DeviceFacts) -> None:
+    """Solve a problem so on such devices from now on: it was measured to be best."""
+    table_of(facts).put(problem, choice)
+    _state.decided.clear()
+
+
+def untuned() -> list[Problem]:
+    """Problems that were solved by default so far though there is something to choose from."""
+    return [
+        problem
+        for (facts, problem), _ in list(_state.decided.items())
+        if measured(problem, facts) is None and len(candidates(problem, facts)) > 1
+    ]
+
+
 @contextmanager
 def recording() -> Iterator[dict[Problem, Choice]]:
     """The problems that are asked for inside the block, with what they are solved with."""

@@ -1,0 +1,106 @@
+"""Timing on a CUDA device as a step of a model runs: from a graph, on operands out of the cache."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.triton.measure import Operation, Timing
+
+LEAST_REPEATS = 5
+MOST_REPEATS = 100
+LONGEST_GRAPH_S = 0.02
+
+
+class CudaTimer:
+    """Times operations with events around graph replays; about `seconds` for each.
+
+    A captured step has no launch gaps, and its layers' weights come from memory, not from the
+    cache. So operands that are together larger than three times the L2 cache are rotated inside
+    the graph; otherwise a buffer of that size is overwritten before each replay. An operation that
+    cannot be captured is timed launch by launch.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 0.03) -> None:
+        self._device = device
+        self._seconds = seconds
+        cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
+        self._out_of_cache = 3 * max(cache, 32 << 20)
+        self._flush: Tensor | None = None
+        self._stream = torch.cuda.Stream(device)
+        # One pool for all graphs: nobody reads their results, which may overwrite each other.
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, operation: Operation) -> Callable[[], Timing]:
+        """Capture the operation, and return what times its replays."""
+        with torch.cuda.device(self._device):
+            once = self._once(operation.runs[0])
+            runs: Sequence[Callable[[], Tensor]] = operation.runs[:1]
+            flush = operation.nbytes < self._out_of_cache
+            if flush and len(operation.runs) * operation.nbytes >= self._out_of_cache:
+                enough = -(-self._out_of_cache // max(1, operation.nbytes))
+                runs = operation.runs[: max(enough, int(LONGEST_GRAPH_S / once))]
+                flush = False
+            launch = self._captured(runs)
+        repeats = int(self._seconds / (once * len(runs)))
+        repeats = min(MOST_REPEATS, max(LEAST_REPEATS, repeats))
+        return lambda: self._timing(launch, repeats, len(runs), flush=flush)
+
+    def _once(self, run: Callable[[], Tensor]) -> float:
+        """Seconds of one warm run, by which the number of repeats is chosen."""
+        run()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return max(1e-6, float(begin.elapsed_time(end)) / 1e3)
+
+    def _timing(
+        self, launch: Callable[[], None], repeats: int, per_launch: int, *, flush: bool
+    ) -> Timing:
+        with torch.cuda.device(self._device):
+            events = [
+                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+                for _ in range(repeats + 1)
+            ]
+            for begin, end in events:
+                if flush:
+                    self._overwrite_cache()
+                begin.record()
+                launch()
+                end.record()
+            torch.cuda.synchronize(self._device)
+        # The first replay pays for the upload of the graph.
+        return Timing.of(
+            [float(begin.elapsed_time(end)) / 1e3 / per_launch for begin, end in events[1:]]
+        )
+
+    def _captured(self, runs: Sequence[Callable[[], Tensor]]) -> Callable[[], None]:
+        def plainly() -> None:
+            for run in runs:
+                run()
+
+        # Not torch.cuda.graph, which collects garbage and empties the allocator's cache each time.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(self._stream):
+                plainly()  # whatever a first call does on a stream happens before the capture
+                self._stream.synchronize()
+                graph.capture_begin(pool=self._pool)
+                try:
+                    plainly()
+                finally:
+                    graph.capture_end()
+        except RuntimeError:
+            torch.cuda.synchronize(self._device)
+            return plainly
+        finally:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return graph.replay
+
+    def _overwrite_cache(self) -> None:
+        if self._flush is None:
+            self._flush = torch.empty(self._out_of_cache, dtype=torch.uint8, device=self._device)
+        self._flush.zero_()
