@@ -70,8 +70,10 @@ def facts_of(x: Tensor) -> DeviceFacts:
 @cache
 def status(device: torch.device) -> TritonStatus:
     """Whether the kernels run on `device`; the interpreter is not counted."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return TritonStatus(False, "not a CUDA device")
+    if device.type != "cuda":
+        return TritonStatus(False, "they are for GPUs")
+    if not torch.cuda.is_available():
+        return TritonStatus(False, "PyTorch sees no CUDA device")
     if importlib.util.find_spec("triton") is None:
         return TritonStatus(False, "Triton is not installed")
     facts = device_facts(device.index or 0)

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Checks and times everything on the GPU of this machine, in at most 8 minutes and without a network:
+# kernel tests compiled for it, errors against float64, times against floors and PyTorch's own
+# kernels, and the engine. Writes JSON to benchmarks/results/<device>/ (or the folder given).
+#
+#   scripts/gpu_check.sh [folder for results]
+#
+# Needs Python with torch, triton, transformers and pytest; PYTHON=... chooses another than python3.
+# Exit codes: 0 all right, 1 a kernel is wrong or failed, 3 no usable GPU or a package is missing.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+out=${1:-benchmarks/results}
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
+
+missing=$("$PYTHON" - <<'CODE'
+import importlib.util as util
+needed = ("torch", "triton", "transformers", "pytest", "hypothesis", "numpy", "psutil",
+          "safetensors", "tokenizers")
+print(" ".join(name for name in needed if util.find_spec(name) is None))
+CODE
+) || { echo "$PYTHON does not run; set PYTHON=..." >&2; exit 3; }
+if [ -n "$missing" ]; then
+    echo "Missing Python packages: $missing. Install them for $PYTHON, or set PYTHON=..." >&2
+    exit 3
+fi
+"$PYTHON" - <<'CODE' || exit 3
+import sys, torch
+from kernels.triton.runtime import status
+found = status(torch.device("cuda", 0))
+if not found.available:
+    sys.exit(f"No check: {found.reason}. A GPU of compute capability 8.0 or newer is needed, with "
+             "Triton beside a CUDA build of PyTorch.")
+CODE
+
+failed=0
+echo "== Kernel tests, compiled"
+timeout 120 "$PYTHON" -m pytest -q tests/kernels/triton -p no:cacheprovider || failed=1
+echo "== Errors and times"
+timeout 340 "$PYTHON" -m benchmarks.gpu.check --out "$out" --seconds 320 || failed=1
+exit $failed
