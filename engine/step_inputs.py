@@ -1,8 +1,9 @@
-"""A batch as the tensors that the model's forward pass takes.
+"""A batch as the packed inputs of a step.
 
-Everything is computed with numpy over whole batches. Each request keeps a row of persistent tables
-of its blocks, one per group of layers, to which only new blocks are appended, so that a decode step
-of many long sequences does not rewrite what the last one wrote.
+Everything is computed with numpy over whole batches, into one buffer that is copied at once. Each
+request keeps a row of persistent tables of its blocks, one per group of layers, to which only new
+blocks are appended, so that a decode step of many long sequences does not rewrite what the last one
+wrote.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.batch import Batch
+from engine.packed_step import StepBuffer, StepHeader, StepTensors
 from engine.request import Request
-from kernels.metadata import AttentionMetadata
 
 _Int32: TypeAlias = NDArray[np.int32]
 
@@ -43,21 +43,31 @@ class StepInputs:
     ) -> None:
         self._block_size = block_size
         self._max_blocks = -(-max_model_len // block_size)
-        self._device = device
         self._num_groups = num_groups
         # [group, row, block]
         self._tables: _Int32 = np.zeros((num_groups, 16, self._max_blocks), dtype=np.int32)
         self._rows: dict[str, _Row] = {}
         self._free: list[int] = list(range(16))
+        self._buffers = StepBuffer(device), StepBuffer(device)
+        self._turn = 0
 
-    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, list[AttentionMetadata]]:
-        """Token ids and positions, int64 [T]; the sampling sequences' last tokens, int64; layouts.
+    def prepare(self, batch: Batch) -> StepTensors:
+        """The tensors of a step on the device."""
+        header, buffer = self.pack(batch)
+        return buffer.tensors(header)
 
-        The last tokens are indices into the T tokens of the step. There is one layout for each
-        group of layers; they differ in their blocks only.
+    def pack(self, batch: Batch, padded_to: int = 0) -> tuple[StepHeader, StepBuffer]:
+        """A step's header and the buffer that it was written to.
+
+        The next step is written to another one, as this one's copy may still be under way.
+
+        Args:
+            batch: the step.
+            padded_to: sequences that a step of decodes which all sample is to have at least; those
+                that are added have a context of 0, and their one token is stored nowhere.
         """
         sequences = batch.sequences
-        block_size = self._block_size
+        count = len(sequences)
         rows = self._table_rows(batch)
         token_ids: list[int] = []
         for s in sequences:
@@ -65,40 +75,52 @@ class StepInputs:
                 token_ids.append(s.request.token_ids[s.start])
             else:
                 token_ids += s.request.token_ids[s.start : s.start + s.num_tokens]
-        query_lens = [s.num_tokens for s in sequences]
         context_lens = [s.start + s.num_tokens for s in sequences]
-        lengths = np.array(query_lens, dtype=np.int64)
-        contexts = np.array(context_lens, dtype=np.int64)
-        ends = lengths.cumsum()
-        if len(token_ids) == len(sequences):
+        sampling = [s.samples for s in sequences]
+        num_tokens = len(token_ids)
+        num_samples = sum(sampling)
+        padding = max(padded_to - count, 0)
+        header = StepHeader(
+            num_tokens=num_tokens + padding,
+            num_sequences=count + padding,
+            num_decodes=batch.num_decodes + padding,
+            decode_query_len=1,
+            num_samples=num_samples + padding,
+            table_width=-(-max(context_lens) // self._block_size),
+            num_groups=self._num_groups,
+        )
+        buffer = self._buffers[self._turn]
+        self._turn = 1 - self._turn
+        step = buffer.arrays(header)
+        step.token_ids[:num_tokens] = token_ids
+        contexts = step.context_lens[:count]
+        contexts[:] = context_lens
+        if num_tokens == count:
             positions, table_row = contexts - 1, rows
+            step.query_start[:] = np.arange(count + padding + 1)
         else:
+            lengths = np.array([s.num_tokens for s in sequences])
+            ends = lengths.cumsum()
             # Position of a token: its index in the step, moved to where its sequence ends.
-            positions = np.arange(len(token_ids)) + np.repeat(contexts - ends, lengths)
+            positions = np.arange(num_tokens) + np.repeat(contexts - ends, lengths)
             table_row = np.repeat(rows, lengths)
-        block, offset = np.divmod(positions, block_size)
-        width = -(-max(context_lens) // block_size)
-        query_start = np.zeros(len(sequences) + 1, dtype=np.int32)
-        query_start[1:] = ends
-        last = ends - 1
-        if not all(s.samples for s in sequences):
-            last = last[[s.samples for s in sequences]]
-        context_tensor = self._tensor(contexts.astype(np.int32))
-        start_tensor = self._tensor(query_start)
-        layouts = [
-            AttentionMetadata(
-                block_tables=self._tensor(table[rows, :width]),
-                context_lens=context_tensor,
-                query_start=start_tensor,
-                slots=self._tensor(table[table_row, block].astype(np.int64) * block_size + offset),
-                query_lens=query_lens,
-                context_lens_list=context_lens,
-                num_decodes=batch.num_decodes,
+            step.query_start[0] = 0
+            step.query_start[1 : count + 1] = ends
+        last = step.query_start[1:] - 1
+        step.last[:] = last if num_samples == count else last[sampling]
+        step.positions[:num_tokens] = positions
+        block, offset = np.divmod(positions, self._block_size)
+        for table, packed, slots in zip(self._tables, step.tables, step.slots, strict=True):
+            packed[:count] = table[rows, : header.table_width]
+            slots[:num_tokens] = (
+                table[table_row, block].astype(np.int64) * self._block_size + offset
             )
-            for table in self._tables
-        ]
-        ids = self._tensor(np.array(token_ids, dtype=np.int64))
-        return ids, self._tensor(positions), self._tensor(last), layouts
+            if padding:
+                packed[count:], slots[num_tokens:] = 0, -1
+        if padding:
+            step.token_ids[num_tokens:] = step.positions[num_tokens:] = 0
+            step.context_lens[count:] = 0
+        return header, buffer
 
     def _table_rows(self, batch: Batch) -> NDArray[np.int64]:
         """The tables' row of each sequence, with all of its blocks written."""
@@ -140,7 +162,3 @@ class StepInputs:
             grown = np.zeros((self._num_groups, wanted, self._max_blocks), dtype=np.int32)
             grown[:, :present_rows] = self._tables
             self._tables = grown
-
-    def _tensor(self, array: NDArray[np.int64] | _Int32) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self._device.type == "cpu" else tensor.to(self._device)
