@@ -207,7 +207,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
         extra = {}
     extra |= {"window_size": (-1, 0)} if "window_size" in options else {"is_causal": True}
     starts = torch.tensor([0, length], dtype=torch.int32, device=q.device)
-    return lambda: varlen_attn(*flat, starts, starts, length, length, **extra)
+    attend: Callable[..., object] = varlen_attn
+    return lambda: attend(*flat, starts, starts, length, length, **extra)
 
 
 def _tried(bench: Bench, call: Callable[[], object]) -> Timing | str:

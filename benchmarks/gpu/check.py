@@ -111,9 +111,12 @@ def check(device: torch.device, out: Path, seconds: float, rehearsal: bool) -> i
         _write(folder / f"{part}.json", about | {"rows": [row.to_json(most) for row in found]})
     measured: list[dict[str, Any]] = []
     peer: dict[str, Any] | None = None
-    for part in (_engine_steps, _against_transformers):
-        bench = until("engine" if part is _engine_steps else "peer")
-        peer = part(bench, most, measured, failures)
+    for name in ("engine", "peer"):
+        bench = until(name)
+        if name == "engine":
+            _engine_steps(bench, most, measured, failures)
+        else:
+            peer = _against_transformers(bench, failures)
         # After each, so that a peer which takes too long takes nothing with it.
         engine_file = about | {"rows": measured, "against_transformers": peer}
         _write(folder / "engine.json", engine_file)
@@ -149,9 +152,7 @@ def _engine_steps(
         _attempt(name, run, bench, failures)
 
 
-def _against_transformers(
-    bench: Bench, _most: Ceilings, _measured: list[dict[str, Any]], failures: dict[str, str]
-) -> dict[str, Any] | None:
+def _against_transformers(bench: Bench, failures: dict[str, str]) -> dict[str, Any] | None:
     from benchmarks.gpu import against_transformers
 
     found: list[dict[str, Any]] = []

@@ -69,7 +69,8 @@ def _cache_writes(bench: Bench, tokens: int) -> Iterator[Row]:
     slots = torch.randperm(pages * BLOCK, device=device)[:tokens]
     table = torch.rand(max(tokens, 16), HEAD_DIM, device=device)
     fused = torch.randn(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM, device=device).bfloat16()
-    q, k, v = fused.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    q, k = fused.narrow(1, 0, HEADS), fused.narrow(1, HEADS, KV_HEADS)
+    v = fused.narrow(1, HEADS + KV_HEADS, KV_HEADS)
     for name, dtype in (("bf16", torch.bfloat16), ("int8", torch.int8)):
         cache = LayerCache.allocate((pages, KV_HEADS, BLOCK, HEAD_DIM), dtype, device)
         read = 2 * fused.numel() + 4 * tokens * HEAD_DIM

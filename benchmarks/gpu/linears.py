@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.results import Row
-from benchmarks.gpu.timing import Bench, relative_error
+from benchmarks.gpu.timing import Bench, Timing, relative_error
 from engine.quantize import forms
 from engine.quantize.methods import quantize_weight
 from kernels import ops
@@ -82,7 +82,7 @@ def _packed_again(
         yield forms.pack([quantize_weight(dense, method)], None, torch.bfloat16)
 
 
-def _peer(bench: Bench, dense: Tensor, m: int) -> object:
+def _peer(bench: Bench, dense: Tensor, m: int) -> Timing:
     copies = [dense, *(dense.clone() for _ in range(bench.copies(dense.nbytes) - 1))]
     x = torch.randn(m, dense.shape[1], device=bench.device).bfloat16()
     return bench.time([partial(F.linear, x, w) for w in copies])
