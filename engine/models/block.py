@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.models.experts import Experts, gated, run_experts
 from engine.models.spec import DecoderSpec
+from engine.parallel import ALONE, Ranks
 from kernels import ops
 from kernels.ops import AttentionMetadata, LayerCache, LinearWeight
 
@@ -74,13 +75,15 @@ def run_block(
     cache: LayerCache,
     metadata: AttentionMetadata,
     observe: Observer | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """One block over T tokens: its output and the residual that it is yet to be added to.
 
     x [T, hidden] is what the block before returned, None for the first; the hidden state between
     two blocks is `residual + x`, added where the next norm reads it. `residual` is changed in
     place. positions int64 [T]; cos_sin is the layer's rotary table, cache and metadata are its own.
-    `observe` is called with the input of each linear layer.
+    `observe` is called with the input of each linear layer. `spec` and `layer` are this rank's part
+    of the block (`engine.models.sharding`), of which `ranks` have the others.
     """
     eps = spec.rms_norm_eps
     heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
@@ -109,11 +112,11 @@ def run_block(
     ).reshape(num_tokens, heads * head_dim)
     if observe is not None:
         observe("output", x)
-    x = ops.linear(x, layer.output)
+    x = ranks.all_reduce(ops.linear(x, layer.output))
     if layer.attention_output_norm is not None:
         x = ops.rms_norm(x, layer.attention_output_norm, eps)
     x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, eps)
-    x = run_mlp(spec, layer.mlp, x, observe)
+    x = ranks.all_reduce(run_mlp(spec, layer.mlp, x, observe))
     if layer.mlp_output_norm is not None:
         x = ops.rms_norm(x, layer.mlp_output_norm, eps)
     return x, residual

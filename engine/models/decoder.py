@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.models.block import Layer, run_block
 from engine.models.rope import layer_tables
+from engine.models.sharding import Shard
 from engine.models.spec import DecoderSpec
+from engine.parallel import ALONE, Ranks
 from kernels import ops
 from kernels.ops import AttentionMetadata, DenseWeight, LayerCache, LinearWeight
 
 
 class Decoder:
-    """One loaded model.
+    """One loaded model, or the part of it that one of `ranks` has.
 
-    `embedding` may be the very object that `head` is (tied weights, held once). `rotary_tables` has
-    the table of each layer once `set_max_position` was called.
+    `spec` is that part's: its heads and inner features, and the whole vocabulary. `embedding` may
+    be the very object that `head` is (tied weights, held once). `rotary_tables` has the table of
+    each layer once `set_max_position` was called.
     """
 
     def __init__(
@@ -34,8 +38,10 @@ class Decoder:
         head: LinearWeight,
         dtype: torch.dtype,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.spec = spec
+        self.ranks = ranks
         self.embedding = embedding
         self.layers = list(layers)
         self.final_norm = final_norm
@@ -69,7 +75,7 @@ class Decoder:
         Returns [T, hidden] in the model's dtype.
         """
         spec, tables = self.spec, self.rotary_tables
-        residual = embed(spec, self.embedding, token_ids)
+        residual = embed(spec, self.embedding, token_ids, self.ranks)
         x = None
         for index, layer in enumerate(self.layers):
             x, residual = run_block(
@@ -82,20 +88,38 @@ class Decoder:
                 tables[index],
                 caches[index],
                 metadata[index],
+                ranks=self.ranks,
             )
         assert x is not None
         return ops.add_rms_norm(x, residual, self.final_norm, spec.rms_norm_eps)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the vocabulary; hidden [S, hidden] -> [S, vocabulary] in the model's dtype."""
+        """Scores of the vocabulary; hidden [S, hidden] -> [S, vocabulary] in the model's dtype.
+
+        Every rank gets all of them.
+        """
         scores = ops.linear(hidden, self.head)
+        if self.ranks.size > 1:
+            size = self.spec.vocab_size
+            each = Shard(self.ranks.rank, self.ranks.size).vocabulary_rows(size)
+            # The last rank may have fewer rows than the others.
+            scores = self.ranks.gather(F.pad(scores, (0, each - scores.shape[1])))[:, :size]
         cap = self.spec.logit_soft_cap
         return ops.soft_cap(scores, cap) if cap else scores
 
 
-def embed(spec: DecoderSpec, embedding: DenseWeight, token_ids: Tensor) -> Tensor:
+def embed(
+    spec: DecoderSpec, embedding: DenseWeight, token_ids: Tensor, ranks: Ranks = ALONE
+) -> Tensor:
     """The first residual; token_ids int64 [T] -> [T, hidden], memory of its own."""
-    rows = ops.embedding(token_ids, embedding)
+    if ranks.size > 1:
+        # One rank has a token's row and the others add zeros, which is exact.
+        own = Shard(ranks.rank, ranks.size).vocabulary(spec.vocab_size)
+        foreign = (token_ids < own.start) | (token_ids >= own.stop)
+        rows = ops.embedding((token_ids - own.start).masked_fill(foreign, 0), embedding)
+        rows = ranks.all_reduce(rows.masked_fill(foreign[:, None], 0.0))
+    else:
+        rows = ops.embedding(token_ids, embedding)
     if spec.embedding_scale != 1.0:
         # The scale is rounded before it multiplies, as the model was trained: sqrt(3072) is 55.5.
         rows *= torch.tensor(spec.embedding_scale, dtype=rows.dtype)

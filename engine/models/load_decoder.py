@@ -21,9 +21,12 @@ from engine.freed_memory import return_freed_memory
 from engine.models.block import Layer, Mlp
 from engine.models.decoder import Decoder
 from engine.models.experts import Experts
+from engine.models.sharding import ALL, WHOLE, Cut, Shard
 from engine.models.spec import DecoderSpec
 from engine.models.tensors import LinearParts, Root, layer_linears, layer_norms, router
+from engine.parallel import ALONE, Ranks
 from engine.quantize import forms
+from engine.quantize.form_slices import take_columns, take_runs
 from engine.quantize.forms import DenseForm, LinearForm
 from engine.quantize.methods import quantize_head, quantize_weight
 from kernels.ops import DenseWeight, LinearWeight, pack_dense
@@ -36,8 +39,9 @@ def load_decoder(
     device: torch.device,
     quantization: str,
     head_quantization: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> Decoder:
-    """Read, quantize and lay out a model.
+    """Read, quantize and lay out a model, or this rank's part of it.
 
     `quantization` is `none`, which keeps what the checkpoint has, or a method of
     `engine.quantize.methods` that needs no calibration. The output head follows it, or
@@ -52,7 +56,8 @@ def load_decoder(
             f"quantization={quantization} was asked for, but the checkpoint is already quantized "
             f"({source.quantization}): set quantization=none, or give the unquantized model"
         )
-    reader = LayerReader(source, spec, dtype, device, quantization)
+    shard = Shard(ranks.rank, ranks.size)
+    reader = LayerReader(source, spec, dtype, device, quantization, shard)
     embedding, head = reader.embedding_and_head(head_quantization or quantization)
     source.release()
     layers = []
@@ -62,18 +67,23 @@ def load_decoder(
         return_freed_memory()
     final_norm = reader.norm(reader.root.final_norm, spec.hidden_size)
     source.release()
-    return Decoder(spec, embedding, layers, final_norm, head, dtype, device)
+    return Decoder(shard.spec(spec), embedding, layers, final_norm, head, dtype, device, ranks)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReader:
-    """Reads parts of a model into memory of their own, laid out in `dtype` and on `device`."""
+    """Reads parts of a model into memory of their own, laid out in `dtype` and on `device`.
+
+    `spec` is the whole model's; of its matrices the part of `shard` is kept, rounded as in the
+    whole: where a scale is that of a row, the row is read before it is cut.
+    """
 
     source: TensorSource
     spec: DecoderSpec
     dtype: torch.dtype
     device: torch.device
     quantization: str = "none"
+    shard: Shard = ALL
 
     @property
     def root(self) -> Root:
@@ -93,8 +103,8 @@ class LayerReader:
             for field, (name, size) in layer_norms(self.spec, root, index).items()
         }
         return Layer(
-            qkv=self.linear(linears["qkv"]),
-            output=self.linear(linears["output"]),
+            qkv=self.linear("qkv", linears["qkv"]),
+            output=self.linear("output", linears["output"]),
             mlp=self._mlp(index, linears),
             **norms,
         )
@@ -106,57 +116,77 @@ class LayerReader:
             return weight.to(self.device, torch.float32) + 1.0
         return weight.to(self.device, self.dtype, copy=True)
 
-    def linear(self, parts: LinearParts) -> LinearWeight:
-        """One linear layer of the decoder, fused from those of the checkpoint."""
+    def linear(self, name: str, parts: LinearParts) -> LinearWeight:
+        """The linear layer `name` of a block, fused from those of the checkpoint."""
+        cut = self.shard.cut(self.spec, name, parts)
         found = [
-            self.form(prefix, (rows, parts.columns))
-            for prefix, rows in zip(parts.prefixes, parts.rows, strict=True)
+            self.form(prefix, (rows, parts.columns), cut, place)
+            for place, (prefix, rows) in enumerate(zip(parts.prefixes, parts.rows, strict=True))
         ]
         fused = forms.stack(found)
         kept = [owned(form) for form in found] if fused is None else [owned(fused, found)]
-        return forms.pack([self._placed(form) for form in kept], self._bias(parts), self.dtype)
+        placed = [self._placed(form) for form in kept]
+        return forms.pack(placed, self._bias(parts, cut), self.dtype)
 
-    def form(self, prefix: str, shape: tuple[int, int]) -> LinearForm:
-        """A linear layer of the checkpoint as it is stored, or quantized if that was asked for."""
+    def form(
+        self, prefix: str, shape: tuple[int, int], cut: Cut = WHOLE, place: int = 0
+    ) -> LinearForm:
+        """A linear layer of the checkpoint as it is stored, or quantized if that was asked for.
+
+        Of it what `cut` takes; it is part `place` of what is cut.
+        """
+        runs = None if cut.rows is None else [(r.start, r.stop) for r in cut.rows[place]]
         if self.quantization == "none":
-            return self.source.linear(prefix, shape)
-        weight = self.source.read(f"{prefix}.weight", shape).to(self.device)
-        try:
-            return quantize_weight(weight.to(self.dtype), self.quantization)
-        except ValueError as error:
-            raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
+            form = self.source.linear(prefix, shape)
+            form = form if runs is None else take_runs(form, runs)
+        else:
+            weight = self.source.read(f"{prefix}.weight", shape)
+            if runs is not None:  # every method rounds each row by itself
+                weight = torch.cat([weight[start:stop] for start, stop in runs])
+            try:
+                form = quantize_weight(weight.to(self.device).to(self.dtype), self.quantization)
+            except ValueError as error:
+                raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
+        if cut.columns is not None:
+            form = take_columns(form, cut.columns.start, cut.columns.stop)
+        return form
 
     def embedding_and_head(self, quantization: str = "none") -> tuple[DenseWeight, LinearWeight]:
         """Embeddings and output head: one object where they are tied and neither is quantized."""
         shape = (self.spec.vocab_size, self.spec.hidden_size)
         root = self.root
-        embedding = pack_dense(self._read(f"{root.embedding}.weight", shape))
+        own = self.shard.vocabulary(self.spec.vocab_size)
+        run = (own.start, own.stop)
+        embedding = pack_dense(self._read(f"{root.embedding}.weight", shape, run))
         prefix = root.embedding if self.spec.tie_word_embeddings else root.head
         if quantization == "none":
             form = self.source.linear(prefix, shape)
             if isinstance(form, DenseForm) and prefix == root.embedding:
                 return embedding, embedding
+            if self.shard.size > 1:
+                form = take_runs(form, [run])
         else:
             try:
-                form = quantize_head(self._read(f"{prefix}.weight", shape), quantization)
+                form = quantize_head(self._read(f"{prefix}.weight", shape, run), quantization)
             except ValueError as error:
                 raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
         return embedding, forms.pack([self._placed(owned(form))], None, self.dtype)
 
     def _mlp(self, index: int, linears: dict[str, LinearParts]) -> Mlp | Experts:
         if self.spec.experts is None or not self.spec.has_experts(index):
-            return Mlp(self.linear(linears["gate_up"]), self.linear(linears["down"]))
+            gate_up, down = (self.linear(name, linears[name]) for name in ("gate_up", "down"))
+            return Mlp(gate_up, down)
         count = self.spec.experts.num_experts
         shape = (count, self.spec.hidden_size)
         routes = pack_dense(self._read(router(self.spec, self.root, index), shape))
         pairs = [
-            tuple(self.linear(linears[f"experts.{i}.{part}"]) for part in ("gate_up", "down"))
-            for i in range(count)
+            tuple(self.linear(name, linears[name]) for name in (f"{e}.gate_up", f"{e}.down"))
+            for e in (f"experts.{i}" for i in range(count))
         ]
         return Experts(routes, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
 
-    def _bias(self, parts: LinearParts) -> Tensor | None:
-        """The biases of all parts, or None.
+    def _bias(self, parts: LinearParts, cut: Cut) -> Tensor | None:
+        """The biases of all parts, or None; of those that are cut what `cut` takes.
 
         A checkpoint may carry biases that the architecture does not have, as GPTQ's writers do; of
         zeros they are nothing, others would be lost.
@@ -173,11 +203,25 @@ class LayerReader:
                     f"is not zero, but {self.spec.architecture} with this config.json has no such "
                     "bias",
                 )
-        return torch.cat(biases) if parts.bias else None
+        if not parts.bias or not cut.bias:
+            return None
+        if cut.rows is not None:
+            biases = [
+                bias[run.start : run.stop]
+                for bias, runs in zip(biases, cut.rows, strict=True)
+                for run in runs
+            ]
+        return torch.cat(biases)
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _read(
+        self, name: str, shape: tuple[int, ...], run: tuple[int, int] | None = None
+    ) -> Tensor:
+        """A tensor in floats, or its rows from run[0] up to run[1]."""
+        tensor = self.source.read(name, shape)
+        if run is not None:
+            tensor = tensor[run[0] : run[1]]
         # A copy always: a view would keep the file mapped, and change if the file does.
-        return self.source.read(name, shape).to(self.device, self.dtype, copy=True)
+        return tensor.to(self.device, self.dtype, copy=True)
 
     def _placed(self, form: LinearForm) -> LinearForm:
         if self.device.type == "cpu":

@@ -1,0 +1,259 @@
+"""Tensor parallelism: what the ranks of one model say to each other.
+
+Every rank holds a part of each matrix and computes every step (Shoeybi et al. 2019, Megatron-LM):
+matrices are cut by output features and then by input features in turn, so that one sum over the
+ranks follows attention and one the MLP. All ranks run the same code in the same order; what the
+driver (rank 0) is asked to do it first tells the others (`tell`, `step`), where both do nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from engine.errors import EngineError, EnvironmentLacks
+from engine.packed_step import StepHeader
+
+_T = TypeVar("_T")
+# Much of it is untyped: process groups are made here without the global one around them.
+dist: Any = torch.distributed
+
+# No step takes so long; a rank that is alive and never comes is a fault.
+COLLECTIVE_TIMEOUT = timedelta(seconds=600)
+# Ranks are told to meet when all have loaded, so that they come at once.
+MEETING_TIMEOUT = timedelta(seconds=60)
+
+
+class Ranks(Protocol):
+    """The ranks of a model as one of them sees them.
+
+    Tensors that are summed or gathered are contiguous and of one shape and dtype on all ranks.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Which rank this is; 0 is the driver."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, in place; returns x."""
+        ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What all ranks have side by side; [S, n] -> [S, size * n]."""
+        ...
+
+    def minimum(self, value: int) -> int:
+        """The least of all ranks' values."""
+        ...
+
+    def tell(self, command: str, **arguments: Any) -> None:
+        """The driver: let the others do this too; `arguments` are plain JSON."""
+        ...
+
+    def step(self, header: StepHeader, words: Tensor) -> None:
+        """The driver: let the others compute this step; words as in `engine.packed_step`."""
+        ...
+
+    def lockstep(self) -> contextlib.AbstractContextManager[None]:
+        """Around what must be done by all ranks or by none.
+
+        On the driver a Ctrl-C waits for its end.
+
+        Raises:
+            EngineError: a rank is gone; the model must be loaded again.
+        """
+        ...
+
+    def close(self) -> None:
+        """The driver: end the others."""
+        ...
+
+
+class Alone:
+    """One rank that has everything."""
+
+    rank = 0
+    size = 1
+    _nothing = contextlib.nullcontext()
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
+
+    def minimum(self, value: int) -> int:
+        """value."""
+        return value
+
+    def tell(self, command: str, **arguments: Any) -> None:
+        """Nobody is there."""
+
+    def step(self, header: StepHeader, words: Tensor) -> None:
+        """Nobody is there."""
+
+    def lockstep(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return self._nothing
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+ALONE = Alone()
+
+
+class GroupRanks:
+    """Ranks that are joined by a process group: NCCL on GPUs, gloo on CPUs.
+
+    The group is none of `torch.distributed`'s global ones: a process may hold several models, and
+    groups of its own.
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.size = size
+        self._device = device
+        self._group: Any = None
+
+    def join(self, meeting: Path) -> None:
+        """Meet the other ranks at a file that does not exist yet, in a folder of our own.
+
+        Raises:
+            EngineError: not all of them came.
+        """
+        store = dist.FileStore(str(meeting), self.size)
+        store.set_timeout(MEETING_TIMEOUT)
+        try:
+            if self._device.type == "cuda":
+                self._group = _nccl(store, self.rank, self.size)
+            else:
+                self._group = _gloo(store, self.rank, self.size)
+            self.minimum(0)  # NCCL connects with the first sum
+        except RuntimeError as error:
+            self._failed(error)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, in place; returns x."""
+        self._wait(lambda: self._group.allreduce([x], _options(dist.ReduceOp.SUM)))
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What all ranks have side by side; [S, n] -> [S, size * n]."""
+        rows, columns = x.shape
+        parts = x.new_empty(self.size * rows, columns)
+        self._wait(lambda: self._group._allgather_base(parts, x.contiguous()))
+        return parts.view(self.size, rows, columns).transpose(0, 1).reshape(rows, -1)
+
+    def minimum(self, value: int) -> int:
+        """The least of all ranks' values."""
+        x = torch.tensor([value], dtype=torch.int64, device=self._device)
+        self._wait(lambda: self._group.allreduce([x], _options(dist.ReduceOp.MIN)))
+        return int(x)
+
+    def tell(self, command: str, **arguments: Any) -> None:
+        """Only the driver tells."""
+
+    def step(self, header: StepHeader, words: Tensor) -> None:
+        """Only the driver tells."""
+
+    @contextlib.contextmanager
+    def lockstep(self) -> Iterator[None]:
+        """Nothing: a rank that fails ends."""
+        yield
+
+    def close(self) -> None:
+        """Leave the group."""
+        group, self._group = self._group, None
+        if group is not None:
+            with contextlib.suppress(RuntimeError):
+                group.shutdown()
+
+    def abort(self) -> None:
+        """End what waits for other ranks, from any thread."""
+        group = self._group
+        if group is not None:
+            with contextlib.suppress(RuntimeError):
+                group.abort()
+
+    def _wait(self, start: Callable[[], Any]) -> None:
+        """On a GPU the stream waits, not the host."""
+        try:
+            work = start()
+            if work is not None:
+                work.wait()
+        except (RuntimeError, AttributeError) as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Say what is known of why the ranks do not answer.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(
+            f"rank {self.rank} of {self.size} lost the other ranks: {first_line(error)}"
+        ) from error
+
+
+def all_or_none(ranks: Ranks, attempt: Callable[[], _T]) -> _T:
+    """The outcome of an attempt that counts only if it succeeds on every rank.
+
+    Raises:
+        EnvironmentLacks: here or on another rank.
+    """
+    failure: EnvironmentLacks | None = None
+    outcome: list[_T] = []
+    try:
+        outcome.append(attempt())
+    except EnvironmentLacks as error:
+        failure = error
+    if ranks.minimum(0 if failure is not None else 1):
+        return outcome[0]
+    outcome.clear()
+    raise failure or EnvironmentLacks(
+        "the memory of another rank does not suffice: lower kv_cache_memory_bytes or "
+        "gpu_memory_utilization, or free that device"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its type where it has no text."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _options(operation: Any) -> Any:
+    options = dist.AllreduceOptions()
+    options.reduceOp = operation
+    if hasattr(options, "asyncOp"):
+        options.asyncOp = False  # on the current stream: no event between it and NCCL's own
+    return options
+
+
+def _gloo(store: Any, rank: int, size: int) -> Any:
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    options._timeout = COLLECTIVE_TIMEOUT
+    options._threads = 1
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _nccl(store: Any, rank: int, size: int) -> Any:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = COLLECTIVE_TIMEOUT
+    return dist.ProcessGroupNCCL(store, rank, size, options)
