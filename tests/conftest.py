@@ -1,8 +1,16 @@
-"""Before anything imports Triton: without a GPU its kernels run in the interpreter."""
+"""Before anything imports PyTorch or Triton: threads that fit, and kernels without a GPU.
+
+Tests run side by side, one process for each core: threads beyond that wait for each other, and made
+the kernels' tests take five times as long. What threads change has a test of its own.
+"""
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter, which must be known at its import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
