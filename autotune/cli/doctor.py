@@ -11,7 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotune.cli.console import data_console, print_json, progress_steps
+from autotune.cli.doctor_tuning import DEFAULT_BUDGET, tune
+from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
+from autotune.errors import BadInput
 
 if TYPE_CHECKING:
     from autotune.hardware.ceilings import Ceilings
@@ -20,15 +23,46 @@ if TYPE_CHECKING:
 
 
 def doctor(
+    tune_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--tune-kernels",
+            help="Instead of the examination: measure which tiles the engine's GPU kernels run "
+            "fastest with for a model, and keep it for all runs on such a GPU.",
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Folder or GGUF file of the model whose kernels are tuned. Default: the embedded "
+            "model.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help=f"Time for the tuning, for instance 20m; it goes on when repeated. Default: "
+            f"{DEFAULT_BUDGET}.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything found as one JSON object.")
     ] = False,
 ) -> None:
-    """Show hardware, libraries and measured limits.
+    """Show hardware, libraries and measured limits, or tune the engine's GPU kernels.
 
     What is missing is shown with how to get it. Takes about 10 seconds. Exits with 0 if the
     bundled engine can run here, with 3 otherwise.
     """
+    if tune_kernels:
+        seconds = parse_duration(DEFAULT_BUDGET if budget is None else budget, "--budget")
+        tune("" if model is None else model, seconds, as_json=as_json)
+        return
+    for flag, value in (("--model", model), ("--budget", budget)):
+        if value is not None:
+            raise BadInput(f"{flag} says how kernels are tuned: give --tune-kernels with it")
     from autotune.hardware.examination import examine
 
     with progress_steps() as step:

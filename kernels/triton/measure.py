@@ -63,7 +63,14 @@ class Timer(Protocol):
 
 
 class DeviceBroken(RuntimeError):
-    """A launch left the device unusable for this process; the text says which."""
+    """A launch left the device unusable for this process; the text says which.
+
+    `default` is the default's measurement, which is all that is left to choose.
+    """
+
+    def __init__(self, text: str, default: Measured) -> None:
+        super().__init__(text)
+        self.default = default
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ def best_choice(
         # Triton's own errors (out of resources, compilation) have no common base but this.
         except Exception as error:
             reason = f"{type(error).__name__}: {_first_line(error)}"
-            _check_device(expected, problem, choice)
+            _check_device(expected, problem, choice, measurable[0])
         if reason is not None:
             refused.append((choice, reason))
     times = [(known.choice, known.timings[0]) for known in measurable]
@@ -195,14 +202,15 @@ def _poison(like: Tensor) -> None:
         torch.full_like(like, float("nan"))
 
 
-def _check_device(x: Tensor, problem: Problem, choice: Choice) -> None:
+def _check_device(x: Tensor, problem: Problem, choice: Choice, default: "_Measurable") -> None:
     """Raises DeviceBroken if the device of x no longer runs anything."""
     try:
         _synchronize(x.device)
     except RuntimeError as error:
         raise DeviceBroken(
             f"{problem.kernel} {problem.sizes} with {choice.path} {dict(choice.tiles)} left the "
-            f"GPU unusable for this process: {_first_line(error)}"
+            f"GPU unusable for this process: {_first_line(error)}",
+            Measured(default.choice, default.seconds, default.seconds),
         ) from error
 
 
