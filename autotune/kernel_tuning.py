@@ -12,6 +12,7 @@ from autotune.model_info import read_model_info, with_default_model
 from autotune.search.methods_offered import Offer, offer_for, seed_methods
 from autotune.search.space import load_space
 from engine.config import KNOBS, EngineConfig
+from engine.quantize.method_table import METHODS
 
 if TYPE_CHECKING:
     from engine.tunable_operations import Sizes
@@ -64,7 +65,7 @@ def tune_kernels(
     listener: Listener,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> KernelTuning:
-    """Measure the kernels for a model as it is and in one quantization of each speed offered here.
+    """Measure the kernels for a model as it is and in the quantizations that are offered here.
 
     An empty `model` is the embedded one. Results are saved as they are found; problems that are
     known are not measured again.
@@ -100,9 +101,13 @@ def tune_kernels(
 
 
 def methods_to_tune(offer: Offer) -> list[str]:
-    """Floats, and one method of each speed: the others of its class end in the same kernels."""
+    """Floats, one method of each speed, then what is left that needs no calibration.
+
+    A calibrated method's weights go through the kernels of the plain one with as many bits.
+    """
     offered = offer.values["quantization"]
-    return ["none", *seed_methods(offered, "none")]
+    plain = [name for name in offered if not METHODS[name].calibrated]
+    return list(dict.fromkeys(["none", *seed_methods(offered, "none"), *plain]))
 
 
 def _tune_one(

@@ -70,6 +70,11 @@ def tuning_file(device: torch.device) -> Path:
     return tuning_cache.path_of(runtime.device_facts(device.index or 0))
 
 
+def num_tuned(device: torch.device) -> int:
+    """Problems that were measured on such a device, under the versions in use."""
+    return len(tuning_cache.entries(runtime.device_facts(device.index or 0)))
+
+
 def default_timer(device: torch.device) -> Timer:
     """The timer of a CUDA device."""
     from kernels.triton.cuda_timer import CudaTimer

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from engine.checkpoints.model_folder import ModelFolder, open_model_folder
 from engine.checkpoints.open_source import open_source
+from engine.checkpoints.source import TensorSource
 from engine.config import EngineConfig
 from engine.detokenizer import StreamDetokenizer
 from engine.engine import CacheShape, Engine
-from engine.errors import ConfigError, EnvironmentLacks
+from engine.errors import ConfigError, EngineError, EnvironmentLacks
 from engine.freed_memory import return_freed_memory
+from engine.models.decoder import Decoder
+from engine.kernel_tuning import tuning_notes
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
 from engine.models.serving_notes import serving_notes
+from engine.models.sharding import check_divides
 from engine.models.spec import DecoderSpec
+from engine.parallel import ALONE, Ranks, can_connect
+from engine.parallel_driver import DriverRanks
 from engine.quantize.method_table import METHODS
 from engine.quantize.prepared import prepared_folder
 from engine.quantize.write_checkpoint import OnLayer
@@ -33,7 +40,8 @@ class LoadedModel:
     """A model on its device with its KV cache, and what else its folder told.
 
     `tokenizer` is None if the folder has none: prompts must then be token ids. `notes` are
-    sentences on what of the checkpoint is served otherwise than it is stored.
+    sentences on what of the checkpoint is served otherwise than it is stored. A model that is
+    divided among processes has them ended by `close`.
     """
 
     runner: ModelRunner
@@ -41,6 +49,15 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     eos_token_ids: tuple[int, ...]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Why no step can be computed any more, if so: the model must be loaded again."""
+        return self.runner.decoder.ranks.failure
+
+    def close(self) -> None:
+        """End the processes of the other ranks, if there are any."""
+        self.runner.decoder.ranks.close()
 
     def engine(
         self, config: EngineConfig, on_step: Callable[[StepRecord], None] | None = None
@@ -116,26 +133,99 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
     spec = decoder_spec(folder)
     max_model_len = resolve_max_model_len(config, spec)
     device = resolve_device(config)
+    check_ranks(config, spec, device)
     eos_token_ids = folder.eos_token_ids()
     tokenizer = _tokenizer(config, folder)
-    source, method = open_source(folder), config.quantization
-    if METHODS[method].calibrated:
-        prepared = prepared_folder(config, folder, device, on_layer)
-        source = open_source(open_model_folder(prepared))
-        method = "none"  # the layers are as they should be
+    weights = folder.path
+    if METHODS[config.quantization].calibrated:
+        weights = prepared_folder(config, folder, device, on_layer)
+    ranks = _start_ranks(config, weights, device)
+    try:
+        source = open_source(folder if weights == folder.path else open_model_folder(weights))
+        decoder = _load_part(config, folder, spec, source, device, ranks)
+        if isinstance(ranks, DriverRanks):
+            ranks.meet()
+            ranks.tell("run", config=config.to_dict(), max_model_len=max_model_len)
+        runner = ModelRunner(decoder, config, max_model_len, eos_token_ids)
+        runner.warmup()
+    except BaseException:
+        ranks.close()
+        raise
+    return_freed_memory()
+    notes = [*serving_notes(spec, max_model_len), *source.notes, *tuning_notes()]
+    return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
+
+
+def load_part(config: EngineConfig, weights: Path, device: torch.device, ranks: Ranks) -> Decoder:
+    """The part of a model that one of its ranks has; the driver has checked all the rest.
+
+    `weights`: the folder with the weights, which is not `config.model` where they were prepared.
+
+    Raises:
+        ModelError: the folder is missing or broken.
+        EnvironmentLacks: not enough memory.
+    """
+    folder = open_model_folder(config.model)
+    source = open_source(folder if weights == folder.path else open_model_folder(weights))
+    return _load_part(config, folder, decoder_spec(folder), source, device, ranks)
+
+
+def check_ranks(config: EngineConfig, spec: DecoderSpec, device: torch.device) -> None:
+    """Refuse more ranks than there are devices, or that cannot divide the model.
+
+    Raises:
+        ConfigError: `tensor_parallel_size` does not divide heads or features.
+        EnvironmentLacks: fewer GPUs, or a PyTorch that cannot connect them.
+    """
+    size = config.tensor_parallel_size
+    if size == 1:
+        return
+    check_divides(spec, size)
+    here = torch.cuda.device_count() if device.type == "cuda" else size
+    if here < size:
+        raise EnvironmentLacks(
+            f"tensor_parallel_size={size} needs {size} GPUs, {here} {'is' if here == 1 else 'are'} "
+            "here"
+        )
+    backend = "NCCL" if device.type == "cuda" else "gloo"
+    if not can_connect(device):
+        raise EnvironmentLacks(
+            f"tensor_parallel_size={size} needs {backend}, which this build of PyTorch lacks"
+        )
+
+
+def _start_ranks(config: EngineConfig, weights: Path, device: torch.device) -> Ranks:
+    size = config.tensor_parallel_size
+    if size == 1:
+        return ALONE
+    ranks = DriverRanks(size, device)
+    try:
+        ranks.start(config=config.to_dict(), weights=str(weights), device=device.type)
+    except BaseException:
+        ranks.close()
+        raise
+    return ranks
+
+
+def _load_part(
+    config: EngineConfig,
+    folder: ModelFolder,
+    spec: DecoderSpec,
+    source: TensorSource,
+    device: torch.device,
+    ranks: Ranks,
+) -> Decoder:
+    # Layers that a calibrated method has prepared are as they should be.
+    method = "none" if METHODS[config.quantization].calibrated else config.quantization
     dtype = resolve_dtype(config, spec)
     try:
-        decoder = load_decoder(source, spec, dtype, device, method, config.quantization)
+        return load_decoder(source, spec, dtype, device, method, config.quantization, ranks)
     except torch.OutOfMemoryError as error:
+        more = "" if device.type == "cpu" else ", raise tensor_parallel_size"
         raise EnvironmentLacks(
             f"the weights of {folder.path} do not fit the memory of {device}: set quantization to "
-            "int8 or int4, or choose a smaller model"
+            f"int8 or int4{more}, or choose a smaller model"
         ) from error
-    runner = ModelRunner(decoder, config, max_model_len, eos_token_ids)
-    runner.warmup()
-    return_freed_memory()
-    notes = [*serving_notes(spec, max_model_len), *source.notes]
-    return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
 
 
 def _tokenizer(config: EngineConfig, folder: ModelFolder) -> Tokenizer | None:

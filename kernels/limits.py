@@ -1,8 +1,9 @@
 """Measured ceilings of a device: memory bandwidth, matmul rate per dtype, cost of one call.
 
 What `doctor` prints and what a roofline divides by. Each figure is the best of several runs: a
-ceiling is what the hardware can do, and everything that disturbs a run makes it slower. Whether the
-native CPU kernels run, on which the rates depend, is told by `native_status`.
+ceiling is what the hardware can do, and everything that disturbs a run makes it slower. Operands
+are random, as a GPU multiplies zeros and ones faster than it will any model's weights. Whether the
+compiled kernels run, on which the rates depend, is told by `native_status` and `triton_status`.
 """
 
 import time
@@ -14,21 +15,28 @@ import torch.nn.functional as F
 
 from kernels import ops
 from kernels.cpu import NativeStatus, native_status
+from kernels.triton.runtime import TritonStatus
+from kernels.triton.runtime import status as triton_status
 
 __all__ = [
     "Limits",
     "NativeStatus",
+    "TritonStatus",
     "best_seconds",
     "call_cost",
+    "launch_cost",
     "matmul_rate",
     "measure_limits",
     "memory_bandwidth",
     "native_status",
+    "triton_status",
 ]
 
 LARGEST_MATMUL = 4096
 CPU_BUFFER_BYTES = 256 << 20
 CUDA_BUFFER_BYTES = 2 << 30
+# Least compute capability with matrix units for e4m3.
+FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,8 @@ class Limits:
     matmul_rate: operations per second (a multiply-add is two) by dtype name; a dtype that the
     device cannot multiply is absent.
     call_cost: seconds of host time for one small PyTorch operation (a kernel launch on a GPU).
+    launch_cost: seconds of the GPU's time from one tiny kernel to the next, launched one by one;
+    graph_launch_cost: replayed from a CUDA graph. Both None on a CPU.
     """
 
     device: str
@@ -46,6 +56,8 @@ class Limits:
     memory_bandwidth: float
     matmul_rate: dict[str, float]
     call_cost: float
+    launch_cost: float | None = None
+    graph_launch_cost: float | None = None
 
 
 def _synchronize(device: torch.device) -> None:
@@ -54,17 +66,34 @@ def _synchronize(device: torch.device) -> None:
 
 
 def best_seconds(run: Callable[[], object], device: torch.device, budget: float) -> float:
-    """The fastest of at least three runs, and of as many as fit ``budget`` seconds."""
+    """The fastest of at least three runs, and of as many as fit ``budget`` seconds.
+
+    By the host's clock on a CPU, by events on a GPU, where the host's share does not count.
+    """
     run()  # warm up: first touches, compilation, library start
     _synchronize(device)
+    timed = _event_seconds if device.type == "cuda" else _host_seconds
     best, runs, begin = float("inf"), 0, time.perf_counter()
     while runs < 3 or time.perf_counter() - begin < budget:
-        start = time.perf_counter()
-        run()
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, timed(run))
         runs += 1
     return best
+
+
+def _host_seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _event_seconds(run: Callable[[], object]) -> float:
+    begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def memory_bandwidth(device: torch.device, budget: float = 0.5) -> float:
@@ -74,18 +103,25 @@ def memory_bandwidth(device: torch.device, budget: float = 0.5) -> float:
         return CPU_BUFFER_BYTES / best_seconds(source.sum, device, budget)
     free = torch.cuda.mem_get_info(device)[0]
     size = min(CUDA_BUFFER_BYTES, free // 4)
-    source = torch.ones(size, dtype=torch.uint8, device=device)
+    source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    return 2 * size / best_seconds(lambda: target.copy_(source), device, budget)
+    with torch.cuda.device(device):
+        return 2 * size / best_seconds(lambda: target.copy_(source), device, budget)
 
 
 def _matmul(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], object]:
     if dtype == torch.int8:
-        q = torch.ones(size, size, dtype=torch.int8, device=device)
-        weight = ops.pack_int8(q, torch.ones(size, device=device))
-        rows = torch.ones(size, size, dtype=torch.bfloat16, device=device)
+        q = torch.empty(size, size, dtype=torch.int8, device=device).random_(-127, 128)
+        weight = ops.pack_int8(q, torch.full((size,), 0.01, device=device))
+        rows = torch.randn(size, size, device=device).to(torch.bfloat16)
         return lambda: ops.linear(rows, weight)
-    x = torch.ones(size, size, dtype=dtype, device=device)
+    # Small enough that no float16 sum overflows.
+    x = (torch.randn(size, size, device=device) / 8).to(dtype)
+    if dtype == torch.float8_e4m3fn:
+        scale = torch.ones((), device=device)
+        return lambda: torch._scaled_mm(
+            x, x.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
     if device.type == "cpu" and dtype == torch.bfloat16:
         dense = ops.pack_dense(x)
         return lambda: ops.linear(x, dense)
@@ -96,8 +132,11 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, budget: float = 0.5) -
     """Operations per second of a square linear layer in ``dtype``; None if there is no such kernel.
 
     The size doubles until a run is long enough to hide its start, so that a slow dtype does not
-    take minutes. int8 is the whole W8A8 layer, quantization of the activations included.
+    take minutes. int8 is the whole W8A8 layer, quantization of the activations included. e4m3 is
+    the matrix product alone and only on a GPU that has units for it.
     """
+    if dtype == torch.float8_e4m3fn and not _multiplies_fp8(device):
+        return None
     size, rate = 1024, 0.0
     long_enough = 0.1 if device.type == "cpu" else 0.005
     while size <= (LARGEST_MATMUL if device.type == "cpu" else 2 * LARGEST_MATMUL):
@@ -112,15 +151,48 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, budget: float = 0.5) -
     return rate
 
 
-def call_cost(device: torch.device, calls: int = 200) -> float:
-    """Host seconds for one small operation."""
-    x = torch.zeros(16, device=device)
+def _multiplies_fp8(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
-    def many() -> None:
+
+def call_cost(device: torch.device, calls: int = 200) -> float:
+    """Host seconds for one small operation, which a GPU need not have finished."""
+    x = torch.zeros(16, device=device)
+    best = float("inf")
+    for _ in range(5):
+        _synchronize(device)
+        start = time.perf_counter()
         for _ in range(calls):
             x.add_(1)
+        best = min(best, (time.perf_counter() - start) / calls)
+    _synchronize(device)
+    return best
 
-    return best_seconds(many, device, 0.05) / calls
+
+def launch_cost(device: torch.device, *, graph: bool, launches: int = 200) -> float | None:
+    """Seconds of a GPU's time from one tiny kernel to the next; None on a CPU.
+
+    Launched by PyTorch one by one, where the host is what takes the time, or from a ``graph``,
+    where the device's own start of a kernel is.
+    """
+    if device.type != "cuda":
+        return None
+    with torch.cuda.device(device):
+        x = torch.zeros(16, device=device)
+
+        def many() -> None:
+            for _ in range(launches):
+                x.add_(1)
+
+        if not graph:
+            return best_seconds(many, device, 0.05) / launches
+        captured = torch.cuda.CUDAGraph()
+        many()
+        with torch.cuda.graph(captured):
+            many()
+        return best_seconds(captured.replay, device, 0.05) / launches
 
 
 def measure_limits(device: torch.device | str = "cpu", budget: float = 2.0) -> Limits:
@@ -131,6 +203,7 @@ def measure_limits(device: torch.device | str = "cpu", budget: float = 2.0) -> L
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
         "int8": torch.int8,
+        "float8_e4m3fn": torch.float8_e4m3fn,
     }
     share = budget / (len(names) + 1)
     rates = {name: matmul_rate(dtype, device, share) for name, dtype in names.items()}
@@ -140,4 +213,6 @@ def measure_limits(device: torch.device | str = "cpu", budget: float = 2.0) -> L
         memory_bandwidth=memory_bandwidth(device, share),
         matmul_rate={name: rate for name, rate in rates.items() if rate is not None},
         call_cost=call_cost(device),
+        launch_cost=launch_cost(device, graph=False),
+        graph_launch_cost=launch_cost(device, graph=True),
     )

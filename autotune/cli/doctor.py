@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from autotune.hardware.examination import Findings
 
 
+_SHORT = {"float8_e4m3fn": "fp8"}
+
+
 def doctor(
     tune_kernels: Annotated[
         bool,
@@ -115,7 +118,12 @@ def _show_ceilings(ceilings: Ceilings, console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     rows = [("memory bandwidth", ceilings.bandwidth, 1e9, "GB/s")]
     rows += [
-        (f"{dtype} matmul", rate, 1e12, "TOP/s" if dtype == "int8" else "TFLOP/s")
+        (
+            f"{_SHORT.get(dtype, dtype)} matmul",
+            rate,
+            1e12,
+            "TOP/s" if dtype == "int8" else "TFLOP/s",
+        )
         for dtype, rate in ceilings.matmul.items()
     ]
     for name, rate, scale, unit in rows:
@@ -125,6 +133,12 @@ def _show_ceilings(ceilings: Ceilings, console: Console) -> None:
             f"median {_number(rate.median / scale)}, lowest {_number(rate.low / scale)}"
             if rate.low < rate.high
             else "one round",
+        )
+    if ceilings.launch_cost is not None and ceilings.graph_launch_cost is not None:
+        table.add_row(
+            "kernel launch",
+            f"{_number(ceilings.launch_cost * 1e6)} µs",
+            f"{_number(ceilings.graph_launch_cost * 1e6)} µs from a CUDA graph",
         )
     console.print(table)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # The types that the engine computes in.
-MATMUL_DTYPES = ("float32", "bfloat16", "float16", "int8")
+MATMUL_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 ROUNDS = 3
 # On a busy machine a round may take ten times as long as asked; then fewer must do.
 LONGEST_SECONDS = 5.0
@@ -38,11 +38,15 @@ class Ceilings:
     """Memory bandwidth in bytes/s, and matmul rates in operations/s by dtype.
 
     A multiply-add is two operations. A dtype in which the device cannot multiply is left out.
+    `launch_cost` and `graph_launch_cost` are seconds from one tiny kernel to the next on a GPU,
+    launched one by one and replayed from a graph; None on a CPU.
     """
 
     device: str
     bandwidth: Rate
     matmul: dict[str, Rate]
+    launch_cost: float | None = None
+    graph_launch_cost: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -50,6 +54,8 @@ class Ceilings:
             "device": self.device,
             "memory_bandwidth_bytes_per_s": dataclasses.asdict(self.bandwidth),
             "matmul_operations_per_s": {k: dataclasses.asdict(v) for k, v in self.matmul.items()},
+            "launch_cost_s": self.launch_cost,
+            "graph_launch_cost_s": self.graph_launch_cost,
         }
 
 
@@ -63,7 +69,7 @@ def measure_ceilings(device: str, seconds: float, step: Callable[[str], None]) -
     """
     import torch
 
-    from kernels.limits import matmul_rate, memory_bandwidth
+    from kernels.limits import launch_cost, matmul_rate, memory_bandwidth
 
     where = torch.device(device)
     bandwidth: list[float] = []
@@ -80,5 +86,9 @@ def measure_ceilings(device: str, seconds: float, step: Callable[[str], None]) -
             if rate is not None:
                 matmul.setdefault(name, []).append(rate)
     return Ceilings(
-        device, Rate.of(bandwidth), {name: Rate.of(rates) for name, rates in matmul.items()}
+        device,
+        Rate.of(bandwidth),
+        {name: Rate.of(rates) for name, rates in matmul.items()},
+        launch_cost(where, graph=False),
+        launch_cost(where, graph=True),
     )

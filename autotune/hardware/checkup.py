@@ -162,6 +162,36 @@ def check_native_kernels() -> Check:
     )
 
 
+def check_triton_kernels() -> list[Check]:
+    """Whether the engine's GPU kernels run on each GPU that torch sees, and how many are tuned."""
+    try:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    except Exception:  # told by the check of the library
+        return []
+    return [_triton_kernels(torch.device("cuda", i), count) for i in range(count)]
+
+
+def _triton_kernels(device: Any, count: int) -> Check:
+    name = "GPU kernels" if count == 1 else f"GPU kernels {device.index}"
+    from kernels.limits import triton_status
+
+    status = triton_status(device)
+    if status.available:
+        from engine.kernel_tuning import num_tuned
+
+        tuned = num_tuned(device)
+        text = f"{tuned} problems tuned" if tuned else "autotune doctor --tune-kernels tunes them"
+        return Check(name, "ok", f"{status.reason}; {text}")
+    remedy = (
+        "pip install 'triton>=3.6'"
+        if "not installed" in status.reason
+        else "use a GPU of compute capability 8.0 or above"
+    )
+    return Check(name, "degraded", f"plain PyTorch is used instead: {status.reason}", remedy)
+
+
 def check_gpus(readings: GpuReadings, cuda_available: bool | None) -> list[Check]:
     """The GPUs, whether torch can use them, and whether something slows them right now.
 

@@ -23,7 +23,8 @@ def describe_hardware(
 
     `device`, `name`, `cores` and `memory_bytes` are those of the device that is measured: the GPU
     with `cuda`, the processor with `cpu`. Cores and memory are what this process may use, which
-    a container may have made less than the machine has.
+    a container may have made less than the machine has. `gpu_kernels` says with `cuda` whether
+    the engine's compiled kernels run on the GPU, and if not why; None with `cpu`.
 
     Arguments:
         device: `cpu`, `cuda`, or `auto` for what the engine would choose.
@@ -59,6 +60,7 @@ def describe_hardware(
             {**dataclasses.asdict(g), "throttle_reasons": _list(g.throttle_reasons)}
             for g in readings.gpus
         ],
+        "gpu_kernels": _gpu_kernels() if on_gpu else None,
         "gpu_driver": readings.driver,
         "gpu_problem": readings.problem,
         "system": {
@@ -76,6 +78,17 @@ def _torch_has_gpu() -> bool:
         return bool(torch.cuda.is_available())
     except Exception:  # a broken torch has no GPU; doctor says what is wrong with it
         return False
+
+
+def _gpu_kernels() -> dict[str, Any] | None:
+    try:
+        import torch
+
+        from kernels.limits import triton_status
+
+        return dataclasses.asdict(triton_status(torch.device("cuda")))
+    except Exception:  # as above
+        return None
 
 
 def _least(value: int, limit: int | None) -> int:

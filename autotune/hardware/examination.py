@@ -69,7 +69,7 @@ def examine(step: Callable[[str], None]) -> Findings:
         checkup.check_embedded_model(Path(str(files("autotune").joinpath("embedded", "target")))),
     ]
     step("Loading the native kernels")
-    checks.append(checkup.check_native_kernels())
+    checks += [checkup.check_native_kernels(), *checkup.check_triton_kernels()]
     ceilings = None
     if not any(check.fatal for check in checks):
         ceilings = measure_ceilings(hardware["device"], SECONDS_EACH, step)

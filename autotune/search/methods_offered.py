@@ -1,10 +1,11 @@
 """Which quantizations a search may choose on a device, and in which order they are worth a trial.
 
-What a method multiplies fast by is declared once, in `engine.quantize.method_table`; the search
-offers no other. Methods that end in the same kernels (equal bits of weights and equal activations)
-have the same speed and differ in quality and in what preparing them costs. So one of each such
-class is a seed of the search, the one that needs no calibration; where its harm breaks the SLO's
-guard, the others of its class are its heirs: as fast and, calibrated, gentler.
+What a method multiplies fast by is declared once, in `engine.quantize.method_table`: measured for
+CPUs, expected for GPUs. The search offers no other. Methods that end in the same kernels (equal
+bits of weights and equal activations) have the same speed and differ in quality and in what
+preparing them costs. So one of each such class is a seed of the search, the one that needs no
+calibration; where its harm breaks the SLO's guard, the others of its class are its heirs: as fast
+and, calibrated, gentler.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from autotune.errors import BadInput
 from engine.config import KNOBS, EngineConfig
 from engine.quantize.method_table import METHODS, Method
 
-# Least compute capability that converts e4m3 in hardware.
+# Least compute capabilities of the attention kernels, and of GPUs that convert e4m3 in hardware.
+_KERNELS_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)
 _HALF_CACHES = ("auto", "int8", "fp8")
 
@@ -85,11 +87,14 @@ def methods_by_speed(hardware: Mapping[str, Any]) -> dict[str, bool]:
 def device_abilities(hardware: Mapping[str, Any]) -> tuple[list[str], tuple[int, int] | None]:
     """(CPU features, CUDA compute capability) as `Method.is_fast` asks for them.
 
-    The capability is None on a CPU, and (0, 0) for a GPU that does not tell its own.
+    The capability is None on a CPU, and (0, 0) for a GPU that does not tell its own or on which the
+    compiled kernels do not run (no Triton): quantized weights are then widened at every step.
     """
     features = list((hardware.get("cpu") or {}).get("features") or ())
     if hardware.get("device") != "cuda":
         return features, None
+    if not (hardware.get("gpu_kernels") or {"available": True})["available"]:
+        return features, (0, 0)
     gpus = hardware.get("gpus") or [{}]
     text = str(gpus[0].get("compute_capability") or "0.0")
     major, _, minor = text.partition(".")
@@ -135,6 +140,8 @@ def speed_class(method: str) -> tuple[int, str]:
 
 
 def _caches(capability: tuple[int, int] | None) -> tuple[str, ...]:
-    if capability is not None and capability < _FP8_CAPABILITY:
-        return tuple(name for name in _HALF_CACHES if name != "fp8")
-    return _HALF_CACHES
+    if capability is None or capability >= _FP8_CAPABILITY:
+        return _HALF_CACHES
+    if capability < _KERNELS_CAPABILITY:
+        return ("auto",)
+    return tuple(name for name in _HALF_CACHES if name != "fp8")

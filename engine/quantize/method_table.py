@@ -13,6 +13,9 @@ from typing import Literal
 
 Activation = Literal["float", "int8", "fp8"]
 
+# B300 (10.3): its int8 rate is about a fifteenth of its bf16 rate, by NVIDIA's data sheet.
+NO_INT8_UNITS = frozenset({(10, 3)})
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -22,8 +25,11 @@ class Method:
     weight are rounded to. A `calibrated` method needs text; the others look at the weight alone.
     `cpu_features`: instructions, as Linux names them in /proc/cpuinfo, any one of which makes it
     faster than floats at decode and about as fast or faster at prefill, as measured by
-    `benchmarks/quantization_speed.py`; `cuda_capability`: the least compute capability whose
-    integer units the kernels use for it. None: no fast path today.
+    `benchmarks/quantization_speed.py`; None: no fast path today.
+    `cuda_capability`: the least compute capability for which there are kernels that read the
+    weight's own bits, and at "int8" and "fp8" activations multiply in units of that type. That is
+    an expectation from bytes and units, not a measurement: a search offers the method there and
+    measures it, and `autotune doctor --tune-kernels` finds the fastest kernel for each shape.
     """
 
     name: str
@@ -40,11 +46,14 @@ class Method:
     ) -> bool:
         """Whether a GPU of `cuda_capability`, or else a CPU with `cpu_features`, runs it fast.
 
-        `none` always is: it is what the others are compared with.
+        `none` always is: it is what the others are compared with. On a GPU this is expected, not
+        measured; see `cuda_capability`.
         """
         if self.name == "none":
             return True
         if cuda_capability is not None:
+            if self.activation == "int8" and cuda_capability in NO_INT8_UNITS:
+                return False
             return self.cuda_capability is not None and cuda_capability >= self.cuda_capability
         return self.cpu_features is not None and any(f in cpu_features for f in self.cpu_features)
 
@@ -52,6 +61,9 @@ class Method:
 # Integers by VNNI or AMX tiles; bf16 tiles multiply what is widened from 4 bits or e4m3 on the way.
 _INT8 = ("amx_int8", "avx512_vnni")
 _TILES = ("amx_bf16",)
+# bf16 matrix units and asynchronous copies, which the Triton kernels are written for; and e4m3.
+_AMPERE = (8, 0)
+_ADA = (8, 9)
 
 METHODS: Mapping[str, Method] = types.MappingProxyType(
     {
@@ -66,7 +78,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "int8",
                 False,
                 _INT8,
-                (8, 0),
+                _AMPERE,
             ),
             Method(
                 "int4",
@@ -76,7 +88,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "float",
                 False,
                 _TILES,
-                None,
+                _AMPERE,
             ),
             Method(
                 "fp8",
@@ -86,7 +98,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "fp8",
                 False,
                 _TILES,
-                None,
+                _ADA,
             ),
             Method(
                 "nf4",
@@ -96,7 +108,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "float",
                 False,
                 _TILES,
-                None,
+                _AMPERE,
             ),
             Method(
                 "llm_int8",
@@ -106,7 +118,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "int8",
                 False,
                 ("amx_int8",),
-                None,
+                _AMPERE,
             ),
             Method(
                 "smoothquant",
@@ -116,7 +128,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "int8",
                 True,
                 _INT8,
-                (8, 0),
+                _AMPERE,
             ),
             Method(
                 "gptq",
@@ -126,7 +138,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "float",
                 True,
                 _TILES,
-                None,
+                _AMPERE,
             ),
             Method(
                 "awq",
@@ -136,7 +148,7 @@ METHODS: Mapping[str, Method] = types.MappingProxyType(
                 "float",
                 True,
                 _TILES,
-                None,
+                _AMPERE,
             ),
         )
     }

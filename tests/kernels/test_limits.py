@@ -18,6 +18,13 @@ def test_a_dtype_without_a_matmul_has_no_rate():
     assert limits.matmul_rate(torch.bool, torch.device("cpu"), 0.01) is None
 
 
+def test_what_only_a_gpu_has_is_absent_on_a_cpu():
+    cpu = torch.device("cpu")
+    assert limits.matmul_rate(torch.float8_e4m3fn, cpu, 0.01) is None
+    assert limits.launch_cost(cpu, graph=True) is None
+    assert not limits.triton_status(cpu).available
+
+
 def test_the_best_run_counts():
     pauses = iter([0.0, 0.03, 0.001, 0.03, 0.03])
     seconds = limits.best_seconds(

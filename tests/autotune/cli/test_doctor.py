@@ -61,6 +61,17 @@ def test_what_the_engine_needs_and_lacks_ends_with_3(monkeypatch: pytest.MonkeyP
     assert "to mend it: pip install tokenizers" in result.stdout
 
 
+def test_a_gpu_shows_fp8_and_what_launches_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"float8_e4m3fn": Rate.of([1.9e15])}
+    measured = Ceilings("cuda", Rate.of([4e12]), rates, launch_cost=4.2e-6, graph_launch_cost=1e-6)
+    result = doctor(monkeypatch, GOOD, measured=measured)
+    assert "fp8 matmul" in result.stdout
+    assert "4.20 µs" in result.stdout
+    assert "1.00 µs from a CUDA graph" in result.stdout
+    found = json.loads(doctor(monkeypatch, GOOD, "--json", measured=measured).stdout)
+    assert found["limits"]["launch_cost_s"] == 4.2e-6
+
+
 @pytest.mark.parametrize(("checks", "code"), [(GOOD, 0), (BAD, 3)])
 def test_json(monkeypatch: pytest.MonkeyPatch, checks: list[Check], code: int) -> None:
     result = doctor(monkeypatch, checks, "--json")

@@ -9,6 +9,7 @@ from kernels import limits
 def test_rounds_are_summarised_and_unknown_dtypes_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([30.0, 10.0, 20.0])
     rates = {torch.float32: 1.0, torch.bfloat16: 4.0, torch.float16: None, torch.int8: 8.0}
+    rates[torch.float8_e4m3fn] = None
     budgets = []
 
     def bandwidth(device: torch.device, budget: float) -> float:
@@ -25,6 +26,7 @@ def test_rounds_are_summarised_and_unknown_dtypes_left_out(monkeypatch: pytest.M
         "bfloat16": Rate(4.0, 4.0, 4.0),
         "int8": Rate(8.0, 8.0, 8.0),
     }
+    assert (found.launch_cost, found.graph_launch_cost) == (None, None)
     assert sum(budgets) == pytest.approx(0.9)
     assert len(steps) == ceilings.ROUNDS
 

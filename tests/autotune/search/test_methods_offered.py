@@ -25,7 +25,7 @@ def gpu(capability: str | None) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("hardware", [AMX, OLD, gpu("8.0"), gpu("9.0"), gpu(None)])
+@pytest.mark.parametrize("hardware", [AMX, OLD, gpu("8.0"), gpu("10.3"), gpu(None)])
 def test_exactly_the_methods_that_the_table_calls_fast(hardware: dict[str, Any]) -> None:
     features, capability = device_abilities(hardware)
     offered = offer_for(hardware, quantized=False).values["quantization"]
@@ -38,6 +38,30 @@ def test_a_gpu_is_judged_by_its_capability_and_not_by_its_host() -> None:
     assert device_abilities(gpu(None))[1] == (0, 0)
     assert offer_for(gpu(None), quantized=False).values["quantization"] == ("none",)
     assert offer_for(OLD, quantized=False).values["quantization"] == ("none",)
+
+
+def on_gpu(capability: str) -> set[str]:
+    return set(offer_for(gpu(capability), quantized=False).values["quantization"])
+
+
+def test_a_gpu_is_offered_what_it_has_kernels_and_units_for() -> None:
+    int8 = {"int8", "llm_int8", "smoothquant"}
+    four = {"int4", "nf4", "gptq", "awq"}
+    assert on_gpu("7.5") == {"none"}
+    assert on_gpu("8.0") == on_gpu("8.6") == {"none"} | int8 | four
+    assert on_gpu("8.9") == on_gpu("9.0") == on_gpu("12.0") == {"none", "fp8"} | int8 | four
+    # B300 has all but no integer units.
+    assert on_gpu("10.3") == {"none", "fp8"} | four
+    assert offer_for(gpu("7.5"), quantized=False).values["kv_cache_dtype"] == ("auto",)
+    assert offer_for(gpu("8.6"), quantized=False).values["kv_cache_dtype"] == ("auto", "int8")
+
+
+def test_a_gpu_without_triton_is_offered_no_quantization() -> None:
+    bare = {**gpu("9.0"), "gpu_kernels": {"available": False, "reason": "Triton is not installed"}}
+    assert offer_for(bare, quantized=False).values["quantization"] == ("none",)
+    assert offer_for(bare, quantized=False).values["kv_cache_dtype"] == ("auto",)
+    able = {**gpu("9.0"), "gpu_kernels": {"available": True, "reason": ""}}
+    assert "fp8" in offer_for(able, quantized=False).values["quantization"]
 
 
 def test_weights_that_are_quantized_stay_as_they_are() -> None:
@@ -60,12 +84,12 @@ def test_the_shipped_space_is_narrowed_silently(tmp_path: Path) -> None:
 
 
 def test_a_method_that_was_asked_for_is_measured_with_a_note() -> None:
-    offer = offer_for(gpu("9.0"), quantized=False)
-    asked = EngineConfig(model="m", quantization="nf4")
+    offer = offer_for(gpu("8.0"), quantized=False)
+    asked = EngineConfig(model="m", quantization="fp8")
     (note,) = offer.notes_on(asked)
-    assert "quantization=nf4 was asked for" in note
+    assert "quantization=fp8 was asked for" in note
     space = load_space("cuda", {}, None, offer).nearest(asked)
-    assert "nf4" in space.values["quantization"]
+    assert "fp8" in space.values["quantization"]
     assert offer.notes_on(EngineConfig(model="m")) == []
 
 
@@ -73,9 +97,9 @@ def test_every_method_of_the_table_is_in_the_shipped_spaces() -> None:
     # What is missing there could never be offered, on whatever device.
     fast = {n: m for n, m in METHODS.items() if n != "none"}
     on_cpu = {n for n, m in fast.items() if m.cpu_features is not None}
-    on_gpu = {n for n, m in fast.items() if m.cuda_capability is not None}
+    on_cuda = {n for n, m in fast.items() if m.cuda_capability is not None}
     assert on_cpu <= set(load_space("cpu", {}).values["quantization"])
-    assert on_gpu <= set(load_space("cuda", {}).values["quantization"])
+    assert on_cuda <= set(load_space("cuda", {}).values["quantization"])
     assert set(METHODS) == set(KNOBS["quantization"].choices or ())
 
 
