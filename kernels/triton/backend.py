@@ -1,10 +1,7 @@
 """Triton's backend (``kernels.backends.Backend``)."""
 
-from torch import Tensor
-
-from kernels.layer_cache import LayerCache
-from kernels.metadata import AttentionMetadata
 from kernels.triton.activation import gelu_and_mul, silu_and_mul
+from kernels.triton.attention import paged_attention
 from kernels.triton.cache_write import rotary_and_write_kv, write_kv
 from kernels.triton.norm import head_rms_norm, rms_norm
 from kernels.triton.rotary import rotary_embedding
@@ -21,15 +18,3 @@ __all__ = [
     "silu_and_mul",
     "write_kv",
 ]
-
-
-def paged_attention(
-    q: Tensor,  # noqa: ARG001
-    cache: LayerCache,  # noqa: ARG001
-    metadata: AttentionMetadata,  # noqa: ARG001
-    scale: float,  # noqa: ARG001
-    window: int,  # noqa: ARG001
-    soft_cap: float,  # noqa: ARG001
-) -> Tensor | None:
-    """Declined."""
-    return None
