@@ -16,8 +16,8 @@ from engine.detokenizer import StreamDetokenizer
 from engine.engine import CacheShape, Engine
 from engine.errors import ConfigError, EngineError, EnvironmentLacks
 from engine.freed_memory import return_freed_memory
-from engine.models.decoder import Decoder
 from engine.kernel_tuning import tuning_notes
+from engine.models.decoder import Decoder
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
 from engine.models.serving_notes import serving_notes
