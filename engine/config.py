@@ -109,6 +109,14 @@ class EngineConfig:
         choices=("auto", "bfloat16", "float16", "float32"),
         tunable=False,
     )
+    tensor_parallel_size: int = _knob(
+        1,
+        "Devices that the model is divided among, a process each. On a CPU it is for tests: the "
+        "processes share the cores and the memory.",
+        reload="weights",
+        unit="devices",
+        choices=(1, 2, 4, 8, 16),
+    )
     max_model_len: int | None = _knob(
         None,
         "Longest sequence, prompt and output together; by default the model's own limit.",
@@ -157,8 +165,9 @@ class EngineConfig:
     )
     kv_cache_memory_bytes: int | None = _knob(
         None,
-        "Memory of the KV cache; overrides gpu_memory_utilization. On a CPU the default is "
-        "4 GiB or a quarter of the free memory, whichever is less.",
+        "Memory of the KV cache, of each rank where there are several; overrides "
+        "gpu_memory_utilization. On a CPU the default is 4 GiB or a quarter of the free memory, "
+        "whichever is less, in all.",
         reload="cache",
         unit="bytes",
         minimum=1,

@@ -68,17 +68,27 @@ class Ranks(Protocol):
         ...
 
     def lockstep(self) -> contextlib.AbstractContextManager[None]:
-        """Around what must be done by all ranks or by none.
+        """Around sums over the ranks: whoever fails inside has left the others waiting for ever.
 
-        On the driver a Ctrl-C waits for its end.
+        So that fails the model on all ranks, which must be loaded again. On the driver a Ctrl-C
+        waits for the end.
 
         Raises:
-            EngineError: a rank is gone; the model must be loaded again.
+            EngineError: a rank failed, here or before.
         """
         ...
 
+    def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
+        """The driver: around what is told, and then done; a Ctrl-C waits for its end."""
+        ...
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Why the ranks are of no more use, if they are not."""
+        ...
+
     def close(self) -> None:
-        """The driver: end the others."""
+        """The driver: end the others. No step can be computed any more."""
         ...
 
 
@@ -87,6 +97,7 @@ class Alone:
 
     rank = 0
     size = 1
+    failure = None
     _nothing = contextlib.nullcontext()
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -111,6 +122,10 @@ class Alone:
         """Nothing."""
         return self._nothing
 
+    def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return self._nothing
+
     def close(self) -> None:
         """Nothing."""
 
@@ -122,8 +137,10 @@ class GroupRanks:
     """Ranks that are joined by a process group: NCCL on GPUs, gloo on CPUs.
 
     The group is none of `torch.distributed`'s global ones: a process may hold several models, and
-    groups of its own.
+    groups of its own. A rank that is not the driver is told what to do, and ends where it fails.
     """
+
+    failure: EngineError | None = None
 
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
         self.rank = rank
@@ -135,7 +152,7 @@ class GroupRanks:
         """Meet the other ranks at a file that does not exist yet, in a folder of our own.
 
         Raises:
-            EngineError: not all of them came.
+            RanksLost: not all of them came.
         """
         store = dist.FileStore(str(meeting), self.size)
         store.set_timeout(MEETING_TIMEOUT)
@@ -172,10 +189,13 @@ class GroupRanks:
     def step(self, header: StepHeader, words: Tensor) -> None:
         """Only the driver tells."""
 
-    @contextlib.contextmanager
-    def lockstep(self) -> Iterator[None]:
-        """Nothing: a rank that fails ends."""
-        yield
+    def lockstep(self) -> contextlib.AbstractContextManager[None]:
+        """What fails inside ends this rank."""
+        return _fatal()
+
+    def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
+        """Only the driver is interrupted."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Leave the group."""
@@ -197,18 +217,36 @@ class GroupRanks:
             work = start()
             if work is not None:
                 work.wait()
-        except (RuntimeError, AttributeError) as error:
+        except (RuntimeError, AttributeError) as error:  # the latter: another thread closed it
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         """Say what is known of why the ranks do not answer.
 
         Raises:
-            EngineError: always.
+            RanksLost: always.
         """
-        raise EngineError(
+        raise RanksLost(
             f"rank {self.rank} of {self.size} lost the other ranks: {first_line(error)}"
         ) from error
+
+
+class RankFailed(EngineError):
+    """A rank failed where the others wait for it."""
+
+
+class RanksLost(EngineError):
+    """The other ranks do not answer, for a reason that only they know."""
+
+
+@contextlib.contextmanager
+def _fatal() -> Iterator[None]:
+    try:
+        yield
+    except RanksLost:
+        raise
+    except Exception as error:
+        raise RankFailed(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def all_or_none(ranks: Ranks, attempt: Callable[[], _T]) -> _T:
@@ -230,6 +268,14 @@ def all_or_none(ranks: Ranks, attempt: Callable[[], _T]) -> _T:
         "the memory of another rank does not suffice: lower kv_cache_memory_bytes or "
         "gpu_memory_utilization, or free that device"
     )
+
+
+def can_connect(device: torch.device) -> bool:
+    """Whether this build of PyTorch can join ranks on such devices."""
+    if not dist.is_available():
+        return False
+    found = dist.is_nccl_available() if device.type == "cuda" else dist.is_gloo_available()
+    return bool(found)
 
 
 def first_line(error: BaseException) -> str:

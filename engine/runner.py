@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from engine.batch import Batch, BatchResult, ScheduledSequence
 from engine.block_groups import block_groups, group_of_layer
@@ -15,6 +16,8 @@ from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
 from engine.kv_cache import KVCache, cache_dtype, cpu_cache_budget, num_blocks_for
 from engine.models.decoder import Decoder
+from engine.packed_step import StepBuffer, StepHeader, StepTensors
+from engine.parallel import all_or_none
 from engine.request import Request, SamplingParams, TokenLogprobs
 from engine.sampler import Sampler
 from engine.step_inputs import StepInputs
@@ -38,8 +41,10 @@ class ModelRunner:
         eos_token_ids: Sequence[int] = (),
     ) -> None:
         self.decoder = decoder
+        self._ranks = decoder.ranks
+        self._followed = StepBuffer(decoder.device), StepBuffer(decoder.device)
         self._sampler = Sampler(config.seed, eos_token_ids)
-        self._set_threads(config)
+        set_threads(config, decoder.device, self._ranks.size)
         self._build_cache(config, max_model_len)
 
     @property
@@ -49,8 +54,9 @@ class ModelRunner:
 
     def apply_live(self, config: EngineConfig) -> None:
         """Take over `live` knobs from the next step on."""
+        self._ranks.tell("apply_live", config=config.to_dict())
         self._sampler.seed = config.seed
-        self._set_threads(config)
+        set_threads(config, self.decoder.device, self._ranks.size)
 
     def reconfigure(self, config: EngineConfig, max_model_len: int) -> None:
         """Replace the KV cache by one for `config`; what it held is lost.
@@ -59,12 +65,14 @@ class ModelRunner:
             EnvironmentLacks: the new cache does not fit; one of the old shape is in place.
         """
         old_config, old_len = self._config, self.max_model_len
-        del self.cache  # first, so that both need not fit beside each other
-        try:
-            self._build_cache(config, max_model_len)
-        except EnvironmentLacks:
-            self._build_cache(old_config, old_len)
-            raise
+        with self._ranks.uninterrupted():
+            self._ranks.tell("reconfigure", config=config.to_dict(), max_model_len=max_model_len)
+            del self.cache  # first, so that both need not fit beside each other
+            try:
+                self._build_cache(config, max_model_len)
+            except EnvironmentLacks:
+                self._build_cache(old_config, old_len)
+                raise
 
     def execute(self, batch: Batch) -> BatchResult:
         """Run one step.
@@ -72,11 +80,12 @@ class ModelRunner:
         `device_seconds` ends when the chosen tokens are on the host.
         """
         start = time.perf_counter()
-        with torch.inference_mode():
-            token_ids, positions, last_tokens, layouts = self._inputs.prepare(batch)
+        with self._ranks.lockstep(), torch.inference_mode():
+            header, buffer = self._inputs.pack(batch)
+            self._ranks.step(header, buffer.words(header))
+            step = buffer.tensors(header)
             prepared = time.perf_counter()
-            metadata = [layouts[group] for group in self._layer_group]
-            hidden = self.decoder.forward(token_ids, positions, self.cache.layers, metadata)
+            hidden, last_tokens = self._forward(step), step.last
             tokens: list[list[int]] = [[] for _ in batch.sequences]
             logprobs: list[list[TokenLogprobs] | None] = []
             sampling = [i for i, s in enumerate(batch.sequences) if s.samples]
@@ -101,6 +110,24 @@ class ModelRunner:
             logprobs=logprobs,
         )
 
+    def follow(self, header: StepHeader, words: Tensor) -> None:
+        """Compute a step that the driver has packed, as another of its ranks.
+
+        The step before last is done when the driver sends this one, so that two buffers suffice.
+        """
+        with torch.inference_mode():
+            buffer, other = self._followed
+            self._followed = other, buffer
+            buffer.words(header).copy_(words)
+            step = buffer.tensors(header)
+            hidden = self._forward(step)
+            if header.num_samples:
+                self.decoder.logits(hidden if len(step.last) == len(hidden) else hidden[step.last])
+
+    def _forward(self, step: StepTensors) -> Tensor:
+        metadata = [step.layouts[group] for group in self._layer_group]
+        return self.decoder.forward(step.token_ids, step.positions, self.cache.layers, metadata)
+
     def warmup(self) -> None:
         """Run a prompt and a decode through the model, so that no measured step compiles.
 
@@ -120,11 +147,15 @@ class ModelRunner:
         decoder = self.decoder
         groups = block_groups(decoder.spec.layer_windows, max_model_len)
         dtype = cache_dtype(config, decoder.dtype)
-        budget = self._cache_budget(config, max_model_len)
+        # As many blocks everywhere: one scheduler gives them out.
+        budget = self._ranks.minimum(self._cache_budget(config, max_model_len))
         num_blocks = num_blocks_for(config, decoder.spec, dtype, max_model_len, budget, groups)
         decoder.set_max_position(max_model_len)
-        self.cache = KVCache.allocate(
-            decoder.spec, num_blocks, config.block_size, dtype, decoder.device, groups
+        self.cache = all_or_none(
+            self._ranks,
+            lambda: KVCache.allocate(
+                decoder.spec, num_blocks, config.block_size, dtype, decoder.device, groups
+            ),
         )
         self._inputs = StepInputs(config.block_size, max_model_len, decoder.device, len(groups))
         self._layer_group = group_of_layer(groups)
@@ -136,7 +167,7 @@ class ModelRunner:
         if config.kv_cache_memory_bytes is not None:
             return config.kv_cache_memory_bytes
         if self.decoder.device.type == "cpu":
-            return cpu_cache_budget()
+            return cpu_cache_budget() // self._ranks.size
         return self._measure_cuda_budget(config, max_model_len)
 
     def _measure_cuda_budget(self, config: EngineConfig, max_model_len: int) -> int:
@@ -162,7 +193,7 @@ class ModelRunner:
             [[0] * pages for _ in lengths], lengths, lengths, config.block_size, device
         )
         try:
-            with torch.inference_mode():
+            with self._ranks.lockstep(), torch.inference_mode():
                 hidden = decoder.forward(zeros, zeros, cache.layers, [metadata] * len(cache.layers))
                 decoder.logits(hidden[: config.max_num_seqs]).float().softmax(-1)
             torch.cuda.synchronize(device)
@@ -177,12 +208,14 @@ class ModelRunner:
         free, total = torch.cuda.mem_get_info(device)
         return int(total * config.gpu_memory_utilization) - (total - free) - activations
 
-    def _set_threads(self, config: EngineConfig) -> None:
-        if self.decoder.device.type == "cpu":
-            threads = config.num_threads or len(os.sched_getaffinity(0))
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-
     def _synchronize(self) -> None:
         if self.decoder.device.type == "cuda":
             torch.cuda.synchronize(self.decoder.device)
+
+
+def set_threads(config: EngineConfig, device: torch.device, num_ranks: int) -> None:
+    """On a CPU: as many threads as asked for, or as there are cores, divided among the ranks."""
+    if device.type == "cpu":
+        threads = max(1, (config.num_threads or len(os.sched_getaffinity(0))) // num_ranks)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)

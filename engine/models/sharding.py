@@ -130,6 +130,8 @@ def check_divides(spec: DecoderSpec, size: int, knob: str = "tensor_parallel_siz
     for title, count in [("attention heads", spec.num_heads), *inner]:
         if count % size:
             raise ConfigError(f"{knob}={size} does not divide the model's {count} {title}")
+    if (size - 1) * Shard(0, size).vocabulary_rows(spec.vocab_size) >= spec.vocab_size:
+        raise ConfigError(f"{knob}={size} is too much for a vocabulary of {spec.vocab_size}")
     heads = spec.num_kv_heads
     if heads % size and size % heads:
         raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,10 +118,14 @@ def text_caches(
     decoder: Decoder, most_tokens: int, cache_dtype: torch.dtype | None = None
 ) -> list[LayerCache]:
     """The cache of each layer for a text of so many tokens; None takes the model's own dtype."""
+    if cache_dtype is None:
+        cache_dtype = decoder.dtype
+    decoder.ranks.tell(
+        "score", caches={"most_tokens": most_tokens, "dtype": str(cache_dtype).split(".")[1]}
+    )
     spec = decoder.spec
     shape = (-(-most_tokens // _BLOCK_SIZE), spec.num_kv_heads, _BLOCK_SIZE, spec.head_dim)
-    dtype = cache_dtype or decoder.dtype
-    return [LayerCache.allocate(shape, dtype, decoder.device) for _ in range(spec.num_layers)]
+    return [LayerCache.allocate(shape, cache_dtype, decoder.device) for _ in range(spec.num_layers)]
 
 
 def next_token_log_probs(
@@ -131,16 +136,45 @@ def next_token_log_probs(
     Yields (position of the chunk's first token, float32 [tokens of the chunk, vocabulary]). Called
     under `torch.inference_mode`.
     """
-    blocks = list(range(caches[0].num_blocks))
-    ids = ids.to(decoder.device)
     for start in range(0, len(ids), _CHUNK_TOKENS):
-        end = min(start + _CHUNK_TOKENS, len(ids))
-        metadata = build_attention_metadata(
-            [blocks], [end - start], [end], _BLOCK_SIZE, decoder.device
-        )
-        positions = torch.arange(start, end, device=decoder.device)
-        hidden = decoder.forward(ids[start:end], positions, caches, [metadata] * len(caches))
-        yield start, decoder.logits(hidden).float().log_softmax(-1)
+        chunk = ids[start : start + _CHUNK_TOKENS]
+        with decoder.ranks.lockstep():
+            decoder.ranks.tell("score", chunk={"start": start, "token_ids": chunk.tolist()})
+            logits = _chunk_logits(decoder, caches, chunk, start)
+        yield start, logits.float().log_softmax(-1)
+
+
+class TextFollower:
+    """Does what the driver does here, as another of its ranks (`engine.parallel`)."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._caches: list[LayerCache] = []
+
+    def obey(
+        self, caches: dict[str, Any] | None = None, chunk: dict[str, Any] | None = None
+    ) -> None:
+        """Make caches for a text, which replace those of the one before, or compute a chunk."""
+        if caches is not None:
+            self._caches.clear()
+            dtype = getattr(torch, caches["dtype"])
+            self._caches = text_caches(self._decoder, caches["most_tokens"], dtype)
+        if chunk is not None:
+            ids = torch.tensor(chunk["token_ids"])
+            with torch.inference_mode():
+                _chunk_logits(self._decoder, self._caches, ids, chunk["start"])
+
+
+def _chunk_logits(
+    decoder: Decoder, caches: Sequence[LayerCache], ids: Tensor, start: int
+) -> Tensor:
+    """Logits of the tokens `ids` of a text, from position `start` on, all before in the caches."""
+    blocks, device = list(range(caches[0].num_blocks)), decoder.device
+    end = start + len(ids)
+    metadata = build_attention_metadata([blocks], [len(ids)], [end], _BLOCK_SIZE, device)
+    positions = torch.arange(start, end, device=device)
+    hidden = decoder.forward(ids.to(device), positions, caches, [metadata] * len(caches))
+    return decoder.logits(hidden)
 
 
 def compare(model: TextScore, reference: TextScore, seed: int = 0) -> QualityLoss:
