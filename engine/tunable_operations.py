@@ -19,14 +19,16 @@ from engine.models.decoder import Decoder
 from engine.models.experts import Experts, run_experts
 from kernels import ops
 from kernels.layer_cache import LayerCache
-from kernels.metadata import build_attention_metadata
+from kernels.metadata import AttentionMetadata
 from kernels.ops import ConcatWeight, LinearWeight
 from kernels.triton.measure import Operation
 
 # Far more than any L2 cache, so that no timed step finds its keys there; less than most GPUs have
 # free beside a model.
 CACHE_BYTES = 512 << 20
-CONTEXTS = (4096, 1024, 16384)
+# Tokens of decodes, and (new tokens, context) of prefills: whole, in chunks, and long.
+CONTEXT = 4096
+PREFILLS = ((2048, 2048), (512, 4096), (8192, 8192))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,57 +153,63 @@ def _linear(decoder: Decoder, kind: _Kind, rows: int) -> Operation:
 
 
 def _attention(decoder: Decoder, sizes: Sizes) -> Iterator[Tunable]:
-    spec = decoder.spec
+    shapes = [([1] * batch, min(CONTEXT, sizes.max_model_len)) for batch in _batches(sizes)]
+    for chunk, context in PREFILLS:
+        chunk = min(chunk, sizes.max_num_batched_tokens, sizes.max_model_len)
+        shapes.append(([chunk], max(chunk, min(context, sizes.max_model_len))))
     for block_size in sizes.block_sizes:
         for cache_dtype in sizes.cache_dtypes:
             dtype = cache_dtype or decoder.dtype
-            for window in sorted(set(spec.layer_windows)):
-                for batch, context in _decode_shapes(sizes):
-                    name = (
-                        f"attention, {_count(batch, 'decode')}, context {context}, {_short(dtype)}"
+            for window in sorted(set(decoder.spec.layer_windows)):
+                for query_lens, context in shapes:
+                    what = (
+                        f"prefill of {query_lens[0]}"
+                        if query_lens[0] > 1
+                        else _count(len(query_lens), "decode")
                     )
                     yield Tunable(
-                        name,
-                        partial(_attend, decoder, dtype, block_size, window, [1] * batch, context),
+                        f"attention, {what} at {context}, cache {_short(dtype)}",
+                        partial(
+                            _attend, decoder, sizes, dtype, block_size, window, query_lens, context
+                        ),
                     )
-                chunk = min(sizes.max_num_batched_tokens, sizes.max_model_len, 4096)
-                yield Tunable(
-                    f"attention, prefill of {chunk}, {_short(dtype)}",
-                    partial(_attend, decoder, dtype, block_size, window, [chunk], chunk),
-                )
 
 
-def _decode_shapes(sizes: Sizes) -> list[tuple[int, int]]:
-    """(sequences, context) of decode steps, without repetition."""
-    shapes = [
-        (min(batch, sizes.max_num_seqs), min(context, sizes.max_model_len))
-        for context in CONTEXTS
-        for batch in (32, 1, 8, 256)
-    ]
-    return list(dict.fromkeys(shapes))
+def _batches(sizes: Sizes) -> list[int]:
+    """Decode batches in powers of two, every third first: a budget that ends leaves no wide gap."""
+    ladder, _ = row_ladder(sizes)
+    return [batch for begin in range(3) for batch in ladder[begin::3]]
 
 
 def _attend(
     decoder: Decoder,
+    sizes: Sizes,
     dtype: torch.dtype,
     block_size: int,
     window: int,
     query_lens: list[int],
     context: int,
 ) -> Operation:
-    spec, device = decoder.spec, decoder.device
+    spec, device, sequences = decoder.spec, decoder.device, len(query_lens)
     per_token = 2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    length = -(-context // block_size)
     # Sequences beyond what the memory takes read pages of others: the cache is no L2 cache.
-    needed = len(query_lens) * -(-context // block_size)
-    pages = max(-(-context // block_size), min(needed, CACHE_BYTES // (per_token * block_size)))
+    pages = max(length, min(sequences * length, CACHE_BYTES // (per_token * block_size)))
     cache = random_cache((pages, spec.num_kv_heads, block_size, spec.head_dim), dtype, device)
-    tables = torch.randperm(pages).repeat(-(-needed // pages))[:needed]
-    metadata = build_attention_metadata(
-        tables.view(len(query_lens), -1).tolist(),
-        query_lens,
-        [context] * len(query_lens),
-        block_size,
-        device,
+    # As wide as in a captured step, whose tables take the longest sequence.
+    tables = torch.zeros(sequences, -(-sizes.max_model_len // block_size), dtype=torch.int32)
+    tables[:, :length] = (
+        torch.randperm(pages).repeat(-(-sequences * length // pages))[: sequences * length]
+    ).view(sequences, length)
+    starts = torch.tensor([0, *query_lens]).cumsum(0)
+    metadata = AttentionMetadata(
+        block_tables=tables.to(device),
+        context_lens=torch.full((sequences,), context, dtype=torch.int32, device=device),
+        query_start=starts.to(torch.int32).to(device),
+        slots=torch.zeros(sum(query_lens), dtype=torch.int64, device=device),
+        query_lens=query_lens,
+        context_lens_list=[context] * sequences,
+        num_decodes=sequences if max(query_lens) == 1 else 0,
     )
     q = torch.randn(sum(query_lens), spec.num_heads, spec.head_dim, device=device)
     run = partial(
@@ -213,8 +221,8 @@ def _attend(
         window,
         spec.attention_soft_cap,
     )
-    seen = min(context, window) if window else context
-    return Operation("attention", [run], len(query_lens) * seen * per_token)
+    seen = min(context, window + max(query_lens)) if window else context
+    return Operation("attention", [run], sequences * seen * per_token)
 
 
 def random_cache(
