@@ -26,13 +26,17 @@ _HALF_CACHES = ("auto", "int8", "fp8")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The values of `quantization` and `kv_cache_dtype` that run fast on a device, by knob.
+    """The values of `quantization`, `kv_cache_dtype` and others worth a trial on a device, by knob.
 
     `quantized` says that the checkpoint's weights are quantized already, and stay as they are.
     """
 
-    values: Mapping[str, tuple[str, ...]]
+    values: Mapping[str, tuple[Any, ...]]
     quantized: bool = False
+
+    def also(self, knob: str, values: tuple[Any, ...]) -> Offer:
+        """The same with the values of another knob."""
+        return Offer({**self.values, knob: values}, self.quantized)
 
     def check(self, knob: str, values: Sequence[Any], where: str) -> None:
         """Refuse values that are not offered.
@@ -51,6 +55,12 @@ class Offer:
                 f"{knob}={value} is not offered: the checkpoint is quantized already and is served "
                 "as it is"
             )
+        if knob == "tensor_parallel_size":
+            sizes = ", ".join(map(str, self.values[knob]))
+            return (
+                f"{knob}={value} is not offered: a search may choose {sizes}, what divides the "
+                "model's heads and features among the GPUs that are here"
+            )
         return (
             f"{knob}={value} is not offered: nothing on this device runs it as fast as floats at "
             f"both prefill and decode; a search may choose {', '.join(self.values[knob])}, and "
@@ -63,7 +73,7 @@ class Offer:
             f"{knob}={getattr(config, knob)} was asked for and is measured as the default, though "
             "nothing on this device runs it as fast as floats at both prefill and decode"
             for knob, values in self.values.items()
-            if getattr(config, knob) not in values
+            if knob != "tensor_parallel_size" and getattr(config, knob) not in values
         ]
 
 

@@ -24,10 +24,13 @@ from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord, utc_now
 from autotune.search.methods_offered import offer_for
 from autotune.search.options import TuneOptions
 from autotune.search.schedule import Schedule, plan_schedule
+from autotune.search.sizes_offered import sizes_offered
 from autotune.search.space import SearchSpace, load_space
 from autotune.search.windows import write_windows
 from autotune.traffic import Traffic, load_traffic
+from engine.checkpoints.model_folder import open_model_folder
 from engine.config import EngineConfig
+from engine.models.registry import decoder_spec
 from engine.quantize.method_table import METHODS
 
 # Records of a long run with many requests; far less is needed as a rule.
@@ -143,6 +146,8 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     if run is None:
         space_file = Path(options.space_file) if options.space_file else None
         offer = offer_for(hardware, quantized=model.quantization is not None)
+        spec = decoder_spec(open_model_folder(base.model))
+        offer = offer.also("tensor_parallel_size", sizes_offered(hardware, spec))
         space = load_space(hardware["device"], options.narrowing, space_file, offer).nearest(base)
         notes = offer.notes_on(base)
     else:
