@@ -163,6 +163,13 @@ class EngineConfig:
         maximum=0.99,
         devices=("cuda",),
     )
+    cuda_graphs: bool = _knob(
+        True,
+        "Capture decode steps as CUDA graphs at a ladder of batch sizes, so that the host launches "
+        "a step at once; they take some of the memory.",
+        reload="cache",
+        devices=("cuda",),
+    )
     kv_cache_memory_bytes: int | None = _knob(
         None,
         "Memory of the KV cache, of each rank where there are several; overrides "

@@ -110,16 +110,27 @@ class StepBuffer:
         self._take_shape(header)
         return self._host[: header.num_words]
 
-    def tensors(self, header: StepHeader) -> StepTensors:
-        """The step that was written, on the device; they hold until the next step is written.
+    def device_words(self, header: StepHeader) -> Tensor:
+        """The step that was written as one tensor on the device.
 
         Does not wait for the device, so the copy may be under way: the host's memory must not be
         written until something after it has been waited for.
         """
         self._take_shape(header)
+        count = header.num_words
         if self._words is not self._host:
-            count = header.num_words
             self._words[:count].copy_(self._host[:count], non_blocking=True)
+        return self._words[:count]
+
+    def tensors(self, header: StepHeader) -> StepTensors:
+        """The step that was written, on the device; they hold until the next step is written.
+
+        Does not wait for the device, see `device_words`.
+        """
+        if self._words is not self._host:
+            self.device_words(header)
+        else:
+            self._take_shape(header)
         layouts = relisted(self._tensors.layouts, *host_lengths(header, self._arrays))
         return self._tensors._replace(layouts=layouts)
 

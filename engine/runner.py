@@ -10,24 +10,74 @@ import torch
 from torch import Tensor
 
 from engine.batch import Batch, BatchResult, ScheduledSequence
-from engine.block_groups import block_groups, group_of_layer
+from engine.block_groups import BlockGroup, block_groups
 from engine.block_tables import BlockTables
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
-from engine.kv_cache import KVCache, cache_dtype, cpu_cache_budget, num_blocks_for
+from engine.forward_pass import ForwardPass
+from engine.kv_cache import KVCache, cache_dtype, num_blocks_for
 from engine.models.decoder import Decoder
-from engine.packed_step import StepBuffer, StepHeader, StepTensors
-from engine.parallel import all_or_none
+from engine.packed_step import StepBuffer, StepHeader
+from engine.parallel import Ranks
 from engine.request import Request, SamplingParams, TokenLogprobs
-from engine.sampler import Sampler
+from engine.sampler import PendingTokens, Sampler
 from engine.step_inputs import StepInputs
-from kernels.metadata import build_attention_metadata
+from engine.stopwatch import Stopwatch, stopwatch_for
+
+
+class StepInFlight:
+    """A step that was handed to the device."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        pending: PendingTokens | None,
+        host_seconds: float,
+        stopwatch: Stopwatch,
+        ranks: Ranks,
+    ) -> None:
+        self._batch = batch
+        self._pending = pending
+        self._host_seconds = host_seconds
+        self._stopwatch = stopwatch
+        self._ranks = ranks
+
+    def wait(self) -> BatchResult:
+        """Wait for the chosen tokens to be on the host; can be called again if interrupted.
+
+        Raises:
+            EngineError: a rank is gone.
+        """
+        sequences = self._batch.sequences
+        tokens: list[list[int]] = [[] for _ in sequences]
+        logprobs: list[list[TokenLogprobs] | None] = []
+        if self._pending is not None:
+            sampled = self._pending.wait()
+            sampling: Sequence[int] = range(len(sequences))
+            if len(sampled.token_ids) < len(sequences):
+                sampling = [i for i, s in enumerate(sequences) if s.samples]
+            for i, token in zip(sampling, sampled.token_ids, strict=True):
+                tokens[i].append(token)
+            if sampled.logprobs:
+                logprobs = [None] * len(tokens)
+                for i, entry in zip(sampling, sampled.logprobs, strict=True):
+                    logprobs[i] = None if entry is None else [entry]
+        device_seconds = self._stopwatch.seconds()
+        if self._ranks.failure is not None:  # what ended the wait may be that they were given up
+            raise self._ranks.failure
+        return BatchResult(
+            tokens=tokens,
+            device_seconds=device_seconds,
+            host_seconds=self._host_seconds,
+            logprobs=logprobs,
+        )
 
 
 class ModelRunner:
     """The `Executor` of a loaded model.
 
-    Owns the KV cache's tensors; which blocks are whose is the scheduler's business.
+    Owns the KV cache's tensors; which blocks are whose is the scheduler's business. On a GPU it is
+    `pipelined`: `launch` does not wait for the device.
 
     Raises:
         EnvironmentLacks: the KV cache does not fit (see `engine.kv_cache`).
@@ -39,13 +89,31 @@ class ModelRunner:
         config: EngineConfig,
         max_model_len: int,
         eos_token_ids: Sequence[int] = (),
+        forward: ForwardPass | None = None,
     ) -> None:
         self.decoder = decoder
+        self.pipelined = decoder.device.type == "cuda"
+        self.forward = forward or ForwardPass(decoder)
         self._ranks = decoder.ranks
         self._followed = StepBuffer(decoder.device), StepBuffer(decoder.device)
         self._sampler = Sampler(config.seed, eos_token_ids)
         set_threads(config, decoder.device, self._ranks.size)
         self._build_cache(config, max_model_len)
+
+    @property
+    def cache(self) -> KVCache:
+        """The KV cache."""
+        return self.forward.cache
+
+    @property
+    def groups(self) -> tuple[BlockGroup, ...]:
+        """The layers in groups that share a block table."""
+        return self.forward.groups
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what does not run as it was asked."""
+        return self.forward.notes
 
     @property
     def num_blocks(self) -> int:
@@ -67,7 +135,7 @@ class ModelRunner:
         old_config, old_len = self._config, self.max_model_len
         with self._ranks.uninterrupted():
             self._ranks.tell("reconfigure", config=config.to_dict(), max_model_len=max_model_len)
-            del self.cache  # first, so that both need not fit beside each other
+            self.forward.release()  # first, so that both need not fit beside each other
             try:
                 self._build_cache(config, max_model_len)
             except EnvironmentLacks:
@@ -75,40 +143,39 @@ class ModelRunner:
                 raise
 
     def execute(self, batch: Batch) -> BatchResult:
-        """Run one step.
+        """Run one step, see `launch`."""
+        return self.launch(batch).wait()
 
-        `device_seconds` ends when the chosen tokens are on the host.
+    def launch(self, batch: Batch) -> StepInFlight:
+        """Hand a step to the device; what came before must have been waited for.
+
+        Its `device_seconds` go from the inputs' being ready to the chosen tokens' being on the
+        host.
         """
         start = time.perf_counter()
+        sequences = batch.sequences
+        forward = self.forward
+        stopwatch = stopwatch_for(self.decoder.device)
+        pending = None
         with self._ranks.lockstep(), torch.inference_mode():
-            header, buffer = self._inputs.pack(batch)
+            only_decodes = batch.num_decodes == len(sequences)
+            padded_to = forward.size_for(len(sequences)) if only_decodes else 0
+            header, buffer = self._inputs.pack(batch, padded_to)
             self._ranks.step(header, buffer.words(header))
-            step = buffer.tensors(header)
             prepared = time.perf_counter()
-            hidden, last_tokens = self._forward(step), step.last
-            tokens: list[list[int]] = [[] for _ in batch.sequences]
-            logprobs: list[list[TokenLogprobs] | None] = []
-            sampling = [i for i, s in enumerate(batch.sequences) if s.samples]
-            if sampling:
-                if len(last_tokens) != len(hidden):
-                    hidden = hidden[last_tokens]
-                sampled = self._sampler.sample(
-                    self.decoder.logits(hidden), [batch.sequences[i].request for i in sampling]
-                )
-                for i, token in zip(sampling, sampled.token_ids, strict=True):
-                    tokens[i] = [token]
-                if sampled.logprobs:
-                    logprobs = [None] * len(tokens)
-                    for i, entry in zip(sampling, sampled.logprobs, strict=True):
-                        logprobs[i] = None if entry is None else [entry]
-            self._synchronize()
-        end = time.perf_counter()
-        return BatchResult(
-            tokens=tokens,
-            device_seconds=end - prepared,
-            host_seconds=prepared - start,
-            logprobs=logprobs,
-        )
+            stopwatch.start()
+            scores = forward.run(header, buffer)
+            if scores is not None:
+                requests = [s.request for s in sequences if s.samples]
+                count = len(requests)
+                logits, likeliest = scores
+                if len(logits) > count:  # a padded step
+                    logits = logits[:count]
+                if likeliest is not None:
+                    likeliest = likeliest[:count]
+                pending = self._sampler.launch(logits, requests, likeliest)
+            stopwatch.stop()
+        return StepInFlight(batch, pending, prepared - start, stopwatch, self._ranks)
 
     def follow(self, header: StepHeader, words: Tensor) -> None:
         """Compute a step that the driver has packed, as another of its ranks.
@@ -119,14 +186,7 @@ class ModelRunner:
             buffer, other = self._followed
             self._followed = other, buffer
             buffer.words(header).copy_(words)
-            step = buffer.tensors(header)
-            hidden = self._forward(step)
-            if header.num_samples:
-                self.decoder.logits(hidden if len(step.last) == len(hidden) else hidden[step.last])
-
-    def _forward(self, step: StepTensors) -> Tensor:
-        metadata = [step.layouts[group] for group in self._layer_group]
-        return self.decoder.forward(step.token_ids, step.positions, self.cache.layers, metadata)
+            self.forward.run(header, buffer)
 
     def warmup(self) -> None:
         """Run a prompt and a decode through the model, so that no measured step compiles.
@@ -144,73 +204,23 @@ class ModelRunner:
             self.execute(Batch([sequence], num_decodes=int(chunk == 1)))
 
     def _build_cache(self, config: EngineConfig, max_model_len: int) -> None:
-        decoder = self.decoder
+        decoder, forward = self.decoder, self.forward
         groups = block_groups(decoder.spec.layer_windows, max_model_len)
         dtype = cache_dtype(config, decoder.dtype)
         # As many blocks everywhere: one scheduler gives them out.
-        budget = self._ranks.minimum(self._cache_budget(config, max_model_len))
-        num_blocks = num_blocks_for(config, decoder.spec, dtype, max_model_len, budget, groups)
-        decoder.set_max_position(max_model_len)
-        self.cache = all_or_none(
-            self._ranks,
-            lambda: KVCache.allocate(
-                decoder.spec, num_blocks, config.block_size, dtype, decoder.device, groups
-            ),
+        budget = self._ranks.minimum(
+            forward.cache_budget(config, max_model_len, self._sample_anything)
         )
+        num_blocks = num_blocks_for(config, decoder.spec, dtype, max_model_len, budget, groups)
+        forward.allocate(config, max_model_len, num_blocks)
         self._inputs = StepInputs(config.block_size, max_model_len, decoder.device, len(groups))
-        self._layer_group = group_of_layer(groups)
-        self.groups = groups
         self._config, self.max_model_len = config, max_model_len
 
-    def _cache_budget(self, config: EngineConfig, max_model_len: int) -> int:
-        """Bytes for the KV cache."""
-        if config.kv_cache_memory_bytes is not None:
-            return config.kv_cache_memory_bytes
-        if self.decoder.device.type == "cpu":
-            return cpu_cache_budget() // self._ranks.size
-        return self._measure_cuda_budget(config, max_model_len)
-
-    def _measure_cuda_budget(self, config: EngineConfig, max_model_len: int) -> int:
-        """Bytes that `gpu_memory_utilization` leaves beside weights, activations and others.
-
-        Activations are measured: the largest step is run once on a cache of one block, which every
-        sequence shares.
-        """
-        decoder, device = self.decoder, self.decoder.device
-        decoder.set_max_position(max_model_len)
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        dtype = cache_dtype(config, decoder.dtype)
-        cache = KVCache.allocate(decoder.spec, 1, config.block_size, dtype, device)
-        tokens = config.max_num_batched_tokens
-        lengths = [max_model_len] * (tokens // max_model_len)
-        lengths += [tokens % max_model_len] if tokens % max_model_len else []
-        pages = -(-max_model_len // config.block_size)
-        zeros = torch.zeros(tokens, dtype=torch.int64, device=device)
-        metadata = build_attention_metadata(
-            [[0] * pages for _ in lengths], lengths, lengths, config.block_size, device
-        )
-        try:
-            with self._ranks.lockstep(), torch.inference_mode():
-                hidden = decoder.forward(zeros, zeros, cache.layers, [metadata] * len(cache.layers))
-                decoder.logits(hidden[: config.max_num_seqs]).float().softmax(-1)
-            torch.cuda.synchronize(device)
-        except torch.OutOfMemoryError as error:
-            raise EnvironmentLacks(
-                f"a step of max_num_batched_tokens={tokens} does not fit the memory of {device}: "
-                "lower max_num_batched_tokens"
-            ) from error
-        del hidden, cache
-        activations = torch.cuda.max_memory_allocated(device) - before
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        return int(total * config.gpu_memory_utilization) - (total - free) - activations
-
-    def _synchronize(self) -> None:
-        if self.decoder.device.type == "cuda":
-            torch.cuda.synchronize(self.decoder.device)
+    def _sample_anything(self, logits: Tensor) -> None:
+        """Choose tokens in the way that takes the most memory; logits [S, vocabulary]."""
+        sampling = SamplingParams(top_k=50, top_p=0.9, min_p=0.01, presence_penalty=0.1, logprobs=5)
+        requests = [Request(str(i), [0], sampling, 0.0) for i in range(len(logits))]
+        self._sampler.sample(logits, requests)
 
 
 def set_threads(config: EngineConfig, device: torch.device, num_ranks: int) -> None:

@@ -1,0 +1,62 @@
+"""Capturing steps with CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.graphs import NotCapturable
+
+
+class CudaCapture:
+    """Graphs that share one memory pool, captured on a stream of their own.
+
+    They must be replayed one after the other on one stream, and a graph's results be read before
+    the next replay. A capture that fails halfway leaves PyTorch's allocator in a bad state (fixed
+    after 2.11), so a rehearsal finds what can go wrong beforehand.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def rehearse(self, step: Callable[[], None]) -> None:
+        """Run the step twice: kernels are compiled and set up, then nothing may wait."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            step()
+            before = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                step()
+            except RuntimeError as error:
+                raise reason(error) from error
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        current.wait_stream(self._stream)
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Capture the step; other threads may use the device meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                step()
+        except RuntimeError as error:
+            raise reason(error) from error
+        return graph.replay
+
+
+def reason(error: RuntimeError) -> Exception:
+    """What a failure to rehearse or capture means."""
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    # Instantiating a graph takes memory of the driver's, whose lack comes as a plain CUDA error.
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in first.lower():
+        return torch.OutOfMemoryError(first)
+    if "synchroniz" in first.lower():
+        return NotCapturable("an operation waits for the device")
+    return NotCapturable(first)
