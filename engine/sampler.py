@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.request import Request, TokenLogprobs
+from engine.request import Request, SamplingParams, TokenLogprobs
 from engine.sampling_logprobs import WantedLogprobs
 from engine.sampling_penalties import LogitChanges, logit_changes
 from engine.sampling_staging import Slot, Staging
@@ -92,7 +92,7 @@ class Sampler:
         they are known already.
         """
         changes = logit_changes(requests, logits.shape[1], self._eos)
-        chance = any(request.sampling.temperature > 0.0 for request in requests)
+        chance = max(request.sampling.temperature for request in requests) > 0.0
         if sampling.on_device(logits):
             return self._launch_on_device(logits, requests, changes, greedy, chance)
         wanted = WantedLogprobs.of(requests)
@@ -112,6 +112,14 @@ class Sampler:
                 some = torch.tensor(wanted.rows, device=raw.device)
             results += wanted.compute(raw, tokens, some)
         return PendingTokens(tokens, results, wanted)
+
+    def warm_up(self, logits: Tensor) -> None:
+        """Have the kernels for logits like these [S, vocabulary] compiled; they are not changed."""
+        if not sampling.on_device(logits):
+            return
+        for params in (SamplingParams(top_k=1), SamplingParams(repetition_penalty=2.0)):
+            requests = [Request("warm-up", [0], params, 0.0)] * len(logits)
+            self.sample(logits.clone(), requests)
 
     def _launch_on_device(
         self,

@@ -21,9 +21,9 @@ class WantedLogprobs:
     @classmethod
     def of(cls, requests: Sequence[Request]) -> WantedLogprobs:
         """What the requests ask for."""
-        wanted = [(i, r.sampling.logprobs) for i, r in enumerate(requests)]
-        rows = [i for i, width in wanted if width is not None]
-        return cls(rows, [width for _, width in wanted if width is not None])
+        widths = [r.sampling.logprobs for r in requests]
+        rows = [i for i, width in enumerate(widths) if width is not None]
+        return cls(rows, [width for width in widths if width is not None])
 
     def compute(self, raw: Tensor, tokens: Tensor, rows: Tensor | None) -> list[Tensor]:
         """Of the chosen tokens and of the likeliest, under the logits as the model gave them.

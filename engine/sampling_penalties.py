@@ -31,11 +31,8 @@ def logit_changes(
     Order as in vLLM: repetition first, then frequency and presence, then `min_tokens`, which
     forbids end and stop tokens.
     """
-    rows = [
-        _changes_of_row(row, request, vocabulary, eos_token_ids)
-        for row, request in enumerate(requests)
-        if _changes(request)
-    ]
+    changed = [row for row, request in enumerate(requests) if _changes(request)]
+    rows = [_changes_of_row(row, requests[row], vocabulary, eos_token_ids) for row in changed]
     if not rows:
         return None
     return LogitChanges(
@@ -51,7 +48,7 @@ def _changes(request: Request) -> bool:
         p.repetition_penalty != 1.0
         or p.presence_penalty != 0.0
         or p.frequency_penalty != 0.0
-        or request.num_output_tokens < p.min_tokens
+        or (p.min_tokens > 0 and request.num_output_tokens < p.min_tokens)
     )
 
 

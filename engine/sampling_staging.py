@@ -6,7 +6,6 @@ the copy is done. Each step under way has a slot of its own; as a rule there are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,18 +22,17 @@ class Slot:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
-        self._up = self._host_bytes(0)
-        self._down = self._host_bytes(0)
-        self._on_device = torch.empty(0, dtype=torch.uint8, device=device)
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._up, self._on_device = self._bytes(_LEAST_BYTES), self._bytes_on_device(_LEAST_BYTES)
+        self._down = self._bytes(_LEAST_BYTES)
 
     def upload(self, arrays: Sequence[NDArray[np.generic]]) -> list[Tensor]:
         """The arrays on the device, by one copy; once between two releases of the slot."""
         starts, size = _layout([a.nbytes for a in arrays])
         if size > len(self._up):
-            self._up = self._host_bytes(size)
-            with torch.inference_mode(mode=False):
-                self._on_device = torch.empty(len(self._up), dtype=torch.uint8, device=self._device)
+            self._up, self._on_device = self._bytes(size), self._bytes_on_device(size)
         held = self._up.numpy()
         for start, array in zip(starts, arrays, strict=True):
             held[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
@@ -50,7 +48,7 @@ class Slot:
         """Where the tensors will be on the host after `wait`, until the slot is released."""
         starts, size = _layout([t.nbytes for t in tensors])
         if size > len(self._down):
-            self._down = self._host_bytes(size)
+            self._down = self._bytes(size)
         copies = []
         for start, tensor in zip(starts, tensors, strict=True):
             copy = self._down[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
@@ -64,11 +62,15 @@ class Slot:
         if self._event is not None:
             self._event.synchronize()
 
-    def _host_bytes(self, size: int) -> Tensor:
-        """Pinned bytes; more than asked for, since allocating them may wait for the device."""
-        wanted = max(_LEAST_BYTES, 1 << math.ceil(math.log2(max(size, 1))))
+    def _bytes(self, size: int) -> Tensor:
+        # Not inference tensors, which could not be written to outside of inference mode later.
         with torch.inference_mode(mode=False):
-            return torch.empty(wanted, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+            pinned = self._device.type == "cuda"
+            return torch.empty(_roomy(size), dtype=torch.uint8, pin_memory=pinned)
+
+    def _bytes_on_device(self, size: int) -> Tensor:
+        with torch.inference_mode(mode=False):
+            return torch.empty(_roomy(size), dtype=torch.uint8, device=self._device)
 
 
 class Staging:
@@ -94,3 +96,8 @@ def _layout(sizes: Sequence[int]) -> tuple[list[int], int]:
         starts.append(end)
         end += -(-size // _ALIGNMENT) * _ALIGNMENT
     return starts, end
+
+
+def _roomy(size: int) -> int:
+    """The next power of two: allocating pinned memory may wait for the device, so seldom."""
+    return 1 << (size - 1).bit_length()

@@ -189,3 +189,20 @@ def int8_linear(x: Tensor, weight: Tensor, outlier_threshold: float = 0.0) -> Te
     outlying = x.abs() >= outlier_threshold if outlier_threshold else torch.zeros_like(x).bool()
     q, scales = quantize_rows(x.masked_fill(outlying, 0))
     return linear(q.to(x.dtype) * scales.to(x.dtype) + x * outlying, weight)
+
+
+def kept_probabilities(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> Tensor:
+    """What ``kernels.sampling`` draws from, for one row [vocabulary]; dropped tokens have 0."""
+    probabilities = torch.softmax(logits / temperature, 0)
+    probabilities = probabilities * (probabilities >= min_p * probabilities.max())
+    descending = probabilities.sort(descending=True).values
+    if 0 < top_k < len(logits):
+        probabilities = probabilities * (probabilities >= descending[top_k - 1])
+        descending = probabilities.sort(descending=True).values
+    last = 0
+    while descending[: last + 1].sum() < top_p * descending.sum() and last + 1 < len(logits):
+        last += 1
+    probabilities = probabilities * (probabilities >= descending[last])
+    return probabilities / probabilities.sum()

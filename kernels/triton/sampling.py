@@ -190,7 +190,7 @@ def _parts_kernel(
     tl.store(masses + row * parts + i, mass, mask=i < parts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _draw_kernel(
     logits,
     parameters,
@@ -301,7 +301,7 @@ def _draw_kernel(
     tl.store(tokens + row, (part * PART + chosen).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _change_kernel(logits, places, factors, amounts, count, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
