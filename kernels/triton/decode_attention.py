@@ -19,14 +19,21 @@ from torch import Tensor
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 from kernels.triton import tuning
+from kernels.triton.attention_tile import (
+    add_values,
+    load_queries,
+    scores_of,
+    store_rows,
+    taken_apart,
+    weights_of,
+)
 from kernels.triton.cached_values import (
-    E4M3_BITS_SCALE,
-    INT8,
     KINDS,
     PLAIN,
-    cap_scores,
-    slots_of,
-    unpack,
+    assembly_for,
+    missing_factor,
+    pages_of,
+    rows_of,
     words_of,
 )
 from kernels.triton.runtime import DeviceFacts, facts_of
@@ -39,8 +46,6 @@ MOST_STRETCHES = 64
 LOG2_E = math.log2(math.e)
 
 _PLAIN = tl.constexpr(PLAIN)
-_INT8 = tl.constexpr(INT8)
-_LOWEST_SCALE = tl.constexpr(2.0**-100)
 
 
 @triton.jit
@@ -78,6 +83,7 @@ def _decode_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KIND: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -119,21 +125,8 @@ def _decode_kernel(
     in_columns = columns < width
     q_rows = q + (first_token + token).to(tl.int64) * q_stride + q_head * HEAD_DIM
     q_mask = in_rows[:, None] & in_columns[None, :]
-    if KIND == _PLAIN:
-        queries = tl.load(q_rows[:, None] + columns[None, :], mask=q_mask, other=0.0)
-        row_scale = tl.zeros([BLOCK_M], tl.float32) + scale
-    else:
-        # float16 for the products, whatever the model's type: rows are brought to magnitude 1.
-        even = tl.load(q_rows[:, None] + 2 * columns[None, :], mask=q_mask, other=0.0)
-        odd = tl.load(q_rows[:, None] + 2 * columns[None, :] + 1, mask=q_mask, other=0.0)
-        even, odd = even.to(tl.float32), odd.to(tl.float32)
-        largest = tl.maximum(tl.max(tl.abs(even), 1), tl.max(tl.abs(odd), 1))
-        largest = tl.where(largest > 0.0, largest, 1.0)
-        queries = (even / largest[:, None]).to(tl.float16)
-        odd_queries = (odd / largest[:, None]).to(tl.float16)
-        row_scale = largest * scale
-        if KIND != _INT8:
-            row_scale *= E4M3_BITS_SCALE
+    factor = missing_factor(KIND, ASSEMBLY)
+    queries, odd_queries, row_scale = load_queries(q_rows, q_mask, columns, scale * factor, KIND)
 
     offsets = tl.arange(0, BLOCK_N)
     table = tables + sequence.to(tl.int64) * table_stride
@@ -142,79 +135,59 @@ def _decode_kernel(
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     odd_total = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
+    head_keys = keys + head * (BLOCK_SIZE * width)
+    head_values = values + head * (BLOCK_SIZE * width)
     # Pages are looked up one tile ahead: otherwise every tile would wait for two loads in a row.
-    seen = begin + offsets
-    pages = tl.load(table + seen // BLOCK_SIZE, mask=(seen >= first) & (seen < end), other=0)
+    pages = pages_of(table, begin, first, end, BLOCK_SIZE, BLOCK_N)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         seen = start + offsets
-        in_context = (seen >= first) & (seen < end)
-        slots = slots_of(pages, seen, head, kv_heads, BLOCK_SIZE)
-        following = seen + BLOCK_N
-        pages = tl.load(table + following // BLOCK_SIZE, mask=following < end, other=0)
-        tile = slots[:, None] * width + columns[None, :]
+        in_context = seen < end
+        if WINDOWED:
+            in_context &= seen >= first
         mask = in_context[:, None] & in_columns[None, :]
-        key_tile = tl.load(keys + tile, mask=mask, other=0)
-        if KIND == _PLAIN:
-            scores = tl.dot(queries, key_tile.T, input_precision="ieee")
-            scores *= row_scale[:, None]
-        else:
-            even_keys, odd_keys = unpack(key_tile, KIND)
-            scores = tl.dot(queries, even_keys.T)
-            scores = tl.dot(odd_queries, odd_keys.T, scores)
-            key_scale = tl.load(key_scales + slots, mask=in_context, other=0.0)
-            scores *= row_scale[:, None] * key_scale[None, :]
-        if CAPPED:
-            scores = cap_scores(scores, soft_cap)
+        key_rows = rows_of(head_keys, pages, start, kv_heads, width, BLOCK_SIZE, BLOCK_N)
+        value_rows = rows_of(head_values, pages, start, kv_heads, width, BLOCK_SIZE, BLOCK_N)
+        key_tile = tl.load(key_rows[:, None] + columns[None, :], mask=mask, other=0)
+        key_scale = row_scale
+        if KIND != _PLAIN:
+            base = key_scales + head * BLOCK_SIZE
+            key_scale_rows = rows_of(base, pages, start, kv_heads, 1, BLOCK_SIZE, BLOCK_N)
+            key_scale = tl.load(key_scale_rows, mask=in_context, other=0.0)
+            base = value_scales + head * BLOCK_SIZE
+            value_scale_rows = rows_of(base, pages, start, kv_heads, 1, BLOCK_SIZE, BLOCK_N)
+            value_scale = tl.load(value_scale_rows, mask=in_context, other=0.0)
+        value_tile = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0)
+        pages = pages_of(table, start + BLOCK_N, first, end, BLOCK_SIZE, BLOCK_N)
+        scores = scores_of(
+            queries, odd_queries, key_tile, key_scale, row_scale, soft_cap, KIND, CAPPED, ASSEMBLY
+        )
         visible = seen[None, :] <= position[:, None]
         if WINDOWED:
             visible &= seen[None, :] > position[:, None] - window
-        visible &= in_context[None, :]
-        scores = tl.where(visible, scores, float("-inf"))
-        if KIND != _PLAIN:
-            # A value's scale goes into the exponent, so that float16 holds what is large in the
-            # end; the sum takes it out again.
-            value_scale = tl.load(value_scales + slots, mask=in_context, other=0.0)
-            value_scale = tl.maximum(value_scale, _LOWEST_SCALE)
-            scores += tl.log2(value_scale)[None, :]
-        highest = tl.maximum(most, tl.max(scores, 1))
-        # Rows that have seen nothing yet: -inf minus -inf is not a number.
-        base = tl.where(highest == float("-inf"), 0.0, highest)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(most - base)
-        most = highest
-        total *= shrink[:, None]
-        value_tile = tl.load(values + tile, mask=mask, other=0)
+        scores = tl.where(visible & in_context[None, :], scores, float("-inf"))
         if KIND == _PLAIN:
+            weights, shrink, most = weights_of(scores, most)
             sums = sums * shrink[:, None] + weights
-            total = tl.dot(weights.to(value_tile.dtype), value_tile, total, input_precision="ieee")
         else:
-            sums = sums * shrink[:, None] + weights * (1.0 / value_scale)[None, :]
+            exponent, mantissa, inverse = taken_apart(value_scale)
+            weights, shrink, most = weights_of(scores + exponent[None, :], most)
+            sums = sums * shrink[:, None] + weights * inverse[None, :]
+            weights *= mantissa[None, :]
             odd_total *= shrink[:, None]
-            even_values, odd_values = unpack(value_tile, KIND)
-            weights16 = weights.to(tl.float16)
-            total = tl.dot(weights16, even_values, total)
-            odd_total = tl.dot(weights16, odd_values, odd_total)
+        total *= shrink[:, None]
+        total, odd_total = add_values(weights, value_tile, total, odd_total, KIND, ASSEMBLY)
 
     summed = tl.sum(sums, 1)
-    inverse = tl.where(summed > 0.0, 1.0 / summed, 0.0)
-    if KIND != _PLAIN and KIND != _INT8:
-        inverse *= E4M3_BITS_SCALE
+    inverse = tl.where(summed > 0.0, factor / summed, 0.0)
     total *= inverse[:, None]
+    odd_total *= inverse[:, None]
     q_heads = kv_heads * GROUP
     place = (first_token + token).to(tl.int64) * q_heads + q_head
     if SPLIT:
         place = place * splits + split
         highest = most + tl.log2(summed)
         tl.store(log_sums + place, highest, mask=in_rows)
-    target = out + place[:, None] * HEAD_DIM
-    if KIND == _PLAIN:
-        tl.store(target + columns[None, :], total.to(out.dtype.element_ty), mask=q_mask)
-    else:
-        odd_total *= inverse[:, None]
-        both = tl.join(total, odd_total).reshape(BLOCK_M, 2 * COLUMNS)
-        columns = tl.arange(0, 2 * COLUMNS)
-        mask = in_rows[:, None] & (columns < HEAD_DIM)[None, :]
-        tl.store(target + columns[None, :], both.to(out.dtype.element_ty), mask=mask)
+    store_rows(out + place * HEAD_DIM, in_rows, total, odd_total, KIND, HEAD_DIM)
 
 
 @triton.jit
@@ -273,9 +246,14 @@ def _merge_kernel(
     tl.store(target, merged.to(out.dtype.element_ty), mask=columns < HEAD_DIM)
 
 
-def rows_of(query_len: int, group: int) -> int:
+def product_rows(query_len: int, group: int) -> int:
     """Rows of a program's matrix products."""
-    return max(LEAST_ROWS, triton.next_power_of_2(query_len * group))
+    return max(LEAST_ROWS, int(triton.next_power_of_2(query_len * group)))
+
+
+def columns_of(head_dim: int, kind: int) -> int:
+    """Width of a tile: a power of two that holds a head's elements, or its pairs."""
+    return int(triton.next_power_of_2(head_dim if kind == PLAIN else head_dim // 2))
 
 
 def problem_of(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> Problem:
@@ -283,7 +261,7 @@ def problem_of(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> Pro
     group = q.shape[1] // cache.num_kv_heads
     sizes = (
         q.shape[2],
-        rows_of(metadata.decode_query_len, group),
+        product_rows(metadata.decode_query_len, group),
         cache.block_size,
         tuning.round_rows(metadata.num_decodes * cache.num_kv_heads),
         tuning.round_rows(metadata.block_tables.shape[1] * cache.block_size),
@@ -351,7 +329,6 @@ def decode_attention(
         slots = facts.multiprocessors * tiles["waves"]
         splits = splits_of(sequences * kv_heads, longest, slots)
     kind = KINDS.get(cache.keys.dtype, PLAIN)
-    columns = triton.next_power_of_2(head_dim)
     target, log_sums = out, out
     if splits > 1:
         tokens = min(q.shape[0], sequences * query_len)
@@ -380,9 +357,10 @@ def decode_attention(
         GROUP=group,
         QUERY_LEN=query_len,
         HEAD_DIM=head_dim,
-        COLUMNS=columns if kind == PLAIN else columns // 2,
+        COLUMNS=columns_of(head_dim, kind),
         BLOCK_SIZE=block_size,
         KIND=kind,
+        ASSEMBLY=assembly_for(kind, facts, q.device),
         WINDOWED=window > 0,
         CAPPED=soft_cap > 0,
         SPLIT=splits > 1,
@@ -404,7 +382,7 @@ def decode_attention(
             window,
             QUERY_LEN=query_len,
             HEAD_DIM=head_dim,
-            COLUMNS=columns,
+            COLUMNS=columns_of(head_dim, PLAIN),
             WINDOWED=window > 0,
             LEAST=LEAST_STRETCH,
             BLOCK_N=tiles["block_n"],

@@ -1,0 +1,85 @@
+"""Specialisations of the attention kernels, for ``compile_all``."""
+
+from typing import Any
+
+from kernels.triton import decode_attention as decode
+from kernels.triton.cached_values import BITS, CONVERSIONS, E4M3, INT8, PLAIN
+from kernels.triton.runtime import DeviceFacts
+from kernels.triton.tuning import Problem
+from tests.kernels.triton.compilation import Compilation
+
+H200 = DeviceFacts("H200", (9, 0), 132, 232_448)
+CACHES = {PLAIN: "*bf16", INT8: "*i16", E4M3: "*i16"}
+NAMES = {PLAIN: "bf16", INT8: "int8", E4M3: "e4m3"}
+DTYPES = {PLAIN: "torch.bfloat16", INT8: "torch.int8", E4M3: "torch.float8_e4m3fn"}
+
+
+def _types(kind: int) -> dict[str, str]:
+    pointers = {"q": "*bf16", "keys": CACHES[kind], "values": CACHES[kind]}
+    indices = {name: "*i32" for name in ("tables", "context_lens", "query_start")}
+    sizes = {name: "i32" for name in ("q_stride", "table_stride", "kv_heads", "splits", "window")}
+    reals = {name: "fp32" for name in ("scale", "soft_cap")}
+    scales = {name: "*fp32" for name in ("key_scales", "value_scales")} if kind != PLAIN else {}
+    return {**pointers, **indices, **sizes, **reals, **scales, "log_sums": "*fp32"}
+
+
+def decoding(
+    head_dim: int,
+    group: int,
+    block_size: int,
+    kind: int,
+    split: bool,
+    assembly: int = BITS,
+    **other: Any,
+) -> Compilation:
+    """The stretches' kernel with its default tiles."""
+    problem = Problem(
+        "decode_attention",
+        (head_dim, decode.product_rows(1, group), block_size, 512, 8192),
+        ("torch.bfloat16", DTYPES[kind]),
+    )
+    tiles = {**decode.default_choice(problem, H200).tiles, **other}
+    constants = {
+        "GROUP": group,
+        "QUERY_LEN": 1,
+        "HEAD_DIM": head_dim,
+        "COLUMNS": decode.columns_of(head_dim, kind),
+        "BLOCK_SIZE": block_size,
+        "KIND": kind,
+        "ASSEMBLY": assembly,
+        "WINDOWED": False,
+        "CAPPED": False,
+        "SPLIT": split,
+        "LEAST": decode.LEAST_STRETCH,
+        "BLOCK_M": problem.sizes[1],
+        "BLOCK_N": tiles["block_n"],
+        "STAGES": tiles["num_stages"],
+        **({"key_scales": None, "value_scales": None} if kind == PLAIN else {}),
+    }
+    return Compilation(
+        decode._decode_kernel,
+        {**_types(kind), "out": "*fp32" if split else "*bf16"},
+        constants,
+        num_warps=tiles["num_warps"],
+        num_stages=tiles["num_stages"],
+        aligned=("q_stride",),
+        label=f"{NAMES[kind]} head {head_dim} group {group} page {block_size} {other or ''}".strip(),
+    )
+
+
+COMPILATIONS = [
+    decoding(128, 8, 16, E4M3, False, CONVERSIONS),
+    *(
+        decoding(head_dim, group, block_size, kind, split)
+        for head_dim, group, block_size, kind, split in [
+            (128, 4, 16, PLAIN, False),
+            (128, 4, 128, PLAIN, False),
+            (128, 8, 16, INT8, False),
+            (128, 8, 16, E4M3, False),
+            (64, 7, 16, PLAIN, True),
+            (256, 4, 16, PLAIN, True),
+            (256, 4, 16, E4M3, True),
+            (80, 1, 32, PLAIN, True),
+        ]
+    ),
+]
