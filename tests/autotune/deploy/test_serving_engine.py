@@ -15,7 +15,7 @@ VLLM_FLAGS = {
     "no-enable-prefix-caching", "max-num-seqs", "max-num-batched-tokens",
     "enable-chunked-prefill", "no-enable-chunked-prefill", "long-prefill-token-threshold",
     "scheduling-policy", "max-num-queued-reqs", "watermark", "kv-cache-dtype",
-    "tensor-parallel-size",
+    "tensor-parallel-size", "enforce-eager",
 }  # fmt: skip
 
 
