@@ -6,6 +6,7 @@ that has none on this machine, so only tasks that the user named are touched.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,18 +57,21 @@ def run_tasks(
     unknown = [task for task in tasks if not known.match_tasks([task])]
     if unknown:
         raise BadInput(f"--lm-eval-tasks: lm-eval has no task {', '.join(unknown)}")
-    answers = EngineAnswers(load_model(config), config)
-    try:
-        found = lm_eval.simple_evaluate(
-            model=_as_lm(answers),
-            tasks=list(tasks),
-            limit=limit,
-            bootstrap_iters=0,
-            task_manager=known,
-        )
-    except (OSError, ValueError) as error:
-        # What `datasets` raises where a task's data is neither here nor within reach.
-        raise EnvironmentMissing(f"lm-eval could not run {', '.join(tasks)}: {error}") from error
+    with contextlib.closing(load_model(config)) as loaded:
+        answers = EngineAnswers(loaded, config)
+        try:
+            found = lm_eval.simple_evaluate(
+                model=_as_lm(answers),
+                tasks=list(tasks),
+                limit=limit,
+                bootstrap_iters=0,
+                task_manager=known,
+            )
+        except (OSError, ValueError) as error:
+            # What `datasets` raises where a task's data is neither here nor within reach.
+            raise EnvironmentMissing(
+                f"lm-eval could not run {', '.join(tasks)}: {error}"
+            ) from error
     return {
         task: {name: float(value) for name, value in scores.items() if _is_number(value)}
         for task, scores in (found or {}).get("results", {}).items()

@@ -81,7 +81,8 @@ class QualityMeter:
     def _load_reference(self, config: EngineConfig) -> TextScore | None:
         try:
             plain = reference_config(config)
-            reference = score_held_out(load_model(plain), plain)
+            with contextlib.closing(load_model(plain)) as loaded:
+                reference = score_held_out(loaded, plain)
         except (EnvironmentLacks, MemoryError):
             return None
         if reference is not None:

@@ -66,7 +66,7 @@ class LLM:
 
     def __init__(self, model: str, **knobs: Any) -> None:
         config = EngineConfig.from_mapping({"model": str(model), **knobs})
-        loaded = load_model(config)
+        self._loaded = loaded = load_model(config)
         self.tokenizer = loaded.tokenizer
         self.engine = loaded.engine(config)
         self._ids = itertools.count()
@@ -75,6 +75,13 @@ class LLM:
     def config(self) -> EngineConfig:
         """The knobs in force."""
         return self.engine.config
+
+    def close(self) -> None:
+        """End the processes of a model that is divided; nothing can be generated then.
+
+        They end with this object and with this process too.
+        """
+        self._loaded.close()
 
     def reconfigure(self, **knobs: Any) -> EngineConfig:
         """Change `live` and `cache` knobs without loading the model again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from collections.abc import Callable
@@ -30,10 +31,13 @@ def measure_quality(
         engine.errors.EngineError: one of them does not load, for want of memory above all.
     """
     original = original.replace(kv_cache_memory_bytes=_CACHE_BYTES, max_num_seqs=1)
-    reference = score_held_out(load_model(original), original)
+    with contextlib.closing(load_model(original)) as loaded:
+        reference = score_held_out(loaded, original)
+    del loaded
     gc.collect()
     if reference is None or (stop is not None and stop.is_set()):
         return None
     say("measuring the quality: the quantized one")
     quantized = original.replace(model=str(checkpoint))
-    return loss_against(score_held_out(load_model(quantized), quantized), reference)
+    with contextlib.closing(load_model(quantized)) as loaded:
+        return loss_against(score_held_out(loaded, quantized), reference)

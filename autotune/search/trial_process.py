@@ -108,6 +108,8 @@ class TrialProcess:
             return Failed("out_of_memory" if memory else "crash", lines[0][:500])
 
     def _engine_for(self, config: EngineConfig) -> Engine:
+        if self._model is not None and self._model.failure is not None:
+            self._drop_engine()  # a rank died: of the model nothing is left
         if self._engine is not None and self._config is not None:
             reload = self._config.reload_needed(config)
             if reload != "weights":
@@ -132,6 +134,8 @@ class TrialProcess:
         self._reply(Progress(QUANTIZING, done, total))
 
     def _drop_engine(self) -> None:
+        if self._model is not None:
+            self._model.close()
         self._model = self._engine = self._config = None
         gc.collect()
 

@@ -28,6 +28,13 @@ def score(shift: float, _: EngineConfig) -> TextScore:
     return TextScore(torch.rand(4, 6, generator=generator) + shift, log_probs)
 
 
+class Number(float):
+    """Stands for a model."""
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
     """Models are numbers, by which their scores differ; the list holds what was loaded."""
@@ -35,7 +42,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
 
     def load(config: EngineConfig) -> Any:
         loaded.append(config)
-        return 0.0
+        return Number(0.0)
 
     monkeypatch.setattr(module, "load_model", load)
     monkeypatch.setattr(module, "score_held_out", score)

@@ -22,6 +22,7 @@ from autotune.search.messages import (
     encode,
 )
 from engine.config import EngineConfig
+from engine.errors import EngineError
 
 
 def command(quantization: str, *, guarded: bool) -> MeasureCommand:
@@ -49,7 +50,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             on_layer(2, 2)
         engine = SimpleNamespace(clear_prefix_cache=lambda: None)
         told = [] if config.calibration is None else [f"calibrated on {config.calibration}"]
-        return SimpleNamespace(engine=lambda _: engine, notes=["served in floats", *told])
+        return SimpleNamespace(
+            engine=lambda _: engine,
+            notes=["served in floats", *told],
+            failure=EngineError("rank 1 died") if config.tensor_parallel_size > 1 else None,
+            close=lambda: done.append("close"),
+        )
 
     class Meter:
         def __init__(self, _: Path) -> None:
@@ -130,3 +136,15 @@ def test_quantizing_is_told_layer_by_layer(tmp_path: Path, steps: list[str]) -> 
     assert told.index(Progress(QUANTIZING, 2, 2)) < told.index(
         Progress("scoring the held-out text")
     )
+
+
+def test_a_model_that_lost_a_rank_is_loaded_again(tmp_path: Path, steps: list[str]) -> None:
+    asked = command("int8", guarded=False)
+    again = command("int8", guarded=False)
+    answers(tmp_path, asked, again)
+    assert steps.count("load") == 1
+    steps.clear()
+    for lost in (asked, again):
+        lost.config["tensor_parallel_size"] = 2
+    answers(tmp_path, asked, again)
+    assert [step for step in steps if step in ("load", "close")] == ["load", "close", "load"]
