@@ -7,6 +7,7 @@ from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 from kernels.triton.cached_values import KINDS
 from kernels.triton.decode_attention import decode_attention
+from kernels.triton.prefill_attention import prefill_attention
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_HEAD, LARGEST_HEAD, HEAD_MULTIPLE = 16, 256, 16
@@ -57,7 +58,7 @@ def paged_attention(
     Sequences of context 0 (a captured step's padding) get zeros. Nothing but decodes may be
     captured: how many prefill tiles there are is read from the host's lists.
     """
-    if not _known(q, cache, metadata) or metadata.num_decodes < len(metadata.query_lens):
+    if not _known(q, cache, metadata):
         return None
     tokens, heads, head_dim = q.shape
     # A captured step of several tokens a sequence may have tokens that belong to none.
@@ -65,4 +66,6 @@ def paged_attention(
     out = make((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
     if metadata.num_decodes:
         decode_attention(q, cache, metadata, scale, window, soft_cap, out)
+    if metadata.num_decodes < len(metadata.query_lens):
+        prefill_attention(q, cache, metadata, scale, window, soft_cap, out)
     return out

@@ -80,7 +80,7 @@ def taken_apart(value_scale):
 
 @triton.jit
 def weights_of(scores, most):
-    """Powers of two below a running maximum: (weights [M, N], what earlier sums shrink by, maximum).
+    """Powers of two below a running maximum: (weights [M, N], shrinkage of sums, maximum).
 
     Rows that have seen nothing yet have a maximum of -inf, and weights of 0.
     """

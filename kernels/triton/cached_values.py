@@ -70,6 +70,11 @@ def words_of(cache: Tensor) -> Tensor:
     return cache.view(torch.int16) if cache.dtype in KINDS else cache
 
 
+def columns_of(head_dim: int, kind: int) -> int:
+    """Width of a tile: a power of two that holds a head's elements, or its pairs."""
+    return int(triton.next_power_of_2(head_dim if kind == PLAIN else head_dim // 2))
+
+
 def assembly_for(kind: int, facts: DeviceFacts, device: torch.device) -> int:
     """How words are unpacked on a device: e4m3 is converted by hardware from 8.9 on."""
     if kind == PLAIN or device.type == "cpu":
@@ -110,7 +115,7 @@ def missing_factor(KIND: tl.constexpr, ASSEMBLY: tl.constexpr):
 
 @triton.jit
 def pages_of(table, start, first, end, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Pages of positions [start, start + BLOCK_N): one for all if a page holds them, else [BLOCK_N].
+    """Pages of positions [start, start + BLOCK_N): one if a page holds them all, else [BLOCK_N].
 
     `start` is a multiple of BLOCK_N. Nothing is read for positions outside [first, end).
     """

@@ -31,6 +31,7 @@ from kernels.triton.cached_values import (
     KINDS,
     PLAIN,
     assembly_for,
+    columns_of,
     missing_factor,
     pages_of,
     rows_of,
@@ -249,11 +250,6 @@ def _merge_kernel(
 def product_rows(query_len: int, group: int) -> int:
     """Rows of a program's matrix products."""
     return max(LEAST_ROWS, int(triton.next_power_of_2(query_len * group)))
-
-
-def columns_of(head_dim: int, kind: int) -> int:
-    """Width of a tile: a power of two that holds a head's elements, or its pairs."""
-    return int(triton.next_power_of_2(head_dim if kind == PLAIN else head_dim // 2))
 
 
 def problem_of(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> Problem:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kernels.triton import decode_attention as decode
-from kernels.triton.cached_values import BITS, CONVERSIONS, E4M3, INT8, PLAIN
+from kernels.triton.cached_values import BITS, CONVERSIONS, E4M3, INT8, PLAIN, columns_of
 from kernels.triton.runtime import DeviceFacts
 from kernels.triton.tuning import Problem
 from tests.kernels.triton.compilation import Compilation
@@ -16,10 +16,10 @@ DTYPES = {PLAIN: "torch.bfloat16", INT8: "torch.int8", E4M3: "torch.float8_e4m3f
 
 def _types(kind: int) -> dict[str, str]:
     pointers = {"q": "*bf16", "keys": CACHES[kind], "values": CACHES[kind]}
-    indices = {name: "*i32" for name in ("tables", "context_lens", "query_start")}
-    sizes = {name: "i32" for name in ("q_stride", "table_stride", "kv_heads", "splits", "window")}
-    reals = {name: "fp32" for name in ("scale", "soft_cap")}
-    scales = {name: "*fp32" for name in ("key_scales", "value_scales")} if kind != PLAIN else {}
+    indices = dict.fromkeys(("tables", "context_lens", "query_start"), "*i32")
+    sizes = dict.fromkeys(("q_stride", "table_stride", "kv_heads", "splits", "window"), "i32")
+    reals = dict.fromkeys(("scale", "soft_cap"), "fp32")
+    scales = dict.fromkeys(("key_scales", "value_scales"), "*fp32") if kind != PLAIN else {}
     return {**pointers, **indices, **sizes, **reals, **scales, "log_sums": "*fp32"}
 
 
@@ -43,7 +43,7 @@ def decoding(
         "GROUP": group,
         "QUERY_LEN": 1,
         "HEAD_DIM": head_dim,
-        "COLUMNS": decode.columns_of(head_dim, kind),
+        "COLUMNS": columns_of(head_dim, kind),
         "BLOCK_SIZE": block_size,
         "KIND": kind,
         "ASSEMBLY": assembly,
@@ -63,7 +63,7 @@ def decoding(
         num_warps=tiles["num_warps"],
         num_stages=tiles["num_stages"],
         aligned=("q_stride",),
-        label=f"{NAMES[kind]} head {head_dim} group {group} page {block_size} {other or ''}".strip(),
+        label=f"{NAMES[kind]} head {head_dim} group {group} page {block_size} ",
     )
 
 
