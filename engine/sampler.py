@@ -19,7 +19,7 @@ from engine.request import Request, SamplingParams, TokenLogprobs
 from engine.sampling_logprobs import WantedLogprobs
 from engine.sampling_penalties import LogitChanges, logit_changes
 from engine.sampling_staging import Slot, Staging
-from engine.uniform import request_seed, uniform
+from engine.uniform import request_seed, uniforms
 from kernels import sampling
 from kernels.sampling import likeliest
 
@@ -165,10 +165,10 @@ class Sampler:
             [p.top_k for p in params],
             [p.top_p for p in params],
             [p.min_p for p in params],
-            [
-                uniform(request_seed(r.sampling.seed, self.seed, r.request_id), len(r.token_ids))
-                for r in requests
-            ],
+            uniforms(
+                [request_seed(r.sampling.seed, self.seed, r.request_id) for r in requests],
+                [len(r.token_ids) for r in requests],
+            ).tolist(),
         )
 
 

@@ -27,6 +27,9 @@ ZERO_BITS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 # numbers. A power of two, so that it has as many zero bits as any 16-bit float.
 _LARGE = tl.constexpr(2.0**127)
 
+# Candidate parts that are too many for nothing but a round of comparisons.
+SPARE_PARTS = tl.constexpr(8)
+
 
 @triton.jit
 def _numbers(values):
@@ -248,7 +251,9 @@ def _draw_kernel(
                 low_part = _order(least) >> ZEROS
                 high_part = high
                 at_high = tl.zeros((), tl.float64)
-                while (high_part - low_part > 1) & (at_low > at_high):
+                lightest = tl.zeros((), tl.float64)
+                # A bound needs no precision: a few parts too many cost less than another round.
+                while (high_part - low_part > 1) & (at_low - at_high > lightest * SPARE_PARTS):
                     p1, p2, p3 = _pivots(low_part, high_part)
                     f1 = tl.sum(tl.where(largest >= _value(p1 << ZEROS), tally, 0.0))
                     f2 = tl.sum(tl.where(largest >= _value(p2 << ZEROS), tally, 0.0))
@@ -256,6 +261,8 @@ def _draw_kernel(
                     low_part, high_part, at_low, at_high = _narrowed(
                         bound, low_part, high_part, at_low, at_high, p1, p2, p3, f1, f2, f3
                     )
+                    lightest = _weights(_value(low_part << ZEROS), maximum, scale).to(tl.float64)
+                    lightest = tl.where(has_k, 1.0, lightest)
                 low = tl.maximum(low, low_part)
         candidate = (i < parts) & (largest >= _value(low << ZEROS))
         count = tl.sum(candidate.to(tl.int32))

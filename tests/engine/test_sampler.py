@@ -17,7 +17,7 @@ from transformers import (
 
 from engine.request import Request, SamplingParams
 from engine.sampler import Sampler, likeliest
-from engine.uniform import uniform
+from engine.uniform import uniform, uniforms
 
 VOCABULARY = 40
 DRAWS = 20000
@@ -147,6 +147,12 @@ def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
         assert stats.kstest(numbers, "uniform").pvalue > 1e-3
         assert abs(stats.pearsonr(numbers[:-1], numbers[1:]).statistic) < 0.06
         assert all(0.0 <= n < 1.0 for n in numbers)
+
+
+def test_uniform_numbers_at_once_are_those_one_by_one() -> None:
+    seeds = [0, -1, 2**64 - 1, 2**70 + 5, *(7919**i for i in range(60))]
+    positions = [0, 1, 2**31, 131_071, *range(60)]
+    assert uniforms(seeds, positions).tolist() == list(map(uniform, seeds, positions))
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:
