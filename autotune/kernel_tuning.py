@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 from autotune.hardware.detect import describe_hardware
 from autotune.model_info import read_model_info, with_default_model
 from autotune.search.methods_offered import Offer, offer_for, seed_methods
+from autotune.search.sizes_offered import sizes_offered
 from autotune.search.space import load_space
-from engine.config import KNOBS, EngineConfig
+from engine.checkpoints.model_folder import open_model_folder
+from engine.config import EngineConfig
+from engine.errors import EnvironmentLacks
+from engine.models.registry import decoder_spec
 from engine.quantize.method_table import METHODS
 
 if TYPE_CHECKING:
+    from engine.models.decoder import Decoder
     from engine.tunable_operations import Sizes
 
-# For load_model only: the tuning brings caches of its own.
-CACHE_BYTES = 1 << 30
-CACHE_TOKENS = 512
-
-# Told: quantization, operations done, of all, what is measured now.
+# Told: what of the model, operations done, of all, what is measured now.
 Listener = Callable[[str, int, int, str], None]
 
 
@@ -67,6 +69,8 @@ def tune_kernels(
 ) -> KernelTuning:
     """Measure the kernels for a model as it is and in the quantizations that are offered here.
 
+    Where there are several GPUs, also for one rank's part of the model.
+
     An empty `model` is the embedded one. Results are saved as they are found; problems that are
     known are not measured again.
 
@@ -87,17 +91,48 @@ def tune_kernels(
     offer = offer_for(hardware, quantized=info.quantization is not None)
     done = KernelTuning(info.name, str(hardware["name"]), str(tuning_file(device)))
     began = time.monotonic()
-    methods = methods_to_tune(offer)
-    for method in methods:
+    lacking: list[str] = []
+    parts = _parts(
+        base, offer, sizes_offered(hardware, decoder_spec(open_model_folder(base.model)))
+    )
+    for part in parts:
         left = budget_s - (time.monotonic() - began)
         if left <= 0 or should_stop():
-            done.left.append(f"quantization {method}: everything")
+            done.left.append(f"{part.name}: everything")
             continue
-        listener(method, 0, 0, "loading the model")
-        config = base.replace(quantization=method, **_small_cache(info.max_model_len))
-        _tune_one(config, offer, info.max_model_len, left, listener, should_stop, done)
+        listener(part.name, 0, 0, "loading the model")
+        try:
+            _tune_part(
+                part, _sizes(base, offer, info.max_model_len), left, listener, should_stop, done
+            )
+        except EnvironmentLacks as error:  # it may fit in another quantization, or in parts
+            lacking.append(str(error))  # not the error, whose frames hold what was loaded
+            done.failures.append(f"{part.name}: {error}")
+        gc.collect()  # graphs and what they were captured from, before the next part is loaded
+    if len(lacking) == len(parts):
+        raise EnvironmentLacks(lacking[0])
     done.seconds = time.monotonic() - began
     return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The model, or what the first of several ranks has of it, in one quantization."""
+
+    config: EngineConfig
+    ranks: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ranks = f" on {self.ranks} GPUs" if self.ranks > 1 else ""
+        return f"quantization {self.config.quantization}{ranks}"
+
+
+def _parts(base: EngineConfig, offer: Offer, sizes: Sequence[int]) -> list[_Part]:
+    """What is tuned, in order."""
+    methods = methods_to_tune(offer)
+    return [_Part(base.replace(quantization=method), size) for size in sizes for method in methods]
 
 
 def methods_to_tune(offer: Offer) -> list[str]:
@@ -110,36 +145,34 @@ def methods_to_tune(offer: Offer) -> list[str]:
     return list(dict.fromkeys(["none", *seed_methods(offered, "none"), *plain]))
 
 
-def _tune_one(
-    config: EngineConfig,
-    offer: Offer,
-    max_model_len: int,
+def _tune_part(
+    part: _Part,
+    sizes: Sizes,
     budget_s: float,
     listener: Listener,
     should_stop: Callable[[], bool],
     done: KernelTuning,
 ) -> None:
     from engine.kernel_tuning import default_timer, tune_decoder
-    from engine.loading import load_model
 
-    method = config.quantization
     began = time.monotonic()
-    decoder = load_model(config).runner.decoder
+    decoder = _load(part)
     report = tune_decoder(
         decoder,
-        _sizes(config, offer, max_model_len),
+        sizes,
         budget_s - (time.monotonic() - began),
         default_timer(decoder.device),
-        lambda progress: listener(method, progress.done, progress.total, progress.name),
+        lambda progress: listener(part.name, progress.done, progress.total, progress.name),
         should_stop,
     )
     done.known += report.known
-    done.failures += [f"quantization {method}: {text}" for text in report.failures]
+    done.failures += [f"{part.name}: {text}" for text in report.failures]
     if report.left:
-        done.left.append(f"quantization {method}: {report.left} operations")
+        done.left.append(f"{part.name}: {report.left} operations")
     done.results += [
         {
-            "quantization": method,
+            "quantization": part.config.quantization,
+            "tensor_parallel_size": part.ranks,
             "kernel": outcome.problem.kernel,
             "sizes": list(outcome.problem.sizes),
             "dtypes": list(outcome.problem.dtypes),
@@ -153,15 +186,16 @@ def _tune_one(
     ]
 
 
-def _small_cache(max_model_len: int) -> dict[str, Any]:
-    """Knobs of an engine that is loaded for its weights alone."""
-    small: dict[str, Any] = {
-        "max_model_len": min(CACHE_TOKENS, max_model_len),
-        "kv_cache_memory_bytes": CACHE_BYTES,
-    }
-    if "cuda_graphs" in KNOBS:
-        small["cuda_graphs"] = False
-    return small
+def _load(part: _Part) -> Decoder:
+    """The weights of the first rank, without caches and without the other ranks."""
+    from engine.loading import load_part, resolve_device
+    from engine.parallel import Alone
+
+    class First(Alone):
+        size = part.ranks
+
+    folder = open_model_folder(part.config.model)
+    return load_part(part.config, folder.path, resolve_device(part.config), First())
 
 
 def _sizes(config: EngineConfig, offer: Offer, max_model_len: int) -> Sizes:

@@ -44,7 +44,7 @@ def tune(model: str, budget_s: float, *, as_json: bool) -> None:
 
 
 class TuningProgress:
-    """Draws on stderr: a bar for each quantization on a terminal, a line now and then otherwise."""
+    """Draws on stderr: a bar on a terminal, a line now and then otherwise."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -72,9 +72,8 @@ class TuningProgress:
         if self._console.is_terminal:
             self._bar.stop()
 
-    def show(self, method: str, done: int, total: int, name: str) -> None:
-        """Show that `done` of `total` operations of a quantization are measured."""
-        title = f"quantization {method}"
+    def show(self, title: str, done: int, total: int, name: str) -> None:
+        """Show that `done` of `total` operations of a part of the work are measured."""
         if self._console.is_terminal:
             self._bar.update(
                 self._task, description=title, completed=done, total=total or None, name=name
