@@ -177,7 +177,7 @@ class DecodeGraphs:
         for group, layout in enumerate(step.layouts):
             layout.block_tables = self._tables[group, :size]
             # What stands there at capture would be in force for ever.
-            layout.query_lens = layout.context_lens_list = cast("list[int]", _OnDeviceAlone())
+            layout.query_lens = layout.context_lens_list = cast("list[int]", _OnDeviceAlone(size))
         return step
 
     def _write_padding(self, size: int) -> None:
@@ -193,12 +193,21 @@ class DecodeGraphs:
 
 
 class _OnDeviceAlone:
-    """Stands for lengths that the host must not read: a replayed step has others."""
+    """Stands for lengths that the host must not read: a replayed step has others.
+
+    How many there are is fixed by capturing, and may be read.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise NotCapturable("attention reads lengths from the host")
 
-    __len__ = __iter__ = __getitem__ = __contains__ = __eq__ = __array__ = _refuse
+    __iter__ = __getitem__ = __contains__ = __eq__ = __array__ = _refuse
     __hash__ = None  # type: ignore[assignment]
 
 

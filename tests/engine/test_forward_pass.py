@@ -1,0 +1,114 @@
+"""A decoder's captured steps against its eager ones, through the Triton kernels."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.batch import Batch, ScheduledSequence
+from engine.block_tables import BlockTables
+from engine.config import EngineConfig
+from engine.forward_pass import ForwardPass
+from engine.request import Request, SamplingParams
+from engine.runner import ModelRunner
+from kernels.triton import runtime
+from tests.engine.fake_capture import FakeCapture
+from tests.engine.tiny_models import BLOCK, make_tiny
+from tests.kernels.triton.interpreter import repaired
+
+CPU = torch.device("cpu")
+LENGTH = 64
+
+
+@pytest.fixture(autouse=True)
+def _interpreted() -> Iterator[None]:
+    if torch.cuda.is_available():
+        pytest.skip("the kernels are compiled here, not interpreted")
+    with repaired(), runtime.interpreting():
+        yield
+
+
+def config_of(**knobs: object) -> EngineConfig:
+    small = {"block_size": BLOCK, "max_num_seqs": 4, "max_num_batched_tokens": 4}
+    return EngineConfig.from_mapping({**small, "kv_cache_memory_bytes": 1 << 18, **knobs})
+
+
+def test_a_padded_captured_step_says_what_the_eager_one_says(tmp_path: Path) -> None:
+    """Two groups of layers, one with windows, over an int8 cache, for several steps."""
+    kinds = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    decoder = make_tiny("qwen3_window", tmp_path, **kinds).decoder(torch.float32)
+    config = config_of(kv_cache_dtype="int8")
+    capture = FakeCapture()
+    captured = ModelRunner(decoder, config, LENGTH, forward=ForwardPass(decoder, lambda: capture))
+    eager = ModelRunner(decoder, config, LENGTH, forward=ForwardPass(decoder))
+    assert (captured.notes, capture.captured) == ([], 3)  # of 1, 2 and 4 sequences
+    for layer in captured.cache.layers:
+        assert not layer.keys.any()
+        assert not layer.values.any()
+    rng = random.Random(5)
+    greedy = SamplingParams(temperature=0.0, logprobs=3)
+    requests = []
+    for i in range(3):
+        tables = BlockTables([[1 + 12 * i + 6 * g + j for j in range(6)] for g in range(2)])
+        prompt = [rng.randrange(100) for _ in range(3)]
+        requests.append(Request(str(i), prompt, greedy, 0.0, tables=tables))
+    prefill = Batch([ScheduledSequence(r, 0, 3, True) for r in requests], 0)
+    first, other = captured.execute(prefill), eager.execute(prefill)
+    assert first.tokens == other.tokens
+    for r, tokens in zip(requests, first.tokens, strict=True):
+        r.token_ids += tokens
+    assert capture.replayed == 0
+    for step in range(2):
+        present = requests[: 3 - 2 * step]
+        batch = Batch(
+            [ScheduledSequence(r, len(r.token_ids) - 1, 1, True) for r in present], len(present)
+        )
+        ours, theirs = captured.execute(batch), eager.execute(batch)
+        assert capture.replayed == step + 1
+        assert ours.tokens == theirs.tokens
+        for our, their in zip(ours.logprobs, theirs.logprobs, strict=True):
+            assert our is not None
+            assert their is not None
+            assert our[0].top == pytest.approx(their[0].top, abs=1e-4)
+        for r, tokens in zip(present, ours.tokens, strict=True):
+            r.token_ids += tokens
+    for ours_layer, theirs_layer in zip(captured.cache.layers, eager.cache.layers, strict=True):
+        assert torch.equal(ours_layer.keys, theirs_layer.keys)
+
+
+def test_what_has_no_kernel_runs_without_graphs_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make_tiny("llama", tmp_path).decoder(torch.float32)
+
+    class NoAttention:
+        @staticmethod
+        def write_kv(*_: object) -> bool:
+            return True
+
+        @staticmethod
+        def paged_attention(*_: object) -> None:
+            return None
+
+    monkeypatch.setattr("engine.forward_pass.backend_for", lambda _: NoAttention)
+    capture = FakeCapture()
+    runner = ModelRunner(
+        decoder, config_of(), LENGTH, forward=ForwardPass(decoder, lambda: capture)
+    )
+    assert capture.rehearsed == 0
+    assert runner.notes == [
+        "decode steps run without CUDA graphs: no kernel for attention with heads of 16"
+    ]
+    assert runner.forward.size_for(1) == 0
+
+
+def test_the_knob_turns_graphs_off(tmp_path: Path) -> None:
+    decoder = make_tiny("llama", tmp_path).decoder(torch.float32)
+    capture = FakeCapture()
+    forward = ForwardPass(decoder, lambda: capture)
+    runner = ModelRunner(decoder, config_of(cuda_graphs=False), LENGTH, forward=forward)
+    assert (capture.rehearsed, runner.notes, forward.size_for(1)) == (0, [], 0)
