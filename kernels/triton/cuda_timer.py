@@ -1,6 +1,7 @@
 """Timing on a CUDA device as a step of a model runs: from a graph, on operands out of the cache."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,29 @@ from kernels.triton.measure import Operation, Timing
 LEAST_REPEATS = 5
 MOST_REPEATS = 100
 LONGEST_GRAPH_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an operation is timed: its first `runs` in one graph, replayed `repeats` times."""
+
+    runs: int
+    repeats: int
+    flush: bool
+
+
+def plan(operation: Operation, once: float, seconds: float, out_of_cache: int) -> Plan:
+    """How to time an operation that takes about `once` seconds, in about `seconds` each time.
+
+    Operands of `out_of_cache` bytes are rotated; where they are fewer the cache is flushed.
+    """
+    runs, flush = 1, operation.nbytes < out_of_cache
+    if flush and len(operation.runs) * operation.nbytes >= out_of_cache:
+        enough = -(-out_of_cache // max(1, operation.nbytes))
+        runs = min(len(operation.runs), max(enough, int(LONGEST_GRAPH_S / once)))
+        flush = False
+    repeats = min(MOST_REPEATS, max(LEAST_REPEATS, int(seconds / (once * runs))))
+    return Plan(runs, repeats, flush)
 
 
 class CudaTimer:
@@ -35,16 +59,9 @@ class CudaTimer:
         """Capture the operation, and return what times its replays."""
         with torch.cuda.device(self._device):
             once = self._once(operation.runs[0])
-            runs: Sequence[Callable[[], Tensor]] = operation.runs[:1]
-            flush = operation.nbytes < self._out_of_cache
-            if flush and len(operation.runs) * operation.nbytes >= self._out_of_cache:
-                enough = -(-self._out_of_cache // max(1, operation.nbytes))
-                runs = operation.runs[: max(enough, int(LONGEST_GRAPH_S / once))]
-                flush = False
-            launch = self._captured(runs)
-        repeats = int(self._seconds / (once * len(runs)))
-        repeats = min(MOST_REPEATS, max(LEAST_REPEATS, repeats))
-        return lambda: self._timing(launch, repeats, len(runs), flush=flush)
+            how = plan(operation, once, self._seconds, self._out_of_cache)
+            launch = self._captured(operation.runs[: how.runs])
+        return lambda: self._timing(launch, how)
 
     def _once(self, run: Callable[[], Tensor]) -> float:
         """Seconds of one warm run, by which the number of repeats is chosen."""
@@ -56,16 +73,14 @@ class CudaTimer:
         end.synchronize()
         return max(1e-6, float(begin.elapsed_time(end)) / 1e3)
 
-    def _timing(
-        self, launch: Callable[[], None], repeats: int, per_launch: int, *, flush: bool
-    ) -> Timing:
+    def _timing(self, launch: Callable[[], None], how: Plan) -> Timing:
         with torch.cuda.device(self._device):
             events = [
                 (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-                for _ in range(repeats + 1)
+                for _ in range(how.repeats + 1)
             ]
             for begin, end in events:
-                if flush:
+                if how.flush:
                     self._overwrite_cache()
                 begin.record()
                 launch()
@@ -73,7 +88,7 @@ class CudaTimer:
             torch.cuda.synchronize(self._device)
         # The first replay pays for the upload of the graph.
         return Timing.of(
-            [float(begin.elapsed_time(end)) / 1e3 / per_launch for begin, end in events[1:]]
+            [float(begin.elapsed_time(end)) / 1e3 / how.runs for begin, end in events[1:]]
         )
 
     def _captured(self, runs: Sequence[Callable[[], Tensor]]) -> Callable[[], None]:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autotune.hardware import checkup
 from autotune.hardware.checkup import Check
 from autotune.hardware.gpu import Gpu, GpuReadings
+from engine import kernel_tuning
+from kernels import limits
+from kernels.limits import TritonStatus
 
 
 def gpu(**known: Any) -> Gpu:
@@ -192,3 +196,35 @@ def test_embedded_model(tmp_path: Path) -> None:
     assert checkup.check_embedded_model(tmp_path).status == "ok"
     assert "0.5 MB" in checkup.check_embedded_model(tmp_path).found
     assert checkup.check_embedded_model(tmp_path / "none").status == "missing"
+
+
+@pytest.mark.parametrize(
+    ("status", "tuned", "expected"),
+    [
+        (TritonStatus(True, "compiled"), 0, ("ok", "compiled; autotune doctor --tune-kernels")),
+        (TritonStatus(True, "compiled"), 7, ("ok", "compiled; 7 problems tuned")),
+        (TritonStatus(False, "Triton is not installed"), 0, ("degraded", "plain PyTorch is used")),
+        (TritonStatus(False, "T4 has compute capability 7.5"), 0, ("degraded", "capability 7.5")),
+    ],
+)
+def test_gpu_kernels_of_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, status: TritonStatus, tuned: int, expected: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(limits, "triton_status", lambda device: status)
+    monkeypatch.setattr(kernel_tuning, "num_tuned", lambda device: tuned)
+    checks = checkup.check_triton_kernels()
+    assert [check.name for check in checks] == ["GPU kernels 0", "GPU kernels 1"]
+    assert checks[0].status == expected[0]
+    assert expected[1] in checks[0].found
+    remedy = checks[0].remedy or ""
+    assert ("pip install 'triton" in remedy) is ("installed" in status.reason)
+    assert bool(remedy) is (not status.available)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert [check.name for check in checkup.check_triton_kernels()] == ["GPU kernels"]
+
+
+def test_without_a_gpu_there_are_no_gpu_kernels_to_check() -> None:
+    if not torch.cuda.is_available():
+        assert checkup.check_triton_kernels() == []

@@ -82,8 +82,10 @@ def test_a_measured_gpu_gives_name_and_memory() -> None:
     on_gpu = describe_hardware("cuda", readings=readings, limits=CgroupLimits())
     assert (on_gpu["device"], on_gpu["name"]) == ("cuda", "Example GPU")
     assert on_gpu["memory_bytes"] == 80 << 30
+    assert set(on_gpu["gpu_kernels"]) == {"available", "reason"}
     on_cpu = describe_hardware("cpu", readings=readings, limits=CgroupLimits())
     assert on_cpu["name"] == on_cpu["cpu"]["model"]
+    assert on_cpu["gpu_kernels"] is None
     assert [gpu["name"] for gpu in on_cpu["gpus"]] == ["Example GPU"]
 
 
