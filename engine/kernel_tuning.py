@@ -20,11 +20,6 @@ from kernels.triton.measure import DeviceBroken, Operation, Outcome, Timer, best
 from kernels.triton.runtime import DeviceFacts
 from kernels.triton.tuning import Choice, Problem
 
-UNTUNED_NOTE = (
-    "kernels of this model run with default tiles, which were not measured on this GPU; "
-    "autotune doctor --tune-kernels measures them once for all runs"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -175,6 +170,11 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def tuning_notes() -> list[str]:
-    """A sentence if kernels run by default though others could be measured, else nothing."""
-    return [UNTUNED_NOTE] if tuning.untuned() else []
+def tuning_notes(model: str) -> list[str]:
+    """A sentence if kernels ran by default though others could be measured, else nothing."""
+    if not tuning.untuned():
+        return []
+    return [
+        "GPU kernels of this model run with default tiles, which were not measured on this GPU: "
+        f"autotune doctor --tune-kernels --model {model} measures them once for all runs"
+    ]

@@ -152,7 +152,7 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
         ranks.close()
         raise
     return_freed_memory()
-    notes = [*serving_notes(spec, max_model_len), *source.notes, *tuning_notes()]
+    notes = [*serving_notes(spec, max_model_len), *source.notes, *tuning_notes(config.model)]
     return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
 
 

@@ -182,15 +182,15 @@ def test_a_choice_that_breaks_the_gpu_is_not_tried_again(
 
 
 def test_a_note_says_that_defaults_are_used_until_they_were_measured(decoder: Decoder) -> None:
-    assert tuning_notes() == []
+    assert tuning_notes("m") == []
     x = torch.randn(1, decoder.spec.hidden_size)
     ops.linear(x, decoder.layers[0].qkv)
-    (note,) = tuning_notes()
+    (note,) = tuning_notes("m")
     assert "default tiles" in note
-    assert "autotune doctor --tune-kernels" in note
+    assert "autotune doctor --tune-kernels --model m measures" in note
     tune_decoder(decoder, SIZES, 60.0, Timer())
     ops.linear(x, decoder.layers[0].qkv)
-    assert tuning_notes() == []
+    assert tuning_notes("m") == []
 
 
 def test_without_a_gpu_there_is_nothing_to_tune() -> None:
