@@ -1,11 +1,16 @@
 """Linear layers: packing each weight format for the machine at hand, and multiplying by it."""
 
+import importlib
+from functools import cache
+from typing import Protocol, TypeVar, cast
+
 import torch
 from torch import Tensor
 
 from kernels import plain_linear
 from kernels.cpu import matmul as cpu_matmul
 from kernels.cpu import packed as cpu_packed
+from kernels.triton import runtime
 from kernels.weight_checks import (
     check_fp8,
     check_int4,
@@ -27,10 +32,32 @@ from kernels.weights import (
     pack_nibbles,
 )
 
+Weight = TypeVar("Weight", bound=LinearWeight)
+
+
+class _TritonLinears(Protocol):
+    def pack(self, weight: LinearWeight) -> LinearWeight | None: ...
+
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor: ...
+
+    def dequantize(self, weight: LinearWeight) -> Tensor: ...
+
+
+@cache
+def _triton() -> _TritonLinears:
+    # Imported when first needed: a machine without a GPU has no use for Triton and may lack it.
+    linears: _TritonLinears = importlib.import_module("kernels.triton.linears")
+    return linears
+
+
+def _for_triton(weight: Weight) -> Weight:
+    """A plain weight as Triton's kernels want it, or as it is where they decline it."""
+    return cast(Weight, _triton().pack(weight) or weight)
+
 
 def pack_dense(weight: Tensor, bias: Tensor | None = None) -> DenseWeight:
     """Lay out a float weight [N, K] for ``linear``; bias [N] in the same dtype."""
-    packed = cpu_matmul.pack_dense(weight, bias)
+    packed = None if runtime.runs_on(weight) else cpu_matmul.pack_dense(weight, bias)
     if packed is not None:
         return packed
     return DenseWeight(weight.contiguous(), bias, (weight.shape[0], weight.shape[1]))
@@ -49,6 +76,8 @@ def pack_int8(
     weight = Int8Weight(
         q.contiguous(), scales.float().flatten(), bias, shape, "plain", outlier_threshold
     )
+    if runtime.runs_on(q):
+        return _for_triton(weight)
     return cpu_matmul.pack_int8(weight) or cpu_packed.pack_int8(weight) or weight
 
 
@@ -68,12 +97,14 @@ def pack_int4(
     """
     check_int4(q, scales, zeros, group_size)
     check_permutation(permutation, q.shape[1])
-    for pack in (cpu_matmul.pack_int4, cpu_packed.pack_int4):
+    for_triton = runtime.runs_on(q)
+    for pack in () if for_triton else (cpu_matmul.pack_int4, cpu_packed.pack_int4):
         packed = pack(q, scales, zeros, group_size, bias, permutation)
         if packed is not None:
             return packed
     shape, wide = (q.shape[0], q.shape[1]), (scales.float(), zeros.float())
-    return Int4Weight(pack_nibbles(q), *wide, bias, shape, group_size, "plain", permutation)
+    weight = Int4Weight(pack_nibbles(q), *wide, bias, shape, group_size, "plain", permutation)
+    return _for_triton(weight) if for_triton else weight
 
 
 def pack_int8_groups(
@@ -93,6 +124,8 @@ def pack_int8_groups(
     check_permutation(permutation, q.shape[1])
     shape, wide = (q.shape[0], q.shape[1]), (scales.float(), zeros.float())
     weight = Int8GroupWeight(q.contiguous(), *wide, bias, shape, group_size, "plain", permutation)
+    if runtime.runs_on(q):
+        return _for_triton(weight)
     return cpu_matmul.pack_int8_groups(weight) or weight
 
 
@@ -116,6 +149,8 @@ def pack_fp8(
         wide = wide.flatten().expand(n).contiguous()
     scale = None if input_scale is None else input_scale.float().reshape(1)
     weight = Fp8Weight(data.contiguous(), wide, bias, (n, k), block_shape, activations, scale)
+    if runtime.runs_on(data):
+        return _for_triton(weight)
     return cpu_matmul.pack_fp8(weight) or weight
 
 
@@ -128,11 +163,13 @@ def pack_table4(
     or values.
     """
     check_table4(q, scales, table, group_size)
-    packed = cpu_matmul.pack_table4(q, scales, table, group_size, bias)
+    for_triton = runtime.runs_on(q)
+    packed = None if for_triton else cpu_matmul.pack_table4(q, scales, table, group_size, bias)
     if packed is not None:
         return packed
     shape, wide = (q.shape[0], q.shape[1]), (scales.float(), table.float().flatten())
-    return Table4Weight(pack_nibbles(q), *wide, bias, shape, group_size)
+    weight = Table4Weight(pack_nibbles(q), *wide, bias, shape, group_size)
+    return _for_triton(weight) if for_triton else weight
 
 
 def concat(parts: list[LinearWeight]) -> LinearWeight:
@@ -163,6 +200,8 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
         rows = rows.index_select(1, permutation)
     if weight.layout == "amx":
         out = cpu_matmul.linear(rows, weight)
+    elif weight.layout == "triton":
+        out = _triton().linear(rows, weight)
     elif weight.layout == "plain":
         out = plain_linear.linear(rows, weight)
     elif isinstance(weight, Int4Weight):
@@ -181,6 +220,8 @@ def dequantize(weight: LinearWeight) -> Tensor:
         return torch.cat(parts if alike else [part.float() for part in parts])
     if weight.layout == "amx":
         stored = cpu_matmul.dequantize(weight)
+    elif weight.layout == "triton":
+        stored = _triton().dequantize(weight)
     elif weight.layout == "plain":
         stored = plain_linear.dequantize(weight)
     elif isinstance(weight, Int4Weight):

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# "plain" is described with each class, "parts" is that of a ConcatWeight; the others are private
-# to ``kernels.cpu``.
-Layout = Literal["plain", "amx", "onednn", "native", "aten", "parts"]
+# "plain" is described with each class, "parts" is that of a ConcatWeight; "triton" is private to
+# ``kernels.triton``, the others to ``kernels.cpu``.
+Layout = Literal["plain", "amx", "onednn", "native", "aten", "triton", "parts"]
 Activations = Literal["none", "dynamic", "static"]
 
 

@@ -1,0 +1,151 @@
+"""Codes of quantized weights -> numbers of 16 bits, inside kernels, in about one instruction each.
+
+Codes lie in int16 containers: lane j of a container holds code j, so that two neighbouring
+containers are one register and one operation on it works on a pair. A code becomes a float by
+being put into the mantissa of a power of two, which is then subtracted (Kim et al. 2022, "Who Says
+Elephants Can't Run", section 3.3); conversions of integers run at a quarter of that rate or less.
+
+Everything here is elementwise in the containers, whatever the layout of the tile. Triton places
+such operations behind the load of the tile into the registers of a matrix operand only if their
+inputs are loads and constants: hence no scalars among them. The interpreter cannot run machine
+code, and computes the same numbers in float32.
+"""
+
+import triton
+import triton.language as tl
+
+# Kinds of codes; lanes in a container.
+INT4, TABLE4, INT8, FP8 = (tl.constexpr(kind) for kind in range(4))
+LANES = (4, 4, 2, 2)
+
+# Zeros: none (symmetric: 8 for int4, 0 for int8), small integers with the scales, any float32.
+SYMMETRIC, INTEGERS, FLOATS = (tl.constexpr(zeros) for zeros in range(3))
+
+
+@triton.constexpr_function
+def pair(bits: int) -> str:
+    """16 bits twice, as an assembler's constant."""
+    return f"0x{bits << 16 | bits:08x}"
+
+
+@triton.constexpr_function
+def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
+    """PTX that leaves a pair of numbers in $0; codes in $1, parameters of INTEGERS in $2 and $3."""
+    add = "add.f16x2 $0, $0, z" if half else "fma.rn.bf16x2 $0, $0, one, z"
+    one = [] if half else [f"mov.b32 one, {pair(0x3F80)}"]
+    if kind == FP8:
+        # Exponent and mantissa moved into place; the exponents' difference is multiplied away.
+        down = 1 if half else 4
+        kept = pair((0x7F << 7) if half else (0x7F << 4))
+        if lane == 0:
+            code = [f"shl.b32 v, $1, {8 - down}", "shl.b32 s, $1, 8"]
+        else:
+            code = [f"shr.b32 v, $1, {down}", "mov.b32 s, $1"]
+        code += [f"and.b32 v, v, {kept}", f"lop3.b32 $0, s, {pair(0x8000)}, v, 0xea"]
+        scale = pair(0x5C00 if half else 0x7B80)  # 2^8, 2^120
+        if half:
+            return [*code, f"mov.b32 z, {scale}", "mul.f16x2 $0, $0, z"]
+        return [*code, f"mov.b32 one, {scale}", f"mov.b32 z, {pair(0x8000)}", add]
+    if kind == INT8 and half:
+        # 1024 + code + 128
+        code = ["mov.b32 s, $1" if lane == 0 else "shr.b32 s, $1, 8"]
+        code += [f"lop3.b32 s, s, {pair(0xFF)}, {pair(0x80)}, 0x6a"]
+        return [*code, f"or.b32 $0, s, {pair(0x6400)}", f"mov.b32 z, {pair(0xE480)}", add]
+    if kind == INT8:
+        # 128 + seven bits, less 128 or 256 by the sign's bit
+        code = ["mov.b32 s, $1" if lane == 0 else "shr.b32 s, $1, 8"]
+        code += [f"lop3.b32 $0, s, {pair(0x7F)}, {pair(0x4300)}, 0xea"]
+        return [*code, f"lop3.b32 z, s, {pair(0x80)}, {pair(0xC300)}, 0xea", *one, add]
+    if half and lane % 2:
+        # 1024 + 16 * nibble, a sixteenth of it: half the shifts, as float16 has bits to spare
+        code = ["mov.b32 s, $1" if lane == 1 else "shr.b32 s, $1, 8"]
+        code += [f"lop3.b32 $0, s, {pair(0x00F0)}, {pair(0x6400)}, 0xea"]
+        if zeros == INTEGERS:
+            zero = ["prmt.b32 z, $2, $3, 0x7632", "shl.b32 z, z, 4", f"or.b32 z, z, {pair(0xD400)}"]
+        else:
+            zero = [f"mov.b32 z, {pair(0xD480)}"]
+        return [*code, *zero, f"mov.b32 one, {pair(0x2C00)}", "fma.rn.f16x2 $0, $0, one, z"]
+    # 128 + nibble in bfloat16, 1024 + nibble in float16
+    exponent = 0x6400 if half else 0x4300
+    code = ["mov.b32 s, $1" if lane == 0 else f"shr.b32 s, $1, {4 * lane}"]
+    code += [f"lop3.b32 $0, s, {pair(0x000F)}, {pair(exponent)}, 0xea"]
+    if zeros == INTEGERS:
+        zero = ["prmt.b32 z, $2, $3, 0x7632", f"or.b32 z, z, {pair(exponent | 0x8000)}"]
+    else:
+        zero = [f"mov.b32 z, {pair(exponent | 0x8008)}"]
+    return [*code, *zero, *one, add]
+
+
+@triton.constexpr_function
+def assembly(kind: int, lane: int, half: bool, zeros: int) -> str:
+    """The PTX of a pair of numbers."""
+    return "{ .reg .b32 s, v, z, one; " + "; ".join(_instructions(kind, lane, half, zeros)) + "; }"
+
+
+@triton.jit
+def code_of(containers, LANE: tl.constexpr, KIND: tl.constexpr):
+    """The codes of a lane as int32: unsigned nibbles, signed bytes, bits of e4m3."""
+    wide = containers.to(tl.int32)
+    if KIND == 0 or KIND == 1:
+        return (wide >> (4 * LANE)) & 15
+    if KIND == 2:
+        return (wide << (24 - 8 * LANE)) >> 24
+    return (wide >> (8 * LANE)) & 0xFF
+
+
+@triton.jit
+def value_of(containers, LANE: tl.constexpr, KIND: tl.constexpr, table):
+    """The numbers of a lane in float32, zeros not subtracted; `table` [16] of TABLE4 alone."""
+    code = code_of(containers, LANE, KIND)
+    if KIND == 1:
+        return tl.load(table + code)
+    if KIND == 3:
+        bits = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
+        return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return code.to(tl.float32)
+
+
+@triton.jit
+def unpacked(
+    containers,
+    params,
+    table,
+    LANE: tl.constexpr,
+    KIND: tl.constexpr,
+    ZEROS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """The numbers of a lane less their zeros, in DTYPE (bfloat16 or float16).
+
+    containers int16 [rows, columns]; params of the same shape: int32 whose upper half is the zero
+    (INTEGERS), float32 zeros (FLOATS), anything otherwise. Exact but for FLOATS and tables, which
+    are rounded once.
+    """
+    if ZEROS == 2 or INTERPRETED or KIND == 1:
+        value = value_of(containers, LANE, KIND, table)
+        if ZEROS == 2:
+            value -= params
+        elif ZEROS == 1:
+            value -= (params >> 16).to(tl.float32)
+        elif KIND == 0:
+            value -= 8.0
+        return value.to(DTYPE)
+    HALF: tl.constexpr = tl.float16 == DTYPE
+    if ZEROS == 1:
+        return tl.inline_asm_elementwise(
+            assembly(KIND, LANE, HALF, ZEROS),
+            "=&r,r,r,r",
+            [containers, params],
+            dtype=DTYPE.value,
+            is_pure=True,
+            pack=2,
+        )
+    return tl.inline_asm_elementwise(
+        assembly(KIND, LANE, HALF, ZEROS),
+        "=&r,r",
+        [containers],
+        dtype=DTYPE.value,
+        is_pure=True,
+        pack=2,
+    )
