@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kernels.cpu import backend as cpu_backend
+from kernels.head_norms import HeadNorms
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 from kernels.triton import runtime
@@ -41,8 +42,9 @@ class Backend(Protocol):
         cos_sin_cache: Tensor,
         cache: LayerCache,
         slots: Tensor,
+        norms: HeadNorms | None = None,
     ) -> bool:
-        """Rotate q in place and store rotated keys and values."""
+        """Norm if asked and rotate q in place; store keys so treated, and values."""
 
     def write_kv(self, k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> bool:
         """Store keys and values at their slots."""

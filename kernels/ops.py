@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels import plain
 from kernels.backends import backend_for
 from kernels.cpu import matmul as cpu_matmul
+from kernels.head_norms import HeadNorms
 from kernels.layer_cache import LayerCache
 from kernels.linears import (
     concat,
@@ -43,6 +44,7 @@ __all__ = [
     "ConcatWeight",
     "DenseWeight",
     "Fp8Weight",
+    "HeadNorms",
     "Int4Weight",
     "Int8GroupWeight",
     "Int8Weight",
@@ -172,12 +174,18 @@ def rotary_and_write_kv(
     cos_sin_cache: Tensor,
     cache: LayerCache,
     slots: Tensor,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
     """``rotary_embedding`` and then ``write_kv``, in one pass where a kernel fuses them.
 
-    Returns q, rotated in place. k is rotated in place or left as it is: the cache has it.
+    With ``norms``, ``head_rms_norm`` of q and of k comes before. Returns q, rotated in place. k is
+    changed in place too or left as it is: the cache has it.
     """
-    if not backend_for(q).rotary_and_write_kv(q, k, v, positions, cos_sin_cache, cache, slots):
+    backend = backend_for(q)
+    if not backend.rotary_and_write_kv(q, k, v, positions, cos_sin_cache, cache, slots, norms):
+        if norms is not None:
+            head_rms_norm(q, norms.query, norms.eps)
+            head_rms_norm(k, norms.key, norms.eps)
         rotary_embedding(q, k, positions, cos_sin_cache)
         write_kv(k, v, cache, slots)
     return q

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels import plain
 from kernels.cpu.native import CACHE_CODES, DTYPE_CODES, library, takes
+from kernels.head_norms import HeadNorms
 from kernels.layer_cache import LayerCache
 
 LANES = 16  # quantized heads must fill whole vectors
@@ -107,9 +108,13 @@ def rotary_and_write_kv(
     cos_sin_cache: Tensor,
     cache: LayerCache,
     slots: Tensor,
+    norms: HeadNorms | None = None,
 ) -> bool:
-    """Rotate in place, then store; False if the operands are not of the expected kind."""
-    if not rotary_embedding(q, k, positions, cos_sin_cache):
+    """Rotate in place, then store; False if the operands are not of the expected kind.
+
+    Norms are declined: the caller's own calls make the same passes.
+    """
+    if norms is not None or not rotary_embedding(q, k, positions, cos_sin_cache):
         return False
     if not write_kv(k, v, cache, slots):
         plain.write_kv(k, v, cache, slots)

@@ -5,9 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.head_norms import HeadNorms
 from kernels.layer_cache import LayerCache
-from kernels.triton.norm import FLOATS, heads_are_packed
-from kernels.triton.rotary import HEADS_PER_PROGRAM, angles_of, takes_rotary, turn
+from kernels.triton.norm import FLOATS, fits_weight, heads_are_packed
+from kernels.triton.rotary import HEADS_PER_PROGRAM, takes_rotary, turn, turned
 from kernels.triton.rounding import code_of, magnitude, rounded, scales
 from kernels.triton.runtime import facts_of
 
@@ -49,6 +50,8 @@ def _store_turned_heads(
     heads,
     table,
     position,
+    norm,
+    eps,
     data,
     data_scales,
     slot,
@@ -61,47 +64,46 @@ def _store_turned_heads(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
+    ROUND_FIRST: tl.constexpr,
 ):
-    """Turn heads of the token at `heads` and store them; the token's own stay as they are."""
-    HALF: tl.constexpr = TURNING // 2
-    dtype: tl.constexpr = heads.dtype.element_ty
-    cos, sin, in_half = angles_of(table, position, TURNING, BLOCK_HALF)
+    """Norm, turn and store heads of the token at `heads`; the token's own stay as they are."""
     head = first_head + tl.arange(0, BLOCK_HEADS)
     exists = (head < NUM_HEADS)[:, None]
-    inside = exists & in_half
-    column = tl.arange(0, BLOCK_HALF)[None, :]
-    places = heads + head[:, None] * HEAD_DIM + column
+    first, second, rest = turned(
+        heads + head[:, None] * HEAD_DIM,
+        table,
+        position,
+        norm,
+        eps,
+        exists,
+        HEAD_DIM,
+        TURNING,
+        BLOCK_HALF,
+        BLOCK_REST,
+        ROUND_FIRST,
+    )
     rows = (slot // PAGE * NUM_HEADS + head) * PAGE + slot % PAGE
+    column = tl.arange(0, BLOCK_HALF)[None, :]
+    inside = exists & (column < TURNING // 2)
     targets = data + rows[:, None] * HEAD_DIM + column
-    first = tl.load(places, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(places + HALF, mask=inside, other=0.0).to(tl.float32)
-    # In the keys' dtype before any rounding to the cache's, as if they had been turned in place.
-    turned_first = (first * cos - second * sin).to(dtype)
-    turned_second = (second * cos + first * sin).to(dtype)
-    if TURNING < HEAD_DIM:
-        rest_column = TURNING + tl.arange(0, BLOCK_REST)[None, :]
-        in_rest = exists & (rest_column < HEAD_DIM)
-        rest = tl.load(heads + head[:, None] * HEAD_DIM + rest_column, mask=in_rest, other=0.0)
-        rest_targets = data + rows[:, None] * HEAD_DIM + rest_column
-    if CODE == NOT_ROUNDED:
-        tl.store(targets, turned_first, mask=inside)
-        tl.store(targets + HALF, turned_second, mask=inside)
-        if TURNING < HEAD_DIM:
-            tl.store(rest_targets, rest, mask=in_rest)
-    else:
-        first = turned_first.to(tl.float32)
-        second = turned_second.to(tl.float32)
+    left = TURNING + tl.arange(0, BLOCK_REST)[None, :]
+    in_rest = exists & (left < HEAD_DIM)
+    rest_targets = data + rows[:, None] * HEAD_DIM + left
+    if CODE != NOT_ROUNDED:
+        # From the keys' dtype, as if they had been turned in place.
+        first, second, rest = first.to(tl.float32), second.to(tl.float32), rest.to(tl.float32)
         largest = tl.max(tl.maximum(magnitude(first), magnitude(second)), 1)
         if TURNING < HEAD_DIM:
-            rest = rest.to(tl.float32)
             largest = tl.maximum(largest, tl.max(magnitude(rest), 1))
         scale, inverse = scales(largest, 0.0, CODE)
         tl.store(data_scales + rows, scale, mask=head < NUM_HEADS)
         inverse = inverse[:, None]
-        tl.store(targets, rounded(first * inverse, CODE), mask=inside)
-        tl.store(targets + HALF, rounded(second * inverse, CODE), mask=inside)
-        if TURNING < HEAD_DIM:
-            tl.store(rest_targets, rounded(rest * inverse, CODE), mask=in_rest)
+        first, second = rounded(first * inverse, CODE), rounded(second * inverse, CODE)
+        rest = rounded(rest * inverse, CODE)
+    tl.store(targets, first, mask=inside)
+    tl.store(targets + TURNING // 2, second, mask=inside)
+    if TURNING < HEAD_DIM:
+        tl.store(rest_targets, rest, mask=in_rest)
 
 
 @triton.jit
@@ -116,9 +118,12 @@ def _rotary_and_write_kernel(
     values,
     key_scales,
     value_scales,
+    query_norm,
+    key_norm,
     q_stride,
     k_stride,
     v_stride,
+    eps,
     QUERY_HEADS: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -129,6 +134,7 @@ def _rotary_and_write_kernel(
     BLOCK_REST: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
+    ROUND_FIRST: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -139,12 +145,16 @@ def _rotary_and_write_kernel(
             q + token * q_stride,
             table,
             tl.load(positions + token),
+            query_norm,
+            eps,
             part * BLOCK_HEADS,
             QUERY_HEADS,
             HEAD_DIM,
             TURNING,
             BLOCK_HALF,
+            BLOCK_REST,
             BLOCK_HEADS,
+            ROUND_FIRST,
         )
     else:
         slot = tl.load(slots + token)
@@ -154,6 +164,8 @@ def _rotary_and_write_kernel(
                     k + token * k_stride,
                     table,
                     tl.load(positions + token),
+                    key_norm,
+                    eps,
                     keys,
                     key_scales,
                     slot,
@@ -166,6 +178,7 @@ def _rotary_and_write_kernel(
                     BLOCK_HALF,
                     BLOCK_REST,
                     BLOCK_HEADS,
+                    ROUND_FIRST,
                 )
             else:
                 _store_heads(
@@ -240,9 +253,8 @@ def _takes_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> bool
     tensors = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
     if not all(t is None or t.is_contiguous() for t in tensors):
         return False
-    if cache.keys.dtype != cache.values.dtype or not cache.is_quantized == (
-        cache.keys.dtype in (torch.int8, torch.float8_e4m3fn)
-    ):
+    rounds = cache.keys.dtype in (torch.int8, torch.float8_e4m3fn)
+    if cache.keys.dtype != cache.values.dtype or cache.is_quantized != rounds:
         return False
     if not cache.is_quantized and cache.keys.dtype != k.dtype:
         return False
@@ -307,10 +319,17 @@ def rotary_and_write_kv(
     cos_sin_cache: Tensor,
     cache: LayerCache,
     slots: Tensor,
+    norms: HeadNorms | None = None,
 ) -> bool:
-    """Rotate queries in place, store rotated keys, and values; k itself is left as it is."""
+    """Norm and rotate queries in place, store such keys, and values; k is left as it is."""
     if not takes_rotary(q, k, positions, cos_sin_cache) or not _takes_cache(k, v, cache, slots):
         return False
+    query_norm, key_norm, eps = norms or (None, None, 0.0)
+    if query_norm is not None and key_norm is not None:
+        if query_norm.dtype != key_norm.dtype:
+            return False
+        if not all(fits_weight(norm, q, q.shape[2]) for norm in (query_norm, key_norm)):
+            return False
     tokens, heads, head_dim = q.shape
     kv_heads, turning = k.shape[1], cos_sin_cache.shape[1]
     if not tokens:
@@ -327,9 +346,12 @@ def rotary_and_write_kv(
         _bytes(cache.values, cache),
         cache.key_scales,
         cache.value_scales,
+        query_norm,
+        key_norm,
         q.stride(0),
         k.stride(0),
         v.stride(0),
+        eps,
         QUERY_HEADS=heads,
         KEY_HEADS=kv_heads,
         HEAD_DIM=head_dim,
@@ -340,6 +362,7 @@ def rotary_and_write_kv(
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - turning)),
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_HEADS=HEADS_PER_PROGRAM,
+        ROUND_FIRST=query_norm is not None and query_norm.dtype == q.dtype,
         num_warps=2,
         enable_fp_fusion=False,
     )

@@ -78,14 +78,20 @@ def _rotary(kind: str, head_dim: int, turning: int) -> Compilation:
     )
 
 
-def _write(kind: str, code: int, head_dim: int, turning: int, least: int = 80) -> Compilation:
+def _write(
+    kind: str, code: int, head_dim: int, turning: int, least: int = 80, norm: str = ""
+) -> Compilation:
     cached = kind if code < 0 else "u8"
     types = dict.fromkeys("qkv", f"*{kind}")
     types |= {"positions": "*i64", "table": "*fp32", "slots": "*i64"}
     types |= {"keys": f"*{cached}", "values": f"*{cached}"}
     types |= {"key_scales": "*fp32", "value_scales": "*fp32"}
-    types |= {"q_stride": "i32", "k_stride": "i32", "v_stride": "i32"}
+    types |= {"q_stride": "i32", "k_stride": "i32", "v_stride": "i32", "eps": "fp32"}
+    types |= {"query_norm": f"*{norm}", "key_norm": f"*{norm}"}
     constants: dict[str, Any] = {"PAGE": 16, "CODE": code} | _heads(head_dim, turning)
+    constants["ROUND_FIRST"] = norm == kind
+    if not norm:
+        constants |= {"query_norm": None, "key_norm": None}
     constants["BLOCK_D"] = 1 << (head_dim - 1).bit_length()
     if code < 0:
         constants |= {"key_scales": None, "value_scales": None}
@@ -100,7 +106,7 @@ def _write(kind: str, code: int, head_dim: int, turning: int, least: int = 80) -
         num_warps=2,
         aligned=("q_stride", "k_stride", "v_stride"),
         least=least,
-        label=f"{kind} code {code} {head_dim} turning {turning}",
+        label=f"{kind} code {code} {head_dim} turning {turning} {norm}".strip(),
     )
 
 
@@ -178,6 +184,9 @@ COMPILATIONS = [
     _write("bf16", 2, 128, 128),
     _write("bf16", 0, 128, 64),
     _write("fp32", -1, 80, 20),
+    _write("bf16", -1, 128, 128, norm="bf16"),
+    _write("bf16", 1, 128, 128, least=89, norm="bf16"),
+    _write("bf16", 0, 128, 64, norm="fp32"),
     _quantize("bf16", 0, 4096, 4096, 1, 80),
     _quantize("bf16", 0, 14336, 14336, 1, 80),
     _quantize("bf16", 1, 4096, 4096, 1, 89),

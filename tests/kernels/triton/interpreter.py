@@ -78,12 +78,19 @@ def cast(self: Any, source: Any, target: tl.dtype) -> Any:
     return interpreter.TensorHandle(data.astype(interpreter._get_np_dtype(after)), after)
 
 
+def patch_tensor(tensor: Any, scope: Any, patch: Any = interpreter._patch_lang_tensor) -> None:
+    """A scalar is an integer, where Triton 3.6 holds it in an array that NumPy does not convert."""
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+
 @contextmanager
 def repaired() -> Iterator[None]:
     """The interpreter with these repairs, inside the block."""
     builder = interpreter.InterpreterBuilder
     with (
         _replaced(interpreter, "_convert_float", convert),
+        _replaced(interpreter, "_patch_lang_tensor", patch_tensor),
         _replaced(builder, "create_dot", dot),
         _replaced(builder, "cast_impl", cast),
         np.errstate(all="ignore"),  # infinities and NaN are no news on a GPU

@@ -1,5 +1,7 @@
 """Rotary embedding and cache writes: bit for bit what plain PyTorch stores."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -108,6 +110,46 @@ def test_rotary_and_write(device, generator, shape, cached, page):
     assert torch.equal(bits(held[:, : heads * head_dim]), bits(fused[:, : heads * head_dim]))
     first_value = (heads + kv_heads) * head_dim
     assert torch.equal(bits(held[:, first_value:]), bits(fused[:, first_value:]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm_dtype", "cached"),
+    [
+        (SHAPES[0], BF16, None),
+        (SHAPES[1], FP32, INT8),
+        (SHAPES[2], FP32, None),
+        (SHAPES[3], BF16, E4M3),
+    ],
+)
+def test_norms_rotary_and_write(device, generator, shape, norm_dtype, cached):
+    dtype, heads, kv_heads, head_dim, turning = shape
+    fused = torch.randn(3, (heads + 2 * kv_heads) * head_dim, generator=generator).to(dtype)
+    held = fused.to(device, copy=True)
+    norms = [(1 + torch.randn(head_dim, generator=generator) / 4).to(norm_dtype) for _ in range(2)]
+    table = table_of(generator, 50, turning)
+    positions = torch.randint(0, 50, (3,), generator=generator)
+    slots = torch.tensor([3, 7, 0])
+    _, cache = some_cache(generator, (1, kv_heads, 8, head_dim), cached or dtype, device)
+    operands = positions.to(device), table.to(device), cache, slots.to(device)
+    on_device = ops.HeadNorms(*(norm.to(device) for norm in norms), 1e-6)
+    held_heads = views(held, heads, kv_heads, head_dim)
+    assert backend.rotary_and_write_kv(*held_heads, *operands, on_device)
+
+    q, k, v = (x.double() for x in views(fused, heads, kv_heads, head_dim))
+    q = reference.rms_norm(q, norms[0].double(), 1e-6)
+    k = reference.rms_norm(k, norms[1].double(), 1e-6)
+    q, k = reference.rotary_embedding(q, k, positions, table.double())
+    # Up to three roundings, and a turn mixes those of two elements.
+    tolerance = 4 * torch.finfo(dtype).eps
+    close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    close(held_heads[0].cpu().double(), q)
+    keys, values = cache.keys.double(), cache.values.double()
+    if cached:
+        keys, values = keys * cache.key_scales[..., None], values * cache.value_scales[..., None]
+        # Half a step of int8, or e4m3's three bits of fraction.
+        close = partial(torch.testing.assert_close, rtol=0.07, atol=0.02)
+    close(keys[0][:, slots].transpose(0, 1).cpu(), k)
+    close(values[0][:, slots].transpose(0, 1).cpu(), v)
 
 
 @pytest.mark.parametrize(
