@@ -7,17 +7,34 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kernels.triton import fp8_linear, int8_linear, weight_only
+from kernels.triton import fp8_linear, int8_linear, runtime, weight_only
 from kernels.weights import LinearWeight
 
-Weight = TypeVar("Weight", bound=LinearWeight)
 
-# Modules with `pack`, `takes`, `linear` and `dequantize`; the first that packs a weight has it.
-FORMATS = (int8_linear, fp8_linear, weight_only)
+class Formats(Protocol):
+    """A module that packs some formats, and multiplies by what it packed."""
+
+    def pack(self, weight: LinearWeight) -> LinearWeight | None:
+        """A plain weight as the module's kernel wants it; None where it takes no such weight."""
+
+    def takes(self, weight: LinearWeight) -> bool:
+        """Whether a weight in layout "triton" is the module's."""
+
+    def linear(self, rows: Tensor, weight: LinearWeight) -> Tensor:
+        """``rows @ w.T + bias``; rows [M, K] -> [M, N] in rows' dtype."""
+
+    def dequantize(self, weight: LinearWeight) -> Tensor:
+        """The weight [N, K] in float32."""
+
+
+# The first that packs a weight has it.
+FORMATS: tuple[Formats, ...] = (int8_linear, fp8_linear, weight_only)
 
 
 def pack(weight: LinearWeight) -> LinearWeight | None:
     """A weight in layout "plain" as a kernel wants it; None where no kernel takes it."""
+    if not runtime.packs():
+        return None
     for module in FORMATS:
         packed = module.pack(weight)
         if packed is not None:

@@ -148,21 +148,21 @@ def _tensors(weight: LinearWeight, form: _Form) -> tuple[Tensor, Tensor, Tensor,
     return weight.data, scales, zeros, table
 
 
-def linear(x: Tensor, weight: LinearWeight) -> Tensor:
-    """``x @ w.T + bias``; x [M, K], columns as the weight stores them -> [M, N] in x's dtype."""
-    m, (n, k) = x.shape[0], weight.shape
+def linear(rows: Tensor, weight: LinearWeight) -> Tensor:
+    """``rows @ w.T + bias``; rows [M, K], columns as stored -> [M, N] in rows' dtype."""
+    m, (n, k) = rows.shape[0], weight.shape
     if m == 0 or n == 0:
-        return x.new_empty((m, n))
+        return rows.new_empty((m, n))
     form = _form_of(weight)
-    if x.dtype not in (torch.bfloat16, torch.float16):
-        return _widened_linear(x, weight, form)
-    facts = facts_of(x)
+    if rows.dtype not in (torch.bfloat16, torch.float16):
+        return _widened_linear(rows, weight, form)
+    facts = facts_of(rows)
     sizes = (round_rows(m), n, k, form.group, form.kind, form.zeros)
-    problem = Problem(KERNEL, sizes, (str(x.dtype),))
+    problem = Problem(KERNEL, sizes, (str(rows.dtype),))
     choice = choice_for(problem, default_choice, facts)
     if choice.path == "widen":
-        return _widened_linear(x, weight, form)
-    return _tiled_linear(x, weight, form, choice.tiles)
+        return _widened_linear(rows, weight, form)
+    return _tiled_linear(rows, weight, form, choice.tiles)
 
 
 def _widened_linear(x: Tensor, weight: LinearWeight, form: _Form) -> Tensor:
