@@ -5,24 +5,41 @@ Shazeer et al. 2017, "Outrageously Large Neural Networks"; Fedus et al. 2022, "S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine.models.spec import DecoderSpec
 from kernels import ops
+from kernels.experts import StackedWeight, pack_experts, run_stacked, settled
 from kernels.ops import DenseWeight, LinearWeight
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Weights of a router [experts, hidden] and of each expert's gated MLP."""
+    """Weights of a router [experts, hidden] and of each expert's gated MLP.
+
+    `stacked` are those of all experts side by side, gate and up, then down, where the device has
+    kernels for them; `gate_up` and `down` are views of it then.
+    """
 
     router: DenseWeight
     gate_up: tuple[LinearWeight, ...]
     down: tuple[LinearWeight, ...]
+    stacked: tuple[StackedWeight, StackedWeight] | None = None
+
+    @classmethod
+    def of(cls, router: DenseWeight, pairs: Sequence[tuple[LinearWeight, LinearWeight]]) -> Experts:
+        """Lay out each expert's gate and up, and down, read inside `runtime.unpacked`."""
+        gate_up, down = zip(*pairs, strict=True)
+        stacked = pack_experts(gate_up), pack_experts(down)
+        if stacked[0] is None or stacked[1] is None:
+            return cls(router, tuple(map(settled, gate_up)), tuple(map(settled, down)))
+        views = [[part.expert(i) for i in range(len(pairs))] for part in stacked if part]
+        return cls(router, tuple(views[0]), tuple(views[1]), (stacked[0], stacked[1]))
 
     @property
     def nbytes(self) -> int:
@@ -39,12 +56,17 @@ def run_experts(
 ) -> Tensor:
     """Weighted sum of the chosen experts' outputs; x [T, hidden] -> [T, hidden].
 
-    Each expert takes its tokens together. A token's sum runs over its choices in order, in float32,
-    so that it does not depend on which other tokens there are.
+    Each expert takes its tokens together; where weights are stacked, without asking the device how
+    many there are, so that a step can be captured. A token's sum runs over its choices in order, in
+    float32, so that it does not depend on which other tokens there are.
     """
     assert spec.experts is not None
     top_k = spec.experts.top_k
     weights, chosen = ops.route(ops.linear(x, experts.router), top_k, spec.experts.normalize)
+    if experts.stacked is not None and observe is None:
+        total = run_stacked(x, *experts.stacked, weights, chosen, partial(gated, spec))
+        if total is not None:
+            return total
     flat = chosen.flatten()
     # Pairs of token and choice, sorted by expert.
     pairs = torch.argsort(flat, stable=True)

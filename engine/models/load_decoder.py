@@ -30,6 +30,7 @@ from engine.quantize.form_slices import take_columns, take_runs
 from engine.quantize.forms import DenseForm, LinearForm
 from engine.quantize.methods import quantize_head, quantize_weight
 from kernels.ops import DenseWeight, LinearWeight, pack_dense
+from kernels.triton.runtime import unpacked
 
 
 def load_decoder(
@@ -179,11 +180,10 @@ class LayerReader:
         count = self.spec.experts.num_experts
         shape = (count, self.spec.hidden_size)
         routes = pack_dense(self._read(router(self.spec, self.root, index), shape))
-        pairs = [
-            tuple(self.linear(name, linears[name]) for name in (f"{e}.gate_up", f"{e}.down"))
-            for e in (f"experts.{i}" for i in range(count))
-        ]
-        return Experts(routes, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
+        names = [(f"experts.{i}.gate_up", f"experts.{i}.down") for i in range(count)]
+        with unpacked():
+            pairs = [(self.linear(a, linears[a]), self.linear(b, linears[b])) for a, b in names]
+        return Experts.of(routes, pairs)
 
     def _bias(self, parts: LinearParts, cut: Cut) -> Tensor | None:
         """The biases of all parts, or None; of those that are cut what `cut` takes.

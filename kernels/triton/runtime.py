@@ -43,6 +43,7 @@ class _State:
     def __init__(self) -> None:
         self.interpreting = False
         self.enabled = True
+        self.packing = True
 
 
 _state = _State()
@@ -88,7 +89,7 @@ def status(device: torch.device) -> TritonStatus:
 def runs_on(x: Tensor) -> bool:
     """Whether operations on x go to the Triton kernels."""
     if x.device.type == "cpu":
-        return _state.interpreting
+        return _state.interpreting and _state.enabled
     return _state.enabled and status(x.device).available
 
 
@@ -113,8 +114,25 @@ def without_triton() -> Iterator[None]:
 
     Weights packed for the kernels before the block cannot be used inside it.
     """
+    before = _state.enabled
     _state.enabled = False
     try:
         yield
     finally:
-        _state.enabled = True
+        _state.enabled = before
+
+
+def packs() -> bool:
+    """Whether weights are laid out for the kernels where these run."""
+    return _state.packing
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Leave weights for Triton's devices in layout "plain", to be laid out together later."""
+    before = _state.packing
+    _state.packing = False
+    try:
+        yield
+    finally:
+        _state.packing = before
