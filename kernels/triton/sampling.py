@@ -18,7 +18,7 @@ from torch import Tensor
 MOST_PARTS = 2048
 LEAST_PART = 128
 PARTS_AT_ONCE = 32
-DRAW_WARPS = 8
+DRAW_WARPS = 16
 
 # The number of low bits that are zero in the float32 form of each type: the search skips them.
 ZERO_BITS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
@@ -242,6 +242,10 @@ def _draw_kernel(
             place = _order(rounded) + (rounded.to(tl.float64) < floor).to(tl.int64)
             low = (place + ((1 << ZEROS) - 1)) >> ZEROS
         if has_k | (has_p & (reach == float("-inf"))):
+            # All that weigh less than (1 - top_p) * total / columns are no more than 1 - top_p.
+            share = ((1.0 - top_p) * total * 0.99 / columns).to(tl.float32)
+            lightest_kept = maximum + tl.log2(share) / scale
+            low = tl.where(has_k, low, tl.maximum(low, _order(lightest_kept) >> ZEROS))
             # What the parts' maxima reach together, all logits do.
             tally = tl.where(i < parts, tl.where(has_k, 1.0, factor), 0.0)
             bound = tl.where(has_k, top_k, top_p * total)

@@ -63,10 +63,10 @@ def test_draws_are_the_definitions(device, dtype):
     assert sum(exact) >= len(rows) - 1
 
 
-@pytest.mark.parametrize("row", [(1.0, 0, 1.0, 0.0), (1.0, 5, 0.8, 0.0), (1.5, 0, 0.7, 0.1)])
+@pytest.mark.parametrize("row", [(1.0, 0, 1.0, 0.0), (1.5, 5, 0.8, 0.1)])
 def test_every_part_of_the_distribution_is_hit(device, row):
     """Evenly spaced chances: each token of a small vocabulary is drawn as often as it should."""
-    count = 24
+    count = 16
     logits = torch.randn(1, 12).mul(1.5).round(decimals=1).to(device).expand(count, -1)
     rows = [(*row, (i + 0.5) / count) for i in range(count)]
     tokens = draw(logits, parameters_of(*rows), part=8, parts_at_once=2).tolist()
@@ -95,6 +95,38 @@ def test_the_likeliest(device):
     # All of the equal ones are kept.
     rows = [(*row[:4], 0.75) for row in rows[2:]]
     assert draw(logits[2:].to(device), parameters_of(*rows)).tolist() == [130] * len(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thresholds_are_exact(device, dtype):
+    """Logits that fall from token to token: the last chance takes the last token that is kept."""
+    exponents = torch.arange(40) * 0.0625 + 0.75
+    logits = (-exponents).to(dtype)
+    sums = torch.softmax(logits.double(), 0).cumsum(0)
+    kept = torch.randperm(39)[:5] + 1
+    last = 1 - 2**-53
+    rows = [(1.0, k, 1.0, 0.0, last) for k in kept.tolist()]
+    rows += [(1.0, 0, float(sums[k - 1] - 1e-4), 0.0, last) for k in kept.tolist()]
+    rows += [(1.0, 0, 1.0, math.exp(-(k - 0.5) * 0.0625), last) for k in kept.tolist()]
+    tokens = draw(logits.to(device).expand(len(rows), -1), parameters_of(*rows)).tolist()
+    assert tokens == (kept - 1).tolist() * 3
+
+
+def test_top_p_is_a_share_of_what_the_others_left(device):
+    logits = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05]).log().to(device)
+    rows = [(1.0, 2, 0.5, 0.0, 0.99), (1.0, 0, 0.5, 0.5, 0.99), (1.0, 0, 0.5, 0.0, 0.99)]
+    tokens = draw(logits.expand(3, -1), parameters_of(*rows), part=2, parts_at_once=2)
+    assert tokens.tolist() == [0, 0, 1]
+
+
+def test_a_border_belongs_to_the_next_token(device):
+    """Equal weights of exactly 1; tokens without any are stepped over."""
+    logits = torch.zeros(1, 8)
+    logits[0, [0, 2, 5, 6]] = -math.inf
+    rows = [(1.0, 0, 1.0, 0.0, u) for u in (0.0, 0.25, 0.5, 0.75)]
+    rows += [(1.0, 4, *row[2:]) for row in rows]
+    tokens = draw(logits.to(device).expand(8, -1), parameters_of(*rows), part=2, parts_at_once=2)
+    assert tokens.tolist() == [1, 3, 4, 7] * 2
 
 
 def test_zero_is_equal_to_minus_zero(device):
