@@ -198,12 +198,13 @@ def _start_ranks(config: EngineConfig, weights: Path, device: torch.device) -> R
     size = config.tensor_parallel_size
     if size == 1:
         return ALONE
-    ranks = DriverRanks(size, device)
     try:
+        ranks = DriverRanks(size, device)
         ranks.start(config=config.to_dict(), weights=str(weights), device=device.type)
-    except BaseException:
-        ranks.close()
-        raise
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"the processes of tensor_parallel_size={size} cannot be started: {error}"
+        ) from error
     return ranks
 
 

@@ -9,6 +9,7 @@ driver (rank 0) is asked to do it first tells the others (`tell`, `step`), where
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -87,6 +88,18 @@ class Ranks(Protocol):
         """Why the ranks are of no more use, if they are not."""
         ...
 
+    def check(self, error: Exception | None = None) -> None:
+        """Raise the failure, if there is one.
+
+        With an error of the device there is one always: a rank is lost, or the others wait for
+        this one. A device's waiting ends when the ranks are given up, with any result, so check
+        after it.
+
+        Raises:
+            EngineError: the ranks are of no more use.
+        """
+        ...
+
     def close(self) -> None:
         """The driver: end the others. No step can be computed any more."""
         ...
@@ -125,6 +138,9 @@ class Alone:
     def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
         """Nothing."""
         return self._nothing
+
+    def check(self, error: Exception | None = None) -> None:
+        """Nothing: nobody waits."""
 
     def close(self) -> None:
         """Nothing."""
@@ -196,6 +212,9 @@ class GroupRanks:
     def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
         """Only the driver is interrupted."""
         return contextlib.nullcontext()
+
+    def check(self, error: Exception | None = None) -> None:
+        """A rank that is not the driver waits for no device."""
 
     def close(self) -> None:
         """Leave the group."""
@@ -299,7 +318,24 @@ def _gloo(store: Any, rank: int, size: int) -> Any:
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 
+# PyTorch would end the process where a rank is lost; here the driver is to say which, and go on.
+_NCCL_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+
+
 def _nccl(store: Any, rank: int, size: int) -> Any:
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = COLLECTIVE_TIMEOUT
-    return dist.ProcessGroupNCCL(store, rank, size, options)
+    with _environment(_NCCL_SETTINGS):  # read when a group is made
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a moment, where they are not set."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

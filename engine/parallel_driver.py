@@ -85,6 +85,16 @@ class DriverRanks(GroupRanks):
             # A group that was given up ends the device's waiting too, with any result.
             self.workers.check()
 
+    def check(self, error: Exception | None = None) -> None:
+        """Raise the failure, if there is one; with an error there is.
+
+        Raises:
+            EngineError: the ranks are of no more use.
+        """
+        if error is not None:
+            self._failed(error)
+        self.workers.check()
+
     def close(self) -> None:
         """End the others."""
         self._end()

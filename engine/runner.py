@@ -20,7 +20,7 @@ from engine.models.decoder import Decoder
 from engine.packed_step import StepBuffer, StepHeader
 from engine.parallel import Ranks
 from engine.request import Request, SamplingParams, TokenLogprobs
-from engine.sampler import PendingTokens, Sampler
+from engine.sampler import PendingTokens, SampledTokens, Sampler
 from engine.step_inputs import StepInputs
 from engine.stopwatch import Stopwatch, stopwatch_for
 
@@ -51,8 +51,8 @@ class StepInFlight:
         sequences = self._batch.sequences
         tokens: list[list[int]] = [[] for _ in sequences]
         logprobs: list[list[TokenLogprobs] | None] = []
-        if self._pending is not None:
-            sampled = self._pending.wait()
+        sampled, device_seconds = self._results()
+        if sampled is not None:
             sampling: Sequence[int] = range(len(sequences))
             if len(sampled.token_ids) < len(sequences):
                 sampling = [i for i, s in enumerate(sequences) if s.samples]
@@ -62,15 +62,22 @@ class StepInFlight:
                 logprobs = [None] * len(tokens)
                 for i, entry in zip(sampling, sampled.logprobs, strict=True):
                     logprobs[i] = None if entry is None else [entry]
-        device_seconds = self._stopwatch.seconds()
-        if self._ranks.failure is not None:  # what ended the wait may be that they were given up
-            raise self._ranks.failure
         return BatchResult(
             tokens=tokens,
             device_seconds=device_seconds,
             host_seconds=self._host_seconds,
             logprobs=logprobs,
         )
+
+    def _results(self) -> tuple[SampledTokens | None, float]:
+        try:
+            sampled = None if self._pending is None else self._pending.wait()
+            seconds = self._stopwatch.seconds()
+        except RuntimeError as error:
+            self._ranks.check(error)
+            raise
+        self._ranks.check()
+        return sampled, seconds
 
 
 class ModelRunner:
