@@ -91,6 +91,9 @@ class TrialProcess:
         except EnvironmentLacks as error:
             return Failed("out_of_memory", str(error))
         except EngineError as error:
+            if self._model is not None and self._model.failure is not None:
+                self._drop_engine()
+                return Failed("crash", str(error))
             return Failed("rejected", str(error))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -15,6 +15,7 @@ from autotune.search import trial_process as module
 from autotune.search.messages import (
     QUANTIZING,
     BrokeGuard,
+    Failed,
     MeasureCommand,
     Measured,
     Progress,
@@ -136,6 +137,20 @@ def test_quantizing_is_told_layer_by_layer(tmp_path: Path, steps: list[str]) -> 
     assert told.index(Progress(QUANTIZING, 2, 2)) < told.index(
         Progress("scoring the held-out text")
     )
+
+
+def test_a_rank_that_dies_in_a_trial_is_a_crash(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any, **__: Any) -> Any:
+        raise EngineError("rank 1 of 2 was killed")
+
+    monkeypatch.setattr(module, "measure", lose)
+    for size, reason in ((1, "rejected"), (2, "crash")):
+        asked = command("int8", guarded=False)
+        asked.config["tensor_parallel_size"] = size
+        assert answers(tmp_path, asked)[-1] == Failed(reason, "rank 1 of 2 was killed")
+    assert steps[-1] == "close"
 
 
 def test_a_model_that_lost_a_rank_is_loaded_again(tmp_path: Path, steps: list[str]) -> None:
