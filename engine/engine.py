@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from engine.batch import Batch, BatchResult, Executor
+from engine.batch import Batch, Executor, PipelinedExecutor
 from engine.block_groups import ONE_GROUP, BlockGroup, mean_visible_tokens
 from engine.blocks import BlockPool
 from engine.config import KNOBS, EngineConfig
-from engine.errors import ConfigError, EngineError, RequestRefused
+from engine.errors import ConfigError, RequestRefused
+from engine.launched_step import Completed, LandedStep, LaunchedStep, check_result
+from engine.outbox import Outbox
 from engine.output import Detokenizer, RequestOutput
 from engine.request import FinishReason, Request, RequestState, SamplingParams
 from engine.scheduler import Scheduler
@@ -31,6 +33,9 @@ class CacheShape(NamedTuple):
 
 class Engine:
     """Serves requests with one executor; one `step` computes one batch.
+
+    With a pipelined executor a step is on its way when `step` returns: the outputs are those of the
+    step before, which were made while the device went on.
 
     `add` and `abort` may be called from any thread while another steps: they leave a note that
     the next step reads, so they never wait for a step. Everything else belongs to the stepping
@@ -80,13 +85,13 @@ class Engine:
             vocab_size=vocab_size,
         )
         self._groups = cache.groups
-        self._detokenizer = detokenizer
+        self._pipelined = bool(getattr(executor, "pipelined", False))
         self._rebuild_cache = rebuild_cache
         self._apply_live = apply_live
         self._inbox: SimpleQueue[Request | str] = SimpleQueue()
-        self._unfinished: dict[str, Request] = {}
-        # Last outputs of requests that left otherwise than by a step's tokens.
-        self._departures: list[RequestOutput] = []
+        self._outbox = Outbox(self.scheduler, detokenizer)
+        self._in_flight: LaunchedStep | None = None
+        self._landed: LandedStep | None = None
 
     @property
     def config(self) -> EngineConfig:
@@ -106,12 +111,12 @@ class Engine:
     @property
     def num_unfinished(self) -> int:
         """Requests added whose last output has not been handed out."""
-        return len(self._unfinished)
+        return len(self._outbox.unfinished)
 
     @property
     def has_unfinished(self) -> bool:
         """Whether a further `step` is needed."""
-        return bool(self._unfinished)
+        return bool(self._outbox.unfinished)
 
     def add(
         self,
@@ -142,7 +147,7 @@ class Engine:
             priority,
         )
         # One atomic operation, so that two threads cannot both take an id.
-        if self._unfinished.setdefault(request_id, request) is not request:
+        if self._outbox.unfinished.setdefault(request_id, request) is not request:
             raise RequestRefused(
                 f"request id {request_id!r} is in use; ids of unfinished requests must differ"
             )
@@ -156,9 +161,9 @@ class Engine:
     def abort_all(self) -> None:
         """Take every request out; their outputs come with the next step."""
         self._read_inbox()
-        for request in list(self._unfinished.values()):
+        for request in list(self._outbox.unfinished.values()):
             if self.scheduler.abort(request.request_id) is not None:
-                self._depart(request)
+                self._outbox.depart(request)
 
     def next_wakeup(self) -> float | None:
         """When the next step will have something to do, on the engine's clock; None: on an add.
@@ -166,7 +171,7 @@ class Engine:
         Later than now only while dynamic batching waits for a full batch.
         """
         now = self.clock()
-        if self._departures or not self._inbox.empty():
+        if self._outbox or self._in_flight or self._landed or not self._inbox.empty():
             return now
         return self.scheduler.next_wakeup(now)
 
@@ -179,56 +184,20 @@ class Engine:
             Exception: whatever the executor raised. The requests of its batch are aborted, their
                 `refusal` says why, and the next step hands out their outputs; the others go on.
         """
-        clock = self.clock
-        start = clock()
+        if self._landed is not None:  # an interrupt came before its outputs
+            self._emit()
+        start = self._land() if self._in_flight is not None else self.clock()
         self._read_inbox()
-        scheduler = self.scheduler
-        pool = scheduler.pool
-        hits_before = pool.hit_tokens
-        schedule_start = clock()
-        batch = scheduler.schedule(schedule_start)
-        schedule_end = clock()
-        if not batch.sequences:
-            return self._take_departures()
-        blocks_used, blocks_cached = pool.num_used, pool.num_cached
-        queue_length, running = len(scheduler.waiting), len(scheduler.running)
-        hit_tokens = pool.hit_tokens - hits_before
-        try:
-            result = self.executor.execute(batch)
-            _check_result(batch, result)
-        except Exception as error:
-            self._give_up(batch, error)
-            raise
-        update_start = clock()
-        scheduler.update(batch, result)
-        update_end = clock()
-        outputs = self._take_departures()
-        outputs += self._outputs(batch, result)
-        if self.on_step is not None:
-            num_tokens = batch.num_tokens
-            elapsed = clock() - start
-            self.on_step(
-                StepRecord(
-                    start=start,
-                    prefill_tokens=num_tokens - batch.num_decodes,
-                    prefill_sequences=len(batch.sequences) - batch.num_decodes,
-                    decode_sequences=batch.num_decodes,
-                    kv_tokens_read=self._kv_tokens_read(batch),
-                    device_seconds=result.device_seconds,
-                    # A virtual clock's sums may round below the executor's own account.
-                    host_seconds=max(result.host_seconds, elapsed - result.device_seconds),
-                    scheduler_seconds=schedule_end - schedule_start + update_end - update_start,
-                    queue_length=queue_length,
-                    running=running,
-                    blocks_used=blocks_used,
-                    blocks_cached=blocks_cached,
-                    blocks_total=pool.num_blocks,
-                    preemptions=batch.num_preemptions,
-                    prefix_hit_tokens=hit_tokens,
-                    drafted_tokens=result.drafted_tokens,
-                    accepted_tokens=result.accepted_tokens,
-                )
-            )
+        step = self._schedule(start)
+        if step is not None:
+            self._launch(step)
+            if not self._pipelined:
+                self._land()
+        if self._landed is not None:
+            self._emit()
+        outputs = self._outbox.take()
+        if self._in_flight is not None:
+            self._in_flight.returned = self.clock()
         return outputs
 
     def reconfigure(self, **knobs: object) -> EngineConfig:
@@ -243,8 +212,9 @@ class Engine:
             ConfigError: a bad value, a contradiction, or a knob that needs the model loaded again.
             EnvironmentLacks: no memory for the new cache.
 
-        Whatever is raised, the old config stays in force and every request goes on; after a failed
-        rebuild the running ones are computed again.
+        Whatever of these is raised, the old config stays in force and every request goes on; after
+        a failed rebuild the running ones are computed again. A step on its way is waited for first,
+        and what its executor raises is raised as by `step`.
         """
         old = self.config
         new = old.replace(**knobs)
@@ -261,6 +231,7 @@ class Engine:
         needed = old.reload_needed(new)
         if needed is None:
             return new
+        self._settle()
         apply_live = self._apply_live
         if apply_live is not None:
             apply_live(new)
@@ -276,6 +247,7 @@ class Engine:
 
     def clear_prefix_cache(self) -> None:
         """Forget what was cached, for instance between two measurements."""
+        self._settle()
         self.pool.clear_prefix_cache()
 
     def _replace_cache(self, config: EngineConfig) -> None:
@@ -289,7 +261,14 @@ class Engine:
         shape = self._rebuild_cache(config)
         self._groups = shape.groups
         for request in self.scheduler.replace_pool(_pool(config, shape), shape.max_model_len):
-            self._depart(request)
+            self._outbox.depart(request)
+
+    def _settle(self) -> None:
+        """Wait for the step on its way, if any; its outputs come with the next step."""
+        if self._in_flight is not None:
+            self._land()
+        if self._landed is not None:
+            self._emit()
 
     def _read_inbox(self) -> None:
         while True:
@@ -298,24 +277,91 @@ class Engine:
             except Empty:
                 return
             if isinstance(note, str):
+                if self._landed is not None:  # what it got before comes before
+                    self._emit()
                 request = self.scheduler.abort(note)
                 if request is not None:
-                    self._depart(request)
+                    self._outbox.depart(request)
                 continue
-            if note.sampling.stop and self._detokenizer is None:
+            if note.sampling.stop and not self._outbox.finds_stops:
                 note.state = RequestState.FINISHED
                 note.finish_reason = FinishReason.REFUSED
                 note.refusal = "stop texts need a tokenizer, and this engine has none"
             if note.state is not RequestState.FINISHED and self.scheduler.add(note):
-                if self._detokenizer is not None:
-                    self._detokenizer.add(note)
+                self._outbox.begin(note)
             else:
-                self._departures.append(RequestOutput(note, [], "", note.finish_reason))
+                self._outbox.refuse(note)
 
-    def _depart(self, request: Request) -> None:
-        """Note the last output of a request that was taken out."""
-        text = "" if self._detokenizer is None else self._detokenizer.finish(request)
-        self._departures.append(RequestOutput(request, [], text, request.finish_reason))
+    def _schedule(self, start: float) -> LaunchedStep | None:
+        """Choose the next batch, and note how things stand; None if nothing can run."""
+        scheduler = self.scheduler
+        pool = scheduler.pool
+        hits_before = pool.hit_tokens
+        schedule_start = self.clock()
+        batch = scheduler.schedule(schedule_start)
+        schedule_end = self.clock()
+        if not batch.sequences:
+            return None
+        return LaunchedStep(
+            batch,
+            start,
+            schedule_end - schedule_start,
+            len(scheduler.waiting),
+            len(scheduler.running),
+            pool.num_used,
+            pool.num_cached,
+            pool.num_blocks,
+            pool.hit_tokens - hits_before,
+            0 if self.on_step is None else self._kv_tokens_read(batch),
+        )
+
+    def _launch(self, step: LaunchedStep) -> None:
+        batch = step.batch
+        try:
+            if self._pipelined:
+                step.in_flight = cast("PipelinedExecutor", self.executor).launch(batch)
+            else:
+                step.in_flight = Completed(self.executor.execute(batch))
+        except Exception as error:
+            if self._landed is not None:
+                self._emit()
+            self._give_up(batch, error)
+            raise
+        step.launched = step.returned = self.clock()
+        self._in_flight = step
+
+    def _land(self) -> float:
+        """Take in the result of the step on its way; when that was done."""
+        step, clock = self._in_flight, self.clock
+        assert step is not None
+        assert step.in_flight is not None
+        asked = clock()
+        try:
+            result = step.in_flight.wait()
+            check_result(step.batch, result)
+        except Exception as error:
+            self._in_flight = None
+            self._give_up(step.batch, error)
+            raise
+        landed = clock()
+        self._in_flight = None
+        self.scheduler.update(step.batch, result)
+        step.scheduler_seconds += clock() - landed
+        self._landed = LandedStep(step, result, step.idle_seconds(asked, result.device_seconds))
+        if self._pipelined:
+            self._outbox.collect(step.batch, result, having_stops=True)
+        return clock()
+
+    def _emit(self) -> None:
+        """Make the landed step's outputs, as far as they are not made, and its record."""
+        landed = self._landed
+        assert landed is not None
+        self._landed = None
+        step, result = landed.step, landed.result
+        self._outbox.collect(step.batch, result, having_stops=False if self._pipelined else None)
+        if self.on_step is not None:
+            end = self.clock() if self._in_flight is None else self._in_flight.start
+            self.on_step(step.record(result, end, landed.idle_seconds))
 
     def _kv_tokens_read(self, batch: Batch) -> int:
         if self.pool.uniform:
@@ -324,77 +370,13 @@ class Engine:
         seen = (mean_visible_tokens(groups, s.end, s.num_tokens) for s in batch.sequences)
         return round(sum(seen))
 
-    def _take_departures(self) -> list[RequestOutput]:
-        outputs, self._departures = self._departures, []
-        for output in outputs:
-            del self._unfinished[output.request.request_id]
-        return outputs
-
     def _give_up(self, batch: Batch, error: Exception) -> None:
         reason = f"the step that computed it failed: {type(error).__name__}: {error}"
         for sequence in batch.sequences:
             if self.scheduler.finish(sequence.request, FinishReason.ABORT, reason):
-                self._depart(sequence.request)
-
-    def _outputs(self, batch: Batch, result: BatchResult) -> list[RequestOutput]:
-        """The outputs of the step's requests, after `Scheduler.update`."""
-        outputs: list[RequestOutput] = []
-        detokenizer = self._detokenizer
-        logprobs = result.logprobs
-        for i, sequence in enumerate(batch.sequences):
-            if not sequence.samples:
-                continue
-            request = sequence.request
-            # A sequence that sampled had all its tokens computed: those after `end` are new.
-            tokens = request.token_ids[sequence.end :]
-            text = ""
-            if detokenizer is not None:
-                text, tokens = self._text(detokenizer, request, tokens, sequence.end)
-            chosen = logprobs[i] if logprobs else None
-            if chosen is not None:
-                chosen = chosen[: len(tokens)]
-            reason = request.finish_reason
-            if reason is not None:
-                del self._unfinished[request.request_id]
-            outputs.append(RequestOutput(request, tokens, text, reason, chosen))
-        return outputs
-
-    def _text(
-        self, detokenizer: Detokenizer, request: Request, tokens: list[int], end: int
-    ) -> tuple[str, list[int]]:
-        """The new text, and the new tokens up to a stop text; finishes the request at one."""
-        ended_by_token = request.finish_reason is FinishReason.STOP
-        delta = detokenizer.append(request, tokens[:-1] if ended_by_token else tokens)
-        if delta.stop_at is not None:
-            tokens = tokens[: delta.stop_at]
-            del request.token_ids[end + delta.stop_at :]
-            if not self.scheduler.finish(request, FinishReason.STOP):
-                request.finish_reason = FinishReason.STOP  # the step's tokens had ended it too
-        if request.finish_reason is None:
-            return delta.text, tokens
-        return delta.text + detokenizer.finish(request), tokens
+                self._outbox.depart(sequence.request)
 
 
 def _pool(config: EngineConfig, cache: CacheShape) -> BlockPool:
     windows = [group.window for group in cache.groups]
     return BlockPool(cache.num_blocks, config.block_size, config.enable_prefix_caching, windows)
-
-
-def _check_result(batch: Batch, result: BatchResult) -> None:
-    """Refuse a result that does not answer the batch, before anything is recorded.
-
-    Raises:
-        EngineError: a sequence is missing, or one that samples got no token or the reverse.
-    """
-    if len(result.tokens) != len(batch.sequences):
-        raise EngineError(
-            f"the executor returned tokens for {len(result.tokens)} of {len(batch.sequences)} "
-            "sequences"
-        )
-    for sequence, tokens in zip(batch.sequences, result.tokens, strict=True):
-        if bool(tokens) is not sequence.samples:
-            raise EngineError(
-                f"the executor returned {len(tokens)} tokens for request "
-                f"{sequence.request.request_id!r}, which "
-                f"{'samples' if sequence.samples else 'does not sample'} in this step"
-            )

@@ -8,12 +8,14 @@ hash of all tokens, so any wrong block, wrong position, stale content or missing
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from engine.batch import Batch, BatchResult, ScheduledSequence
 from engine.block_groups import BlockGroup
+from engine.block_tables import BlockTables
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.engine import CacheShape, Engine
@@ -58,6 +60,8 @@ class FakeExecutor:
         self.windows = tuple(windows)
         self.batches: list[list[tuple[str, int, int, bool]]] = []
         self.fail_next: BaseException | None = None
+        self.fail_at_launch = False
+        self.pipelined = False
         self.keep_batches = True
         self.tokens_per_step = 1  # more, as speculation yields
         self.reshape(num_blocks, block_size)
@@ -71,6 +75,13 @@ class FakeExecutor:
         """For each position a hash of all tokens up to it."""
         tokens = sequence.request.token_ids[: sequence.end]
         return list(accumulate((bytes([token]) for token in tokens), _hash, initial=0))[1:]
+
+    def launch(self, batch: Batch) -> Deferred:
+        """What is computed of the batch as it is now, but as late as can be."""
+        if self.fail_at_launch and self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        return Deferred(self, as_packed(batch))
 
     def execute(self, batch: Batch) -> BatchResult:
         if self.fail_next is not None:
@@ -111,6 +122,28 @@ class FakeExecutor:
         return BatchResult(tokens, device_seconds=seconds)
 
 
+class Deferred:
+    """A step that the device does when it is waited for."""
+
+    def __init__(self, executor: FakeExecutor, batch: Batch) -> None:
+        self.executor = executor
+        self.batch = batch
+
+    def wait(self) -> BatchResult:
+        return FakeExecutor.execute(self.executor, self.batch)
+
+
+def as_packed(batch: Batch) -> Batch:
+    """The batch with copies of what a step's inputs are made of at its launch."""
+    sequences = []
+    for s in batch.sequences:
+        request = copy.copy(s.request)
+        request.token_ids = list(request.token_ids)
+        request.tables = BlockTables([list(table) for table in request.tables.groups])
+        sequences.append(ScheduledSequence(request, s.start, s.num_tokens, s.samples))
+    return Batch(sequences, batch.num_decodes, batch.num_preemptions)
+
+
 def make_engine(
     num_blocks: int = 64,
     max_model_len: int = 256,
@@ -118,12 +151,14 @@ def make_engine(
     resize: Callable[[EngineConfig], int] | None = None,
     eos: frozenset[int] = frozenset(),
     windows: Sequence[int] = (0,),
+    pipelined: bool = False,
     **knobs: object,
 ) -> tuple[Engine, FakeExecutor]:
     """An engine in virtual time whose cache can be rebuilt; `resize` chooses the new blocks."""
     config = EngineConfig.from_mapping({"block_size": 8, **knobs})
     clock = VirtualClock()
     executor = FakeExecutor(num_blocks, config.block_size, clock, windows)
+    executor.pipelined = pipelined
     groups = tuple(BlockGroup(window, (i,)) for i, window in enumerate(windows))
 
     def rebuild(new: EngineConfig) -> CacheShape:

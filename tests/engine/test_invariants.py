@@ -27,7 +27,13 @@ from engine.output import RequestOutput
 from engine.request import FinishReason, Request, SamplingParams
 from engine.step_record import StepRecord
 from tests.engine.fake_detokenizer import FakeDetokenizer, as_text
-from tests.engine.fake_executor import VOCABULARY, FakeExecutor, VirtualClock, next_token
+from tests.engine.fake_executor import (
+    VOCABULARY,
+    Deferred,
+    FakeExecutor,
+    VirtualClock,
+    next_token,
+)
 
 EOS = frozenset({5, 6})
 STEMS = ([1, 2, 3, 4] * 12, [1, 2, 3, 4] * 4 + [7] * 24, [9] * 40)
@@ -40,6 +46,14 @@ class StrictExecutor(FakeExecutor):
     max_model_len: int
 
     def execute(self, batch: Batch) -> BatchResult:
+        self.check(batch)
+        return super().execute(batch)
+
+    def launch(self, batch: Batch) -> Deferred:
+        self.check(batch)
+        return super().launch(batch)
+
+    def check(self, batch: Batch) -> None:
         config = self.engine.config
         pool = self.engine.pool
         assert 1 <= len(batch.sequences) <= config.max_num_seqs
@@ -66,7 +80,6 @@ class StrictExecutor(FakeExecutor):
         groups = len(pool.windows)
         assert len(written) == batch.num_tokens * groups, "two sequences write one slot"
         self.engine.scheduler.check_integrity()
-        return super().execute(batch)
 
 
 def generate(request: Request) -> tuple[list[int], str, FinishReason]:
@@ -136,6 +149,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_model_len=st.sampled_from([40, 90]),
         tokens_per_step=st.sampled_from([1, 1, 3]),
         windows=st.sampled_from([(0,), (0,), (0,), (13,), (0, 10), (0, 20, 20, 20), (7, 24)]),
+        pipelined=st.booleans(),
     )
     def start(
         self,
@@ -145,6 +159,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_model_len: int,
         tokens_per_step: int,
         windows: tuple[int, ...] = (0,),
+        pipelined: bool = False,
     ) -> None:
         knobs = {"max_num_seqs": 4, "max_num_batched_tokens": 32, **knobs}
         config = EngineConfig.from_mapping({"block_size": block_size, **knobs})
@@ -152,6 +167,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.executor = StrictExecutor(num_blocks, block_size, self.clock, windows)
         groups = tuple(BlockGroup(window, (i,)) for i, window in enumerate(windows))
         self.executor.keep_batches = False
+        self.executor.pipelined = pipelined
         self.executor.tokens_per_step = tokens_per_step
         self.executor.max_model_len = max_model_len
         self.num_blocks = num_blocks
@@ -207,9 +223,17 @@ class EngineMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         self.engine.abort(data.draw(st.sampled_from(self.requests)).request_id)
 
-    @rule(error=st.sampled_from([RuntimeError("broken"), KeyboardInterrupt()]))
-    def fail(self, error: BaseException) -> None:
-        self.executor.fail_next = error
+    @rule(certainly=st.integers(0, 4))
+    def abort_all(self, certainly: int) -> None:
+        if certainly == 4:
+            self.engine.abort_all()
+
+    @rule(
+        error=st.sampled_from([RuntimeError("broken"), KeyboardInterrupt()]),
+        at_launch=st.booleans(),
+    )
+    def fail(self, error: BaseException, at_launch: bool) -> None:
+        self.executor.fail_next, self.executor.fail_at_launch = error, at_launch
         with contextlib.suppress(RuntimeError, KeyboardInterrupt):
             self.take(self.engine.step())
         self.executor.fail_next = None
@@ -292,7 +316,11 @@ TestEngine = EngineMachine.TestCase
 
 
 def heavy_load(
-    windows: tuple[int, ...], num_blocks: int, max_tokens: int = 30, **knobs: object
+    windows: tuple[int, ...],
+    num_blocks: int,
+    max_tokens: int = 30,
+    pipelined: bool = False,
+    **knobs: object,
 ) -> EngineMachine:
     """Forty requests with common prefixes, one a step, on a cache that holds few of them."""
     machine = EngineMachine()
@@ -303,6 +331,7 @@ def heavy_load(
         max_model_len=90,
         tokens_per_step=1,
         windows=windows,
+        pipelined=pipelined,
     )
     for i in range(40):
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
@@ -340,7 +369,11 @@ def test_windows_under_heavy_load(
 ) -> None:
     """Caches that, but for the windows, would not even hold one of the sequences."""
     machine = heavy_load(
-        windows, num_blocks, scheduling_policy=policy, enable_prefix_caching=prefix_caching
+        windows,
+        num_blocks,
+        pipelined=policy == "fcfs",
+        scheduling_policy=policy,
+        enable_prefix_caching=prefix_caching,
     )
     assert len(windows) * -(-67 // 8) > num_blocks
     assert sum(r.num_preemptions for r in machine.requests) > 0

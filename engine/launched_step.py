@@ -1,0 +1,105 @@
+"""A step between its launch and its record, and what of its time was the device's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.batch import Batch, BatchResult, InFlight
+from engine.errors import EngineError
+from engine.step_record import StepRecord
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """A batch on its way, and how things stood when it was scheduled.
+
+    Times are seconds on the engine's clock: `start` is when the step could begin, `launched` when
+    its work had been handed over, and `returned` when the engine went back to its caller with the
+    step still on its way.
+    """
+
+    batch: Batch
+    start: float
+    scheduler_seconds: float
+    queue_length: int
+    running: int
+    blocks_used: int
+    blocks_cached: int
+    blocks_total: int
+    hit_tokens: int
+    kv_tokens_read: int
+    in_flight: InFlight | None = None
+    launched: float = 0.0
+    returned: float = 0.0
+
+    def idle_seconds(self, asked: float, device_seconds: float) -> float:
+        """Time in which the device had finished and the caller had not yet asked for the result.
+
+        It is the caller's own and no part of the step; `asked` is when it came back.
+        """
+        return max(0.0, asked - max(self.returned, self.launched + device_seconds))
+
+    def record(self, result: BatchResult, end: float, idle_seconds: float) -> StepRecord:
+        """The step's evidence; at `end` its last work was done or the next step's began."""
+        batch = self.batch
+        elapsed = end - self.start - idle_seconds
+        return StepRecord(
+            start=self.start,
+            prefill_tokens=batch.num_tokens - batch.num_decodes,
+            prefill_sequences=len(batch.sequences) - batch.num_decodes,
+            decode_sequences=batch.num_decodes,
+            kv_tokens_read=self.kv_tokens_read,
+            device_seconds=result.device_seconds,
+            # A virtual clock's sums may round below the executor's own account.
+            host_seconds=max(result.host_seconds, elapsed - result.device_seconds),
+            scheduler_seconds=self.scheduler_seconds,
+            queue_length=self.queue_length,
+            running=self.running,
+            blocks_used=self.blocks_used,
+            blocks_cached=self.blocks_cached,
+            blocks_total=self.blocks_total,
+            preemptions=batch.num_preemptions,
+            prefix_hit_tokens=self.hit_tokens,
+            drafted_tokens=result.drafted_tokens,
+            accepted_tokens=result.accepted_tokens,
+        )
+
+
+class LandedStep(NamedTuple):
+    """A step whose result the scheduler has; its record and some outputs are yet to be made."""
+
+    step: LaunchedStep
+    result: BatchResult
+    idle_seconds: float
+
+
+@dataclass(slots=True)
+class Completed:
+    """The result of an executor that waits itself."""
+
+    result: BatchResult
+
+    def wait(self) -> BatchResult:
+        """The result."""
+        return self.result
+
+
+def check_result(batch: Batch, result: BatchResult) -> None:
+    """Refuse a result that does not answer the batch, before anything is recorded.
+
+    Raises:
+        EngineError: a sequence is missing, or one that samples got no token or the reverse.
+    """
+    if len(result.tokens) != len(batch.sequences):
+        raise EngineError(
+            f"the executor returned tokens for {len(result.tokens)} of {len(batch.sequences)} "
+            "sequences"
+        )
+    for sequence, tokens in zip(batch.sequences, result.tokens, strict=True):
+        if bool(tokens) is not sequence.samples:
+            raise EngineError(
+                f"the executor returned {len(tokens)} tokens for request "
+                f"{sequence.request.request_id!r}, which "
+                f"{'samples' if sequence.samples else 'does not sample'} in this step"
+            )
