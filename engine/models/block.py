@@ -98,10 +98,10 @@ def run_block(
     q = qkv.narrow(1, 0, heads)
     k = qkv.narrow(1, heads, kv_heads)
     v = qkv.narrow(1, heads + kv_heads, kv_heads)
+    norms = None
     if layer.query_norm is not None and layer.key_norm is not None:
-        ops.head_rms_norm(q, layer.query_norm, eps)
-        ops.head_rms_norm(k, layer.key_norm, eps)
-    ops.rotary_and_write_kv(q, k, v, positions, cos_sin, cache, metadata.slots)
+        norms = ops.HeadNorms(layer.query_norm, layer.key_norm, eps)
+    ops.rotary_and_write_kv(q, k, v, positions, cos_sin, cache, metadata.slots, norms)
     x = ops.paged_attention(
         q,
         cache,
