@@ -49,18 +49,24 @@ def scores_of(
     CAPPED: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Scores [M, N] of keys [N, COLUMNS] in units of log2, capped if CAPPED."""
+    """Scores [M, N] of keys [N, COLUMNS]; ``weights_of`` multiplies them by ``factor_of``."""
     if KIND == _PLAIN:
-        scores = tl.dot(queries, key_tile.T, input_precision="ieee") * row_scale[:, None]
+        scores = tl.dot(queries, key_tile.T, input_precision="ieee")
     else:
         even, odd = unpack(key_tile, KIND, ASSEMBLY)
         scores = tl.dot(odd_queries, odd.T, tl.dot(queries, even.T))
-        scores = scores * key_scale[None, :] * row_scale[:, None]
+        scores *= key_scale[None, :]
     if CAPPED:
         # tanh(x) = 1 - 2 / (e^2x + 1), e^2x = 2^(2 log2(e) x); cap and scores both contain log2(e).
-        scores = tl.exp2(scores * (2.8853900817779268 / soft_cap))
+        scores = tl.exp2(scores * (row_scale * (2.8853900817779268 / soft_cap))[:, None])
         scores = soft_cap * (1.0 - 2.0 / (scores + 1.0))
     return scores
+
+
+@triton.jit
+def factor_of(row_scale, CAPPED: tl.constexpr):
+    """What brings scores to units of log2: the rows' scales, which a cap has already applied."""
+    return tl.full(row_scale.shape, 1.0, tl.float32) if CAPPED else row_scale
 
 
 @triton.jit
@@ -79,14 +85,25 @@ def taken_apart(value_scale):
 
 
 @triton.jit
-def weights_of(scores, most):
+def weights_of(scores, factor, most):
     """Powers of two below a running maximum: (weights [M, N], shrinkage of sums, maximum).
 
+    The positive `factor` [M] multiplies scores together with the subtraction, in one instruction.
     Rows that have seen nothing yet have a maximum of -inf, and weights of 0.
     """
-    highest = tl.maximum(most, tl.max(scores, 1))
+    highest = tl.maximum(most, tl.max(scores, 1) * factor)
     base = tl.where(highest == float("-inf"), 0.0, highest)
-    return tl.exp2(scores - base[:, None]), tl.exp2(most - base), highest
+    weights = tl.exp2(scores * factor[:, None] - base[:, None])
+    return weights, tl.exp2(most - base), highest
+
+
+@triton.jit
+def scaled_weights_of(scores, factor, most, value_scale):
+    """As ``weights_of`` for 8-bit values: (weights for values, for the sum, shrinkage, maximum)."""
+    exponent, mantissa, inverse = taken_apart(value_scale)
+    scores = scores * factor[:, None] + exponent[None, :]
+    weights, shrink, most = weights_of(scores, tl.full(factor.shape, 1.0, tl.float32), most)
+    return weights * mantissa[None, :], weights * inverse[None, :], shrink, most
 
 
 @triton.jit

@@ -21,10 +21,11 @@ from kernels.metadata import AttentionMetadata
 from kernels.triton import tuning
 from kernels.triton.attention_tile import (
     add_values,
+    factor_of,
     load_queries,
+    scaled_weights_of,
     scores_of,
     store_rows,
-    taken_apart,
     weights_of,
 )
 from kernels.triton.cached_values import (
@@ -126,8 +127,9 @@ def _decode_kernel(
     in_columns = columns < width
     q_rows = q + (first_token + token).to(tl.int64) * q_stride + q_head * HEAD_DIM
     q_mask = in_rows[:, None] & in_columns[None, :]
-    factor = missing_factor(KIND, ASSEMBLY)
-    queries, odd_queries, row_scale = load_queries(q_rows, q_mask, columns, scale * factor, KIND)
+    missing = missing_factor(KIND, ASSEMBLY)
+    queries, odd_queries, row_scale = load_queries(q_rows, q_mask, columns, scale * missing, KIND)
+    factor = factor_of(row_scale, CAPPED)
 
     offsets = tl.arange(0, BLOCK_N)
     table = tables + sequence.to(tl.int64) * table_stride
@@ -167,19 +169,17 @@ def _decode_kernel(
             visible &= seen[None, :] > position[:, None] - window
         scores = tl.where(visible & in_context[None, :], scores, float("-inf"))
         if KIND == _PLAIN:
-            weights, shrink, most = weights_of(scores, most)
+            weights, shrink, most = weights_of(scores, factor, most)
             sums = sums * shrink[:, None] + weights
         else:
-            exponent, mantissa, inverse = taken_apart(value_scale)
-            weights, shrink, most = weights_of(scores + exponent[None, :], most)
-            sums = sums * shrink[:, None] + weights * inverse[None, :]
-            weights *= mantissa[None, :]
+            weights, counted, shrink, most = scaled_weights_of(scores, factor, most, value_scale)
+            sums = sums * shrink[:, None] + counted
             odd_total *= shrink[:, None]
         total *= shrink[:, None]
         total, odd_total = add_values(weights, value_tile, total, odd_total, KIND, ASSEMBLY)
 
     summed = tl.sum(sums, 1)
-    inverse = tl.where(summed > 0.0, factor / summed, 0.0)
+    inverse = tl.where(summed > 0.0, missing / summed, 0.0)
     total *= inverse[:, None]
     odd_total *= inverse[:, None]
     q_heads = kv_heads * GROUP

@@ -15,10 +15,11 @@ from kernels.metadata import AttentionMetadata
 from kernels.triton import tuning
 from kernels.triton.attention_tile import (
     add_values,
+    factor_of,
     load_queries,
+    scaled_weights_of,
     scores_of,
     store_rows,
-    taken_apart,
     weights_of,
 )
 from kernels.triton.cached_values import (
@@ -94,6 +95,7 @@ def _attend(
     width: tl.constexpr = HEAD_DIM if KIND == _PLAIN else HEAD_DIM // 2
     offsets = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, COLUMNS)
+    factor = factor_of(row_scale, CAPPED)
     pages = pages_of(table, begin, first, end, BLOCK_SIZE, BLOCK_N)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         key_rows = rows_of(keys, pages, start, kv_heads, width, BLOCK_SIZE, BLOCK_N)
@@ -127,17 +129,80 @@ def _attend(
                 visible &= seen[None, :] > position[:, None] - window
             scores = tl.where(visible & in_context[None, :], scores, float("-inf"))
         if KIND == _PLAIN:
-            weights, shrink, most = weights_of(scores, most)
+            weights, shrink, most = weights_of(scores, factor, most)
             sums = sums * shrink + tl.sum(weights, 1)
         else:
-            exponent, mantissa, inverse = taken_apart(value_scale)
-            weights, shrink, most = weights_of(scores + exponent[None, :], most)
-            sums = sums * shrink + tl.sum(weights * inverse[None, :], 1)
-            weights *= mantissa[None, :]
+            weights, counted, shrink, most = scaled_weights_of(scores, factor, most, value_scale)
+            sums = sums * shrink + tl.sum(counted, 1)
             odd_total *= shrink[:, None]
         total *= shrink[:, None]
         total, odd_total = add_values(weights, value_tile, total, odd_total, KIND, ASSEMBLY)
     return total, odd_total, sums, most
+
+
+@triton.jit
+def _attend_overlapped(
+    begin,
+    end,
+    queries,
+    row_scale,
+    keys,
+    values,
+    table,
+    kv_heads,
+    soft_cap,
+    total,
+    sums,
+    most,
+    HEAD_DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    CAPPED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """As ``_attend`` without masks: values are added one tile late.
+
+    Where products are asynchronous (Hopper), the values' product of one tile then runs while the
+    weights of the next are computed. Nothing but the loop may use its result, or it is waited for:
+    so totals are shrunk one tile late as well. The first tile adds itself with weights of zero.
+    Nor may a branch lead around this: ptxas would wait for every single instruction.
+    """
+    columns = tl.arange(0, COLUMNS)
+    factor = factor_of(row_scale, CAPPED)
+    pages = pages_of(table, begin, begin, end, BLOCK_SIZE, BLOCK_N)
+    late_pages = pages_of(table, begin, begin, end, BLOCK_SIZE, BLOCK_N)
+    weights = tl.zeros([queries.shape[0], BLOCK_N], tl.float32)
+    shrink = tl.full([queries.shape[0]], 1.0, tl.float32)
+    mask = (columns < HEAD_DIM)[None, :]
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        late_start = tl.maximum(start - BLOCK_N, begin)
+        key_rows = rows_of(keys, pages, start, kv_heads, HEAD_DIM, BLOCK_SIZE, BLOCK_N)
+        value_rows = rows_of(
+            values, late_pages, late_start, kv_heads, HEAD_DIM, BLOCK_SIZE, BLOCK_N
+        )
+        if HEAD_DIM == COLUMNS:
+            key_tile = tl.load(key_rows[:, None] + columns[None, :])
+            value_tile = tl.load(value_rows[:, None] + columns[None, :])
+        else:
+            key_tile = tl.load(key_rows[:, None] + columns[None, :], mask=mask, other=0)
+            value_tile = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0)
+        late_pages = pages_of(table, start, begin, end, BLOCK_SIZE, BLOCK_N)
+        pages = pages_of(table, start + BLOCK_N, begin, end, BLOCK_SIZE, BLOCK_N)
+        scores = scores_of(
+            queries, queries, key_tile, row_scale, row_scale, soft_cap, _PLAIN, CAPPED, 0
+        )
+        total *= shrink[:, None]
+        total = tl.dot(weights.to(queries.dtype), value_tile, total)
+        weights, shrink, most = weights_of(scores, factor, most)
+        sums = sums * shrink + tl.sum(weights, 1)
+    total *= shrink[:, None]
+    late_start = tl.maximum(end - BLOCK_N, begin)
+    value_rows = rows_of(values, late_pages, late_start, kv_heads, HEAD_DIM, BLOCK_SIZE, BLOCK_N)
+    mask = mask & (late_start + tl.arange(0, BLOCK_N) < end)[:, None]
+    value_tile = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0)
+    total = tl.dot(weights.to(queries.dtype), value_tile, total)
+    return total, sums, most
 
 
 @triton.jit
@@ -167,6 +232,7 @@ def _prefill_kernel(
     ASSEMBLY: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    OVERLAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
@@ -197,8 +263,8 @@ def _prefill_kernel(
     width: tl.constexpr = HEAD_DIM if KIND == _PLAIN else HEAD_DIM // 2
     q_rows = q + (first_token + token).to(tl.int64) * q_stride + q_head * HEAD_DIM
     q_mask = in_rows[:, None] & (columns < width)[None, :]
-    factor = missing_factor(KIND, ASSEMBLY)
-    queries, odd_queries, row_scale = load_queries(q_rows, q_mask, columns, scale * factor, KIND)
+    missing = missing_factor(KIND, ASSEMBLY)
+    queries, odd_queries, row_scale = load_queries(q_rows, q_mask, columns, scale * missing, KIND)
 
     table = tables + sequence.to(tl.int64) * table_stride
     head_keys = keys + head * (BLOCK_SIZE * width)
@@ -230,13 +296,20 @@ def _prefill_kernel(
         )  # fmt: skip
         begin = inside
     full = tl.maximum(full, begin)
-    total, odd_total, sums, most = _attend(
-        begin, full, first, position,
-        queries, odd_queries, row_scale,
-        head_keys, head_values, key_scales, value_scales, table, kv_heads,
-        window, soft_cap, total, odd_total, sums, most,
-        HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, False, False, CAPPED, BLOCK_N, STAGES,
-    )  # fmt: skip
+    if OVERLAPPED:
+        total, sums, most = _attend_overlapped(
+            begin, full, queries, row_scale, head_keys, head_values, table, kv_heads,
+            soft_cap, total, sums, most,
+            HEAD_DIM, COLUMNS, BLOCK_SIZE, CAPPED, BLOCK_N, STAGES,
+        )  # fmt: skip
+    else:
+        total, odd_total, sums, most = _attend(
+            begin, full, first, position,
+            queries, odd_queries, row_scale,
+            head_keys, head_values, key_scales, value_scales, table, kv_heads,
+            window, soft_cap, total, odd_total, sums, most,
+            HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, False, False, CAPPED, BLOCK_N, STAGES,
+        )  # fmt: skip
     total, odd_total, sums, most = _attend(
         full, end, first, position,
         queries, odd_queries, row_scale,
@@ -245,7 +318,7 @@ def _prefill_kernel(
         HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, True, WINDOWED, CAPPED, BLOCK_N, STAGES,
     )  # fmt: skip
 
-    inverse = tl.where(sums > 0.0, factor / sums, 0.0)
+    inverse = tl.where(sums > 0.0, missing / sums, 0.0)
     total *= inverse[:, None]
     odd_total *= inverse[:, None]
     place = (first_token + token).to(tl.int64) * (kv_heads * GROUP) + q_head
@@ -260,12 +333,18 @@ def problem_of(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> Pro
     return Problem("prefill_attention", sizes, (str(q.dtype), str(cache.keys.dtype)))
 
 
-def default_choice(problem: Problem, _facts: DeviceFacts) -> Choice:
+def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
     """Rows for two groups of four warps where there are as many, else for one."""
     head_dim, group, _, new = problem.sizes
     if problem.dtypes[0] == "torch.float32":
         block_m = max(32, int(triton.next_power_of_2(group)))
-        tiles = {"block_m": block_m, "block_n": 32, "num_warps": 4, "num_stages": 1}
+        tiles = {
+            "block_m": block_m,
+            "block_n": 32,
+            "num_warps": 4,
+            "num_stages": 1,
+            "overlapped": 0,
+        }
         return Choice("triton", tiles)
     large = new * group > 64
     tiles = {
@@ -273,6 +352,7 @@ def default_choice(problem: Problem, _facts: DeviceFacts) -> Choice:
         "block_n": 64,
         "num_warps": 8 if large else 4,
         "num_stages": 2 if head_dim > 128 else 3,
+        "overlapped": int(facts.capability >= (9, 0)),
     }
     return Choice("triton", tiles)
 
@@ -331,6 +411,7 @@ def prefill_attention(
         ASSEMBLY=assembly_for(kind, facts, q.device),
         WINDOWED=window > 0,
         CAPPED=soft_cap > 0,
+        OVERLAPPED=kind == PLAIN and bool(tiles["overlapped"]),
         BLOCK_M=tiles["block_m"],
         BLOCK_N=tiles["block_n"],
         STAGES=tiles["num_stages"],
