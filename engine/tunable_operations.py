@@ -153,10 +153,12 @@ def _linear(decoder: Decoder, kind: _Kind, rows: int) -> Operation:
 
 
 def _attention(decoder: Decoder, sizes: Sizes) -> Iterator[Tunable]:
-    shapes = [([1] * batch, min(CONTEXT, sizes.max_model_len)) for batch in _batches(sizes)]
+    longest = sizes.max_model_len
+    shapes = [((1,) * batch, min(CONTEXT, longest)) for batch in _batches(sizes)]
     for chunk, context in PREFILLS:
-        chunk = min(chunk, sizes.max_num_batched_tokens, sizes.max_model_len)
-        shapes.append(([chunk], max(chunk, min(context, sizes.max_model_len))))
+        chunk = min(chunk, sizes.max_num_batched_tokens, longest)
+        shapes.append(((chunk,), max(chunk, min(context, longest))))
+    shapes = list(dict.fromkeys(shapes))
     for block_size in sizes.block_sizes:
         for cache_dtype in sizes.cache_dtypes:
             dtype = cache_dtype or decoder.dtype
@@ -187,7 +189,7 @@ def _attend(
     dtype: torch.dtype,
     block_size: int,
     window: int,
-    query_lens: list[int],
+    query_lens: Sequence[int],
     context: int,
 ) -> Operation:
     spec, device, sequences = decoder.spec, decoder.device, len(query_lens)
@@ -207,7 +209,7 @@ def _attend(
         context_lens=torch.full((sequences,), context, dtype=torch.int32, device=device),
         query_start=starts.to(torch.int32).to(device),
         slots=torch.zeros(sum(query_lens), dtype=torch.int64, device=device),
-        query_lens=query_lens,
+        query_lens=list(query_lens),
         context_lens_list=[context] * sequences,
         num_decodes=sequences if max(query_lens) == 1 else 0,
     )

@@ -70,6 +70,9 @@ def best_seconds(run: Callable[[], object], device: torch.device, budget: float)
 
     By the host's clock on a CPU, by events on a GPU, where the host's share does not count.
     """
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        with torch.cuda.device(device):
+            return best_seconds(run, device, budget)
     run()  # warm up: first touches, compilation, library start
     _synchronize(device)
     timed = _event_seconds if device.type == "cuda" else _host_seconds
@@ -105,8 +108,7 @@ def memory_bandwidth(device: torch.device, budget: float = 0.5) -> float:
     size = min(CUDA_BUFFER_BYTES, free // 4)
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    with torch.cuda.device(device):
-        return 2 * size / best_seconds(lambda: target.copy_(source), device, budget)
+    return 2 * size / best_seconds(lambda: target.copy_(source), device, budget)
 
 
 def _matmul(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], object]:

@@ -54,10 +54,11 @@ def doctor(
         bool, typer.Option("--json", help="Print everything found as one JSON object.")
     ] = False,
 ) -> None:
-    """Show hardware, libraries and measured limits, or tune the engine's GPU kernels.
+    """Show hardware, libraries and measured limits.
 
     What is missing is shown with how to get it. Takes about 10 seconds. Exits with 0 if the
-    bundled engine can run here, with 3 otherwise.
+    bundled engine can run here, with 3 otherwise. With --tune-kernels the engine's GPU kernels are
+    measured instead; 130: interrupted, and the same command goes on.
     """
     if tune_kernels:
         seconds = parse_duration(DEFAULT_BUDGET if budget is None else budget, "--budget")
