@@ -5,7 +5,7 @@ adds in a fixed order. More rows: ordinary tiles. Many: the weight is widened on
 the vendor's library multiplies. Activations of 32 bits always take the last way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from kernels.triton import tuning
 from kernels.triton.runtime import DeviceFacts, facts_of
 from kernels.triton.tuning import Choice, Problem, choice_for, round_rows
 from kernels.triton.weight_only_kernels import merge_kernel, weight_only_kernel, widen_kernel
-from kernels.triton.weight_only_layout import Units, pack_codes, pack_groups, units_of
+from kernels.triton.weight_only_layout import Units, pack_codes, pack_groups, pack_table, units_of
 from kernels.triton.weight_only_unpack import (
     FLOATS,
     FP8,
@@ -45,6 +45,17 @@ WIDEN_FROM = 512
 MERGE_BLOCK = 1024
 WIDEN_ROWS = 32
 MOST_SPLITS = 16
+FEW_ROWS = 32
+# (block_m, block_n, block_k), num_warps, num_stages
+FEW = (
+    ((32, 128, 256), 4, 3),
+    ((32, 64, 256), 4, 3),
+    ((32, 64, 256), 4, 4),
+    ((32, 64, 128), 4, 5),
+    ((32, 128, 256), 8, 3),
+    ((32, 128, 128), 4, 4),
+    ((32, 32, 256), 2, 4),
+)
 RESERVED_SHARED_MEMORY = 1024  # of each block, by the system
 
 
@@ -79,7 +90,8 @@ def pack(weight: LinearWeight) -> LinearWeight | None:
     neutral = 8 if kind == INT4.value else 0
     scales, packed = pack_groups(weight.scales, zeros, neutral, weight.group_size, units)
     if isinstance(weight, Table4Weight):
-        return replace(weight, data=data, scales=scales, layout="triton")
+        table = pack_table(weight.table)
+        return replace(weight, data=data, scales=scales, table=table, layout="triton")
     return replace(weight, data=data, scales=scales, zeros=packed, layout="triton")
 
 
@@ -317,43 +329,25 @@ def _tiled(
 
 def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
     """Tiles that fit the number of rows; from WIDEN_FROM rows the library."""
-    rows = problem.sizes[0]
+    rows, n, _, _, kind, _ = problem.sizes
     if rows >= WIDEN_FROM:
         return Choice("widen")
-    if rows <= 32:
-        return _tiled(problem, facts, (32, 64, 256), 4, 4)
-    if rows <= 64:
-        return _tiled(problem, facts, (64, 128, 128), 8, 4)
-    return _tiled(problem, facts, (128, 128, 128), 8, 3)
+    if rows > FEW_ROWS:
+        return _tiled(problem, facts, *_many(facts)[rows > 64])
+    # Wide tiles take fewer instructions for a weight, narrow ones are more of them.
+    wide = -(-n // 128) * min(_units_of_problem(problem).total, MOST_SPLITS)
+    narrow = wide < 2 * facts.multiprocessors or kind == TABLE4.value  # tables take registers
+    return _tiled(problem, facts, *FEW[narrow])
 
 
 def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
     """What may be measured: tiles by rows, and the library from 64 rows."""
     rows = problem.sizes[0]
-    if rows <= 32:
-        shapes = [
-            ((32, 64, 256), 4, 4),
-            ((32, 64, 256), 4, 3),
-            ((32, 64, 128), 4, 5),
-            ((32, 128, 256), 4, 3),
-            ((32, 128, 256), 8, 3),
-            ((32, 128, 128), 4, 4),
-            ((32, 32, 256), 2, 4),
-        ]
-    elif rows < WIDEN_FROM:
-        shapes = [
-            ((64, 128, 128), 8, 4),
-            ((64, 64, 128), 4, 4),
-            ((64, 128, 256), 8, 3),
-            ((128, 128, 128), 8, 3),
-            ((128, 128, 64), 8, 4),
-            ((128, 64, 128), 4, 3),
-        ]
-    else:
-        shapes = [((128, 128, 128), 8, 3), ((128, 128, 64), 8, 4), ((256, 128, 64), 8, 3)]
-    found = [_tiled(problem, facts, *shape) for shape in shapes]
-    if found and rows <= 32:
+    found = [_tiled(problem, facts, *shape) for shape in FEW if rows <= FEW_ROWS]
+    if found:
         found += [_with_splits(found[0], splits) for splits in (1, 2, 4, 8)]
+    else:
+        found = [_tiled(problem, facts, *shape) for shape in _many(facts)]
     if rows >= 64:
         found.append(Choice("widen"))
     lanes = LANES[problem.sizes[4]]
@@ -363,6 +357,16 @@ def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
         if choice.path == "widen" or shared_memory(choice.tiles, lanes) <= facts.shared_memory
     ]
     return [choice for i, choice in enumerate(fitting) if choice not in fitting[:i]]
+
+
+def _many(facts: DeviceFacts) -> Sequence[tuple[tuple[int, int, int], int, int]]:
+    """Tiles for up to 64 rows, for more, and what else there is."""
+    largest = ((128, 128, 128), 8, 3)
+    # Where products are issued by warps, not by groups of four, its registers do not suffice.
+    hopper = facts.capability >= (9, 0)
+    main = largest if hopper else ((128, 128, 64), 8, 4)
+    other = ((128, 128, 64), 8, 4) if hopper else ((128, 64, 64), 4, 4)
+    return (((64, 128, 128), 8, 4), main, other, ((64, 64, 128), 4, 4))
 
 
 def _with_splits(choice: Choice, splits: int) -> Choice:

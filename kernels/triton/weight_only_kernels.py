@@ -9,7 +9,7 @@ operands are small integers and exact. Layouts: ``weight_only_layout``.
 import triton
 import triton.language as tl
 
-from kernels.triton.weight_only_unpack import unpacked, value_of
+from kernels.triton.weight_only_unpack import looked_up, table_words, unpacked, value_of
 
 
 @triton.jit
@@ -78,6 +78,9 @@ def weight_only_kernel(
         SHARING: tl.constexpr = GROUP // QUARTER
     else:
         SHARING: tl.constexpr = 1
+    LOOK_UP: tl.constexpr = KIND == 1 and not INTERPRETED
+    if LOOK_UP:
+        words = table_words(table, x.dtype.element_ty)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     begin = split * units_per_split
     end = tl.minimum(begin + units_per_split, units)
@@ -85,6 +88,8 @@ def weight_only_kernel(
         unit = step // STEPS
         offset = (step % STEPS) * WIDTH
         containers = tl.load(data_tile + (unit * QUARTER + offset))
+        if LOOK_UP:
+            entries = looked_up(containers, words, x.dtype.element_ty)
         for part in tl.static_range(LANES // SHARING):
             if GROUP == 0:
                 params = 0
@@ -109,16 +114,19 @@ def weight_only_kernel(
                 else:
                     inside = (start + column < K)[:, None]
                     rows_of_x = tl.load(x_tile + start, mask=in_m[None, :] & inside, other=0.0)
-                w = unpacked(
-                    containers,
-                    spread,
-                    table,
-                    part * SHARING + i,
-                    KIND,
-                    ZEROS,
-                    x.dtype.element_ty,
-                    INTERPRETED,
-                )
+                if LOOK_UP:
+                    w = entries[part * SHARING + i]
+                else:
+                    w = unpacked(
+                        containers,
+                        spread,
+                        table,
+                        part * SHARING + i,
+                        KIND,
+                        ZEROS,
+                        x.dtype.element_ty,
+                        INTERPRETED,
+                    )
                 if GROUP == 0:
                     acc = tl.dot(w, rows_of_x, acc)
                 elif i == 0:

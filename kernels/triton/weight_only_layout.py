@@ -95,6 +95,19 @@ def pack_groups(
     return _padded(scales.float(), groups), _padded(zeros.float(), groups)
 
 
+def pack_table(table: Tensor) -> Tensor:
+    """A table [16] -> float32 [32]: its numbers, then what they are looked up in by bytes.
+
+    For bfloat16 and then for float16 four words of the 16 entries' lower bytes and four of their
+    upper ones.
+    """
+    parts = [table.float()]
+    for dtype in (torch.bfloat16, torch.float16):
+        by_byte = table.to(dtype).view(torch.uint8).view(16, 2).t().contiguous()
+        parts.append(by_byte.view(torch.int32).view(torch.float32).flatten())
+    return torch.cat(parts)
+
+
 def _padded(values: Tensor, groups: int) -> Tensor:
     """[N, groups] -> [groups, N], with groups of zeros for padded columns."""
     return F.pad(values, (0, groups - values.shape[1])).t().contiguous()

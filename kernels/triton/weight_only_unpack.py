@@ -30,7 +30,18 @@ def pair(bits: int) -> str:
 
 @triton.constexpr_function
 def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
-    """PTX that leaves a pair of numbers in $0; codes in $1, parameters of INTEGERS in $2 and $3."""
+    """PTX that leaves a pair of numbers in $0; codes in $1, parameters in $2 and $3."""
+    if zeros == FLOATS:
+        # The codes exactly in bfloat16, which is the upper half of a float32.
+        low, high = "shl.b32 s, $0, 16", "and.b32 v, $0, 0xffff0000"
+        less = ["mov.b32 f, s", "sub.f32 f, f, $2", "mov.b32 g, v", "sub.f32 g, g, $3"]
+        narrow = f"cvt.rn.{'f16x2' if half else 'bf16x2'}.f32 $0, g, f"
+        if kind == INT8:
+            code = _instructions(INT8, lane, False, SYMMETRIC)
+        else:
+            code = [*_instructions(INT4, lane, False, SYMMETRIC)]
+            code[-3] = f"mov.b32 z, {pair(0xC300)}"  # less 128, not 136
+        return [*code, low, high, *less, narrow]
     add = "add.f16x2 $0, $0, z" if half else "fma.rn.bf16x2 $0, $0, one, z"
     one = [] if half else [f"mov.b32 one, {pair(0x3F80)}"]
     if kind == FP8:
@@ -79,7 +90,77 @@ def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
 @triton.constexpr_function
 def assembly(kind: int, lane: int, half: bool, zeros: int) -> str:
     """The PTX of a pair of numbers."""
-    return "{ .reg .b32 s, v, z, one; " + "; ".join(_instructions(kind, lane, half, zeros)) + "; }"
+    return (
+        "{ .reg .b32 s, v, z, one; .reg .f32 f, g; "
+        + "; ".join(_instructions(kind, lane, half, zeros))
+        + "; }"
+    )
+
+
+@triton.constexpr_function
+def table_assembly() -> str:
+    """PTX that looks two containers' nibbles ($4) up; pairs of the four lanes go to $0 to $3.
+
+    A byte permutation picks 4 of 8 bytes by 4 nibbles' lower bits: two of them look the 4 nibbles
+    of a container up in 16 bytes, and the nibbles' upper bits choose. So for the entries' lower
+    bytes, in $5, $7, $9, $11, and their upper, in $13, $15, $17, $19 (each comes twice).
+    """
+    code = []
+    for element in (0, 1):
+        e = f"e{element}"
+        code += [f"shr.b32 {e}, $4, {16 * element}" if element else f"mov.b32 {e}, $4"]
+        code += [f"and.b32 s, {e}, 0x7777", f"and.b32 m, {e}, 0x8888"]
+        code += ["shr.b32 m, m, 1", "or.b32 m, m, 0x3210"]
+        for half, first in (("low", 5), ("high", 13)):
+            code += [f"prmt.b32 a, ${first}, ${first + 2}, s"]
+            code += [f"prmt.b32 b, ${first + 4}, ${first + 6}, s", f"prmt.b32 {half}, a, b, m"]
+        code += [f"prmt.b32 x{element}, low, high, 0x5140"]
+        code += [f"prmt.b32 y{element}, low, high, 0x7362"]
+    for lane, kept in enumerate("xxyy"):
+        selector = "0x7632" if lane % 2 else "0x5410"
+        code += [f"prmt.b32 ${lane}, {kept}0, {kept}1, {selector}"]
+    registers = "e0, e1, s, m, a, b, low, high, x0, x1, y0, y1"
+    return "{ .reg .b32 " + registers + "; " + "; ".join(code) + "; }"
+
+
+@triton.jit
+def table_words(table, DTYPE: tl.constexpr):
+    """The eight words of a packed table for ``looked_up``, [1, 1] each."""
+    first = 16 + (8 if tl.float16 == DTYPE else 0)
+    words = table.to(tl.pointer_type(tl.int32)) + first + tl.zeros((1, 1), tl.int32)
+    return (
+        tl.load(words),
+        tl.load(words + 1),
+        tl.load(words + 2),
+        tl.load(words + 3),
+        tl.load(words + 4),
+        tl.load(words + 5),
+        tl.load(words + 6),
+        tl.load(words + 7),
+    )
+
+
+@triton.jit
+def looked_up(containers, words, DTYPE: tl.constexpr):
+    """The entries of the four lanes in DTYPE; words as ``table_words`` gives them."""
+    return tl.inline_asm_elementwise(
+        table_assembly(),
+        "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
+        [
+            containers,
+            tl.broadcast_to(words[0], containers.shape),
+            tl.broadcast_to(words[1], containers.shape),
+            tl.broadcast_to(words[2], containers.shape),
+            tl.broadcast_to(words[3], containers.shape),
+            tl.broadcast_to(words[4], containers.shape),
+            tl.broadcast_to(words[5], containers.shape),
+            tl.broadcast_to(words[6], containers.shape),
+            tl.broadcast_to(words[7], containers.shape),
+        ],
+        dtype=(DTYPE.value, DTYPE.value, DTYPE.value, DTYPE.value),
+        is_pure=True,
+        pack=2,
+    )
 
 
 @triton.jit
@@ -122,7 +203,7 @@ def unpacked(
     (INTEGERS), float32 zeros (FLOATS), anything otherwise. Exact but for FLOATS and tables, which
     are rounded once.
     """
-    if ZEROS == 2 or INTERPRETED or KIND == 1:
+    if INTERPRETED:
         value = value_of(containers, LANE, KIND, table)
         if ZEROS == 2:
             value -= params
@@ -132,6 +213,15 @@ def unpacked(
             value -= 8.0
         return value.to(DTYPE)
     HALF: tl.constexpr = tl.float16 == DTYPE
+    if ZEROS == 2:
+        return tl.inline_asm_elementwise(
+            assembly(KIND, LANE, HALF, ZEROS),
+            "=&r,r,f,f",
+            [containers, params],
+            dtype=DTYPE.value,
+            is_pure=True,
+            pack=2,
+        )
     if ZEROS == 1:
         return tl.inline_asm_elementwise(
             assembly(KIND, LANE, HALF, ZEROS),
