@@ -26,9 +26,11 @@ from kernels.triton.measure import Operation
 # Far more than any L2 cache, so that no timed step finds its keys there; less than most GPUs have
 # free beside a model.
 CACHE_BYTES = 512 << 20
-# Tokens of decodes, and (new tokens, context) of prefills: whole, in chunks, and long.
+# Tokens of the contexts, and new tokens of each prefill: whole prompts down to short ends of those
+# whose beginning is cached. A step has PREFILL_TOKENS of them.
 CONTEXT = 4096
-PREFILLS = ((2048, 2048), (512, 4096), (8192, 8192))
+CHUNKS = (2048, 512, 128, 1024, 256, 64, 32, 16)
+PREFILL_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +157,20 @@ def _linear(decoder: Decoder, kind: _Kind, rows: int) -> Operation:
 def _attention(decoder: Decoder, sizes: Sizes) -> Iterator[Tunable]:
     longest = sizes.max_model_len
     shapes = [((1,) * batch, min(CONTEXT, longest)) for batch in _batches(sizes)]
-    for chunk, context in PREFILLS:
-        chunk = min(chunk, sizes.max_num_batched_tokens, longest)
-        shapes.append(((chunk,), max(chunk, min(context, longest))))
+    for new in CHUNKS:
+        chunk = min(new, sizes.max_num_batched_tokens, longest)
+        tokens = min(PREFILL_TOKENS, sizes.max_num_batched_tokens)
+        count = max(1, min(tokens // chunk, sizes.max_num_seqs))
+        shapes.append(((chunk,) * count, max(chunk, min(CONTEXT, longest))))
     shapes = list(dict.fromkeys(shapes))
     for block_size in sizes.block_sizes:
         for cache_dtype in sizes.cache_dtypes:
             dtype = cache_dtype or decoder.dtype
             for window in sorted(set(decoder.spec.layer_windows)):
                 for query_lens, context in shapes:
-                    what = (
-                        f"prefill of {query_lens[0]}"
-                        if query_lens[0] > 1
-                        else _count(len(query_lens), "decode")
-                    )
+                    what = _count(len(query_lens), "decode" if query_lens[0] == 1 else "prefill")
+                    if query_lens[0] > 1:
+                        what += f" of {query_lens[0]}"
                     yield Tunable(
                         f"attention, {what} at {context}, cache {_short(dtype)}",
                         partial(
@@ -236,9 +238,9 @@ def random_cache(
         if dtype == torch.int8:
             data.random_(-127, 128)
         else:
-            # Page by page: in float32 all of it may not fit.
-            for page in data:
-                page.copy_(torch.randn(page.shape, device=device))
+            # Some pages at a time: in float32 all of it may not fit.
+            for pages in data.split(256):
+                pages.copy_(torch.randn(pages.shape, device=device))
     for scales in (cache.key_scales, cache.value_scales):
         if scales is not None:
             scales.fill_(1 / 64 if dtype == torch.int8 else 1.0)
