@@ -1,12 +1,15 @@
 """Compiles every listed kernel: `python -m tests.kernels.triton.compile_all 80 90 [part of name]`.
 
-Prints a line for each: registers a thread, spilled bytes, shared memory and the instructions that
-tell a fast kernel from a slow one. Exits with 1 where one cannot be compiled, spills much or needs
-more shared memory than a block can have.
+With `--first` only the first specialisation of each kernel that the capability has. Prints a line
+for each: registers a thread, spilled bytes, shared memory and the instructions that tell a fast
+kernel from a slow one. Exits with 1 where one cannot be compiled, spills much or needs more shared
+memory than a block can have.
 """
 
 import importlib
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from tests.kernels.triton.compilation import SHARED_MEMORY, Compilation, compiled
@@ -27,20 +30,26 @@ def everything() -> list[Compilation]:
 def main(arguments: list[str]) -> int:
     """Compile for the given capabilities; returns the exit code."""
     capabilities = [int(a) for a in arguments if a.isdigit()]
-    wanted = [a for a in arguments if not a.isdigit()]
+    wanted = [a for a in arguments if not a.isdigit() and a != "--first"]
+    done: set[tuple[str, int]] = set()
     failures = 0
     for what in everything():
-        name = f"{what.kernel.__name__} {what.label}".strip()
+        kernel = what.kernel.__name__
+        name = f"{kernel} {what.label}".strip()
         if wanted and not any(part in name for part in wanted):
             continue
         for capability in capabilities:
-            if capability < what.least:
+            seen = "--first" in arguments and (kernel, capability) in done
+            if capability < what.least or seen:
                 continue
+            done.add((kernel, capability))
             try:
-                needs = compiled(what, capability)
+                with redirect_stdout(StringIO()):  # of Triton, which shows all code in an error
+                    needs = compiled(what, capability)
             except Exception as error:
                 failures += 1
-                print(f"FAILED {name} sm_{capability}: {type(error).__name__}: {error}")
+                told = " ".join(str(error).split())[:300]
+                print(f"FAILED {name} sm_{capability}: {type(error).__name__}: {told}")
                 continue
             shown = " ".join(
                 f"{key}:{count}" for key, count in needs.instructions.items() if key in SHOWN
