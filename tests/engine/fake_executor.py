@@ -84,7 +84,7 @@ class FakeExecutor:
         return Deferred(self, as_packed(batch))
 
     def execute(self, batch: Batch) -> BatchResult:
-        if self.fail_next is not None:
+        if self.fail_next is not None and not (self.pipelined and self.fail_at_launch):
             error, self.fail_next = self.fail_next, None
             raise error
         size = self.block_size
