@@ -239,7 +239,7 @@ def random_cache(
             data.random_(-127, 128)
         else:
             # Some pages at a time: in float32 all of it may not fit.
-            for pages in data.split(256):
+            for pages in torch.split(data, 256):
                 pages.copy_(torch.randn(pages.shape, device=device))
     for scales in (cache.key_scales, cache.value_scales):
         if scales is not None:
