@@ -152,7 +152,8 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
         ranks.close()
         raise
     return_freed_memory()
-    notes = [*serving_notes(spec, max_model_len), *source.notes, *tuning_notes(config.model)]
+    notes = [*serving_notes(spec, max_model_len), *source.notes, *decoder.notes]
+    notes += tuning_notes(config.model)
     return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
 
 

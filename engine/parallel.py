@@ -52,8 +52,8 @@ class Ranks(Protocol):
         """The sum over all ranks, in place; returns x."""
         ...
 
-    def gather(self, x: Tensor) -> Tensor:
-        """What all ranks have side by side; [S, n] -> [S, size * n]."""
+    def gather(self, x: Tensor, columns: int) -> Tensor:
+        """The first `columns` of what all ranks have side by side; [S, n] -> [S, columns]."""
         ...
 
     def minimum(self, value: int) -> int:
@@ -117,9 +117,9 @@ class Alone:
         """x."""
         return x
 
-    def gather(self, x: Tensor) -> Tensor:
-        """x."""
-        return x
+    def gather(self, x: Tensor, columns: int) -> Tensor:
+        """The first `columns` of x."""
+        return x[:, :columns]
 
     def minimum(self, value: int) -> int:
         """value."""
@@ -186,12 +186,14 @@ class GroupRanks:
         self._wait(lambda: self._group.allreduce([x], _options(dist.ReduceOp.SUM)))
         return x
 
-    def gather(self, x: Tensor) -> Tensor:
-        """What all ranks have side by side; [S, n] -> [S, size * n]."""
-        rows, columns = x.shape
-        parts = x.new_empty(self.size * rows, columns)
+    def gather(self, x: Tensor, columns: int) -> Tensor:
+        """The first `columns` of what all ranks have side by side; [S, n] -> [S, columns]."""
+        rows, each = x.shape
+        parts = x.new_empty(self.size * rows, each)
         self._wait(lambda: self._group._allgather_base(parts, x.contiguous()))
-        return parts.view(self.size, rows, columns).transpose(0, 1).reshape(rows, -1)
+        starts = range(0, columns, each)
+        pieces = zip(parts.view(self.size, rows, each), starts, strict=False)
+        return torch.cat([part[:, : columns - start] for part, start in pieces], dim=1)
 
     def minimum(self, value: int) -> int:
         """The least of all ranks' values."""

@@ -26,7 +26,8 @@ class Decoder:
 
     `spec` is that part's: its heads and inner features, and the whole vocabulary. `embedding` may
     be the very object that `head` is (tied weights, held once). `rotary_tables` has the table of
-    each layer once `set_max_position` was called.
+    each layer once `set_max_position` was called. `notes` are sentences on what is held otherwise
+    than it is stored.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Decoder:
         self.dtype = dtype
         self.device = device
         self.rotary_tables: list[Tensor] = []
+        self.notes: list[str] = []
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +105,7 @@ class Decoder:
             size = self.spec.vocab_size
             each = Shard(self.ranks.rank, self.ranks.size).vocabulary_rows(size)
             # The last rank may have fewer rows than the others.
-            scores = self.ranks.gather(F.pad(scores, (0, each - scores.shape[1])))[:, :size]
+            scores = self.ranks.gather(F.pad(scores, (0, each - scores.shape[1])), size)
         cap = self.spec.logit_soft_cap
         return ops.soft_cap(scores, cap) if cap else scores
 

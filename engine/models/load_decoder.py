@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from engine.freed_memory import return_freed_memory
 from engine.models.block import Layer, Mlp
 from engine.models.decoder import Decoder
 from engine.models.experts import Experts
+from engine.models.inner_order import InnerOrder
 from engine.models.sharding import ALL, WHOLE, Cut, Shard
 from engine.models.spec import DecoderSpec
 from engine.models.tensors import LinearParts, Root, layer_linears, layer_norms, router
@@ -30,7 +31,6 @@ from engine.quantize.form_slices import take_columns, take_runs
 from engine.quantize.forms import DenseForm, LinearForm
 from engine.quantize.methods import quantize_head, quantize_weight
 from kernels.ops import DenseWeight, LinearWeight, pack_dense
-from kernels.triton.runtime import unpacked
 
 
 def load_decoder(
@@ -68,7 +68,14 @@ def load_decoder(
         return_freed_memory()
     final_norm = reader.norm(reader.root.final_norm, spec.hidden_size)
     source.release()
-    return Decoder(shard.spec(spec), embedding, layers, final_norm, head, dtype, device, ranks)
+    decoder = Decoder(shard.spec(spec), embedding, layers, final_norm, head, dtype, device, ranks)
+    if reader.widened:
+        decoder.notes.append(
+            f"{len(reader.widened)} linear layers ({reader.widened[0]}, …) are quantized in groups "
+            f"of columns that lie in another order, which {ranks.size} ranks cut: dequantized to "
+            "the model's dtype"
+        )
+    return decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,8 @@ class LayerReader:
     """Reads parts of a model into memory of their own, laid out in `dtype` and on `device`.
 
     `spec` is the whole model's; of its matrices the part of `shard` is kept, rounded as in the
-    whole: where a scale is that of a row, the row is read before it is cut.
+    whole: where a scale is that of a row, the row is read before it is cut. `widened` are the
+    layers that became floats because they are cut.
     """
 
     source: TensorSource
@@ -85,6 +93,7 @@ class LayerReader:
     device: torch.device
     quantization: str = "none"
     shard: Shard = ALL
+    widened: list[str] = field(default_factory=list)
 
     @property
     def root(self) -> Root:
@@ -117,20 +126,30 @@ class LayerReader:
             return weight.to(self.device, torch.float32) + 1.0
         return weight.to(self.device, self.dtype, copy=True)
 
-    def linear(self, name: str, parts: LinearParts) -> LinearWeight:
-        """The linear layer `name` of a block, fused from those of the checkpoint."""
+    def linear(
+        self, name: str, parts: LinearParts, inner: InnerOrder | None = None
+    ) -> LinearWeight:
+        """The linear layer `name` of a block, fused from those of the checkpoint.
+
+        Those of an MLP may have its inner features in another order.
+        """
         cut = self.shard.cut(self.spec, name, parts)
         found = [
-            self.form(prefix, (rows, parts.columns), cut, place)
+            self.form(prefix, (rows, parts.columns), cut, place, inner)
             for place, (prefix, rows) in enumerate(zip(parts.prefixes, parts.rows, strict=True))
         ]
         fused = forms.stack(found)
         kept = [owned(form) for form in found] if fused is None else [owned(fused, found)]
         placed = [self._placed(form) for form in kept]
-        return forms.pack(placed, self._bias(parts, cut), self.dtype)
+        return forms.pack(placed, self._bias(parts, cut, inner), self.dtype)
 
     def form(
-        self, prefix: str, shape: tuple[int, int], cut: Cut = WHOLE, place: int = 0
+        self,
+        prefix: str,
+        shape: tuple[int, int],
+        cut: Cut = WHOLE,
+        place: int = 0,
+        inner: InnerOrder | None = None,
     ) -> LinearForm:
         """A linear layer of the checkpoint as it is stored, or quantized if that was asked for.
 
@@ -138,7 +157,7 @@ class LayerReader:
         """
         runs = None if cut.rows is None else [(r.start, r.stop) for r in cut.rows[place]]
         if self.quantization == "none":
-            form = self.source.linear(prefix, shape)
+            form = self.source.linear(prefix, shape) if inner is None else inner.form(prefix, shape)
             form = form if runs is None else take_runs(form, runs)
         else:
             weight = self.source.read(f"{prefix}.weight", shape)
@@ -149,7 +168,9 @@ class LayerReader:
             except ValueError as error:
                 raise self.source.problem(f"{prefix}.weight", f"is of no use: {error}") from error
         if cut.columns is not None:
-            form = take_columns(form, cut.columns.start, cut.columns.stop)
+            whole, form = form, take_columns(form, cut.columns.start, cut.columns.stop)
+            if type(form) is not type(whole):
+                self.widened.append(prefix)
         return form
 
     def embedding_and_head(self, quantization: str = "none") -> tuple[DenseWeight, LinearWeight]:
@@ -175,17 +196,27 @@ class LayerReader:
 
     def _mlp(self, index: int, linears: dict[str, LinearParts]) -> Mlp | Experts:
         if self.spec.experts is None or not self.spec.has_experts(index):
-            gate_up, down = (self.linear(name, linears[name]) for name in ("gate_up", "down"))
-            return Mlp(gate_up, down)
+            return Mlp(*self._pair("gate_up", "down", linears))
         count = self.spec.experts.num_experts
         shape = (count, self.spec.hidden_size)
         routes = pack_dense(self._read(router(self.spec, self.root, index), shape))
         names = [(f"experts.{i}.gate_up", f"experts.{i}.down") for i in range(count)]
         with unpacked():
-            pairs = [(self.linear(a, linears[a]), self.linear(b, linears[b])) for a, b in names]
+            pairs = [self._pair(*pair, linears) for pair in names]
         return Experts.of(routes, pairs)
 
-    def _bias(self, parts: LinearParts, cut: Cut) -> Tensor | None:
+    def _pair(
+        self, gate_up: str, down: str, linears: dict[str, LinearParts]
+    ) -> tuple[LinearWeight, LinearWeight]:
+        """Both layers of an MLP."""
+        inner = None
+        if self.shard.size > 1 and self.quantization == "none":
+            inner = InnerOrder.of(self.source, linears[down])
+        return self.linear(gate_up, linears[gate_up], inner), self.linear(
+            down, linears[down], inner
+        )
+
+    def _bias(self, parts: LinearParts, cut: Cut, inner: InnerOrder | None = None) -> Tensor | None:
         """The biases of all parts, or None; of those that are cut what `cut` takes.
 
         A checkpoint may carry biases that the architecture does not have, as GPTQ's writers do; of
@@ -206,6 +237,8 @@ class LayerReader:
         if not parts.bias or not cut.bias:
             return None
         if cut.rows is not None:
+            if inner is not None:
+                biases = [inner.bias(bias) for bias in biases]
             biases = [
                 bias[run.start : run.stop]
                 for bias, runs in zip(biases, cut.rows, strict=True)
