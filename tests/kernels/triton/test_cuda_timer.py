@@ -1,5 +1,8 @@
 """What is timed comes from memory and not from the cache; on a GPU, against what a GPU can do."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -29,6 +32,113 @@ def operation(runs, nbytes):
 )
 def test_operands_are_rotated_or_the_cache_is_flushed(runs, nbytes, once, expected):
     assert plan(operation(runs, nbytes), once, 0.03, 150 * MIB) == expected
+
+
+class PretendedCuda:
+    """Stands for `torch.cuda`: its time passes where runs of an operation say so.
+
+    What is done while capturing takes no time; a replay does it again.
+    """
+
+    def __init__(self):
+        self.now = 0.0
+        self.captured = None
+        self.pools = []
+        self.captures = 0
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = cuda.now
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, end):
+                return (end.at - self.at) * 1e3
+
+        class CUDAGraph:
+            def capture_begin(self, pool):
+                cuda.pools.append(pool)
+                cuda.captured = self.work = []
+
+            def capture_end(self):
+                cuda.captured = None
+                cuda.captures += 1
+
+            def replay(self):
+                for seconds in self.work:
+                    cuda.now += seconds
+
+        class Stream:
+            def __init__(self, device=None):
+                pass
+
+            def wait_stream(self, other):
+                pass
+
+            def synchronize(self):
+                pass
+
+        self.Event, self.CUDAGraph, self.Stream = Event, CUDAGraph, Stream
+        self.device = self.stream = lambda _: contextlib.nullcontext()
+
+    def takes(self, seconds):
+        if self.captured is None:
+            self.now += seconds
+        else:
+            self.captured.append(seconds)
+
+    def synchronize(self, device=None):
+        if self.captured is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def current_stream(self, device=None):
+        return self.Stream()
+
+    def graph_pool_handle(self):
+        return "the pool"
+
+    def get_device_properties(self, device):
+        return SimpleNamespace(L2_cache_size=50 * MIB)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    pretended = PretendedCuda()
+    monkeypatch.setattr(cuda_timer.torch, "cuda", pretended)
+    monkeypatch.setattr(CudaTimer, "_overwrite_cache", lambda self: pretended.takes(1.0))
+    return pretended
+
+
+def test_layers_are_captured_together_and_each_has_its_share(cuda):
+    seconds = [1e-4, 3e-4]
+    runs = [lambda s=s: cuda.takes(s) for s in seconds]
+    timer = CudaTimer("cuda")
+    again = timer(Operation("layers", runs, 100 * MIB))
+    assert cuda.captures == 1
+    assert [again().median for _ in range(2)] == pytest.approx([2e-4, 2e-4])
+    timer(Operation("layers", runs, 100 * MIB))
+    assert cuda.pools == ["the pool"] * 2
+
+
+def test_flushing_the_cache_does_not_count(cuda):
+    timing = CudaTimer("cuda")(Operation("small", [lambda: cuda.takes(5e-5)], MIB))()
+    assert timing.median == pytest.approx(5e-5)
+    assert cuda.now > 1.0  # it was flushed
+
+
+def test_what_waits_for_the_device_is_timed_without_a_graph(cuda):
+    def waits():
+        cuda.takes(2e-4)
+        cuda.synchronize()
+
+    timing = CudaTimer("cuda")(Operation("waits", [waits], 200 * MIB))()
+    assert timing.median == pytest.approx(2e-4)
+    assert cuda.captured is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
