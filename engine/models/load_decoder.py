@@ -201,9 +201,7 @@ class LayerReader:
         shape = (count, self.spec.hidden_size)
         routes = pack_dense(self._read(router(self.spec, self.root, index), shape))
         names = [(f"experts.{i}.gate_up", f"experts.{i}.down") for i in range(count)]
-        with unpacked():
-            pairs = [self._pair(*pair, linears) for pair in names]
-        return Experts.of(routes, pairs)
+        return Experts.of(routes, [self._pair(*pair, linears) for pair in names])
 
     def _pair(
         self, gate_up: str, down: str, linears: dict[str, LinearParts]
