@@ -59,7 +59,7 @@ FEW = (
 RESERVED_SHARED_MEMORY = 1024  # of each block, by the system
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """What a kernel is specialised for; see ``weight_only_unpack`` for kinds and zeros."""
 
     kind: int
@@ -71,6 +71,7 @@ class _Form(NamedTuple):
 
     @property
     def lanes(self) -> int:
+        """Codes in a container."""
         return LANES[self.kind]
 
 
@@ -125,7 +126,8 @@ def _kind_of(weight: LinearWeight) -> int:
     return int(INT8.value) if isinstance(weight, Int8GroupWeight) else int(FP8.value)
 
 
-def _form_of(weight: LinearWeight) -> _Form:
+def form_of(weight: LinearWeight) -> Form:
+    """How a weight in layout "triton" lies."""
     assert isinstance(weight, (Int4Weight, Int8GroupWeight, Table4Weight, Fp8Weight))
     zeros = SYMMETRIC
     if isinstance(weight, (Int4Weight, Int8GroupWeight)):
@@ -141,14 +143,14 @@ def _form_of(weight: LinearWeight) -> _Form:
 
 
 @lru_cache(maxsize=4096)
-def _form(kind: int, zeros: int, scales: torch.dtype, group: int, k: int) -> _Form:
+def _form(kind: int, zeros: int, scales: torch.dtype, group: int, k: int) -> Form:
     units = units_of(k, LANES[kind], group)
     assert units is not None, "a weight in this layout has units"
     words = scales != torch.float32
-    return _Form(kind, zeros, words, scales == torch.float16, group, units)
+    return Form(kind, zeros, words, scales == torch.float16, group, units)
 
 
-def _tensors(weight: LinearWeight, form: _Form) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensors_of(weight: LinearWeight, form: Form) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """data, scales (words as int32), zeros and table; what there is none of is another tensor."""
     assert isinstance(weight, (Int4Weight, Int8GroupWeight, Table4Weight, Fp8Weight))
     scales = weight.scales.view(torch.int32) if form.words else weight.scales
@@ -165,7 +167,7 @@ def linear(rows: Tensor, weight: LinearWeight) -> Tensor:
     m, (n, k) = rows.shape[0], weight.shape
     if m == 0 or n == 0:
         return rows.new_empty((m, n))
-    form = _form_of(weight)
+    form = form_of(weight)
     if rows.dtype not in (torch.bfloat16, torch.float16):
         return _widened_linear(rows, weight, form)
     facts = facts_of(rows)
@@ -177,12 +179,12 @@ def linear(rows: Tensor, weight: LinearWeight) -> Tensor:
     return _tiled_linear(rows, weight, form, choice.tiles)
 
 
-def _widened_linear(x: Tensor, weight: LinearWeight, form: _Form) -> Tensor:
+def _widened_linear(x: Tensor, weight: LinearWeight, form: Form) -> Tensor:
     bias = None if weight.bias is None else weight.bias.to(x.dtype)
     return F.linear(x, _widened(weight, form, x.dtype), bias)
 
 
-def _tiled_linear(x: Tensor, weight: LinearWeight, form: _Form, tiles: Mapping[str, int]) -> Tensor:
+def _tiled_linear(x: Tensor, weight: LinearWeight, form: Form, tiles: Mapping[str, int]) -> Tensor:
     m, (n, k) = x.shape[0], weight.shape
     if x.stride(1) != 1:
         x = x.contiguous()
@@ -193,7 +195,7 @@ def _tiled_linear(x: Tensor, weight: LinearWeight, form: _Form, tiles: Mapping[s
         partial = torch.empty((splits, m, n), dtype=torch.float32, device=x.device)
     bias = weight.bias
     tiles_m = -(-m // tiles["block_m"])
-    data, scales, zeros, table = _tensors(weight, form)
+    data, scales, zeros, table = tensors_of(weight, form)
     weight_only_kernel[(tiles_m * -(-n // tiles["block_n"]), splits)](
         x,
         data,
@@ -245,12 +247,12 @@ def dequantize(weight: LinearWeight) -> Tensor:
     ``linear`` multiplies by exactly this where zeros are small integers or none and tables are
     exact in 16 bits; other numbers are rounded to x's dtype before they are scaled.
     """
-    return _widened(weight, _form_of(weight), torch.float32)
+    return _widened(weight, form_of(weight), torch.float32)
 
 
-def _widened(weight: LinearWeight, form: _Form, dtype: torch.dtype) -> Tensor:
+def _widened(weight: LinearWeight, form: Form, dtype: torch.dtype) -> Tensor:
     n, k = weight.shape
-    data, scales, zeros, table = _tensors(weight, form)
+    data, scales, zeros, table = tensors_of(weight, form)
     out = torch.empty((n, k), dtype=dtype, device=data.device)
     widen_kernel[(form.units.total, -(-n // WIDEN_ROWS))](
         data,
@@ -260,7 +262,6 @@ def _widened(weight: LinearWeight, form: _Form, dtype: torch.dtype) -> Tensor:
         out,
         n,
         k,
-        form.units.total,
         KIND=form.kind,
         ZEROS=form.zeros,
         WORDS=form.words,

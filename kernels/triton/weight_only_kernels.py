@@ -13,7 +13,7 @@ from kernels.triton.weight_only_unpack import looked_up, table_words, unpacked, 
 
 
 @triton.jit
-def _scale_of(params, PART: tl.constexpr, WORDS: tl.constexpr, HALF_SCALES: tl.constexpr):
+def scale_of(params, PART: tl.constexpr, WORDS: tl.constexpr, HALF_SCALES: tl.constexpr):
     """Scales in float32 from what is stored: float32, or one half of a word of two."""
     if not WORDS:
         return params
@@ -69,7 +69,7 @@ def weight_only_kernel(
     WIDTH: tl.constexpr = BLOCK_K // LANES
     STEPS: tl.constexpr = QUARTER // WIDTH
     column = tl.arange(0, WIDTH)
-    data_tile = data + row[:, None].to(tl.int64) * (units * QUARTER) + column[None, :]
+    data_tile = data + row[:, None] * QUARTER + column[None, :]
     x_tile = x + m[None, :].to(tl.int64) * stride_x + column[:, None]
     # Lanes that share a group, and groups of a unit.
     if GROUP == 0 or GROUP % UNIT == 0:
@@ -87,7 +87,7 @@ def weight_only_kernel(
     for step in tl.range(begin * STEPS, end * STEPS, num_stages=STAGES):
         unit = step // STEPS
         offset = (step % STEPS) * WIDTH
-        containers = tl.load(data_tile + (unit * QUARTER + offset))
+        containers = tl.load(data_tile + (unit.to(tl.int64) * N * QUARTER + offset))
         if LOOK_UP:
             entries = looked_up(containers, words, x.dtype.element_ty)
         for part in tl.static_range(LANES // SHARING):
@@ -100,7 +100,7 @@ def weight_only_kernel(
                     params = tl.load(scales + (group // 2) * N + row)
                 else:
                     params = tl.load(scales + group * N + row)
-                scale = _scale_of(params, part % 2 if ZEROS == 0 else 0, WORDS, HALF_SCALES)
+                scale = scale_of(params, part % 2 if ZEROS == 0 else 0, WORDS, HALF_SCALES)
             if ZEROS == 2:
                 params = tl.load(zeros + group * N + row)
             if ZEROS == 0:
@@ -175,7 +175,6 @@ def widen_kernel(
     out,
     N,
     K,
-    units,
     KIND: tl.constexpr,
     ZEROS: tl.constexpr,
     WORDS: tl.constexpr,
@@ -191,7 +190,7 @@ def widen_kernel(
     row = tl.minimum(n, N - 1)
     QUARTER: tl.constexpr = UNIT // LANES
     column = tl.arange(0, QUARTER)
-    place = row[:, None].to(tl.int64) * (units * QUARTER) + unit * QUARTER + column[None, :]
+    place = (unit.to(tl.int64) * N + row)[:, None] * QUARTER + column[None, :]
     containers = tl.load(data + place)
     for LANE in tl.static_range(LANES):
         value = value_of(containers, LANE, KIND, table)
@@ -201,13 +200,13 @@ def widen_kernel(
         if GROUP != 0 and WORDS and ZEROS == 0:
             params = tl.load(scales + (group // 2) * N + row)
             low, high = (
-                _scale_of(params, 0, WORDS, HALF_SCALES),
-                _scale_of(params, 1, WORDS, HALF_SCALES),
+                scale_of(params, 0, WORDS, HALF_SCALES),
+                scale_of(params, 1, WORDS, HALF_SCALES),
             )
             scale = tl.where(group % 2 == 0, low, high)
         else:
             params = tl.load(scales + group * N + row)
-            scale = _scale_of(params, 0, WORDS, HALF_SCALES)
+            scale = scale_of(params, 0, WORDS, HALF_SCALES)
         if ZEROS == 1:
             value -= (params >> 16).to(tl.float32)[:, None]
         elif ZEROS == 2:

@@ -4,6 +4,7 @@ Columns come in units. A unit of a row is QUARTER containers of 16 bits; lane j 
 (4 nibbles or 2 bytes, the lowest first) holds column ``j * QUARTER + i`` of the unit. A lane of
 neighbouring containers is thus neighbouring columns, and needs no shuffling on its way into a
 matrix instruction. A lane lies in one group of columns. K is padded to whole units with zeros.
+Data is [units, N, QUARTER], so that the tile of a program is one piece of memory.
 
 Scales and zeros are [groups, N]. Where scales are exact in 16 bits they come in words of two: the
 scales of two groups [groups / 2, N, 2] of a symmetric format, or a scale and its integer zero
@@ -46,14 +47,14 @@ def units_of(k: int, lanes: int, group_size: int) -> Units | None:
 
 
 def pack_codes(codes: Tensor, lanes: int, units: Units) -> Tensor:
-    """Codes uint8 [N, K] of 16 / lanes bits -> containers int16 [N, units * QUARTER]."""
+    """Codes uint8 [N, K] of 16 / lanes bits -> containers int16 [units, N, QUARTER]."""
     n, k = codes.shape
     padded = F.pad(codes, (0, units.columns * units.total - k))
     by_lane = padded.view(n, units.total, lanes, units.quarter)
     packed = by_lane[:, :, 0].to(torch.int32)
     for lane in range(1, lanes):
         packed |= by_lane[:, :, lane].to(torch.int32) << (16 // lanes * lane)
-    return packed.to(torch.int16).view(n, units.total * units.quarter)
+    return packed.to(torch.int16).transpose(0, 1).contiguous()
 
 
 def sixteen_bits(values: Tensor) -> Tensor | None:
