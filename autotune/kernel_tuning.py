@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotune.errors import EnvironmentMissing
 from autotune.hardware.detect import describe_hardware
 from autotune.model_info import read_model_info, with_default_model
 from autotune.search.methods_offered import Offer, offer_for, seed_methods
@@ -77,6 +80,7 @@ def tune_kernels(
     Raises:
         engine.errors.EnvironmentLacks: there is no GPU that the kernels run on, or the model does
             not fit it.
+        EnvironmentMissing: the results cannot be saved.
         engine.errors.EngineError: the model cannot be used, or a kernel broke the GPU's context.
     """
     import torch
@@ -90,6 +94,7 @@ def tune_kernels(
     info = read_model_info(base)
     offer = offer_for(hardware, quantized=info.quantization is not None)
     done = KernelTuning(info.name, str(hardware["name"]), str(tuning_file(device)))
+    _check_writable(tuning_file(device).parent)
     began = time.monotonic()
     lacking: list[str] = []
     parts = _parts(
@@ -113,6 +118,18 @@ def tune_kernels(
         raise EnvironmentLacks(lacking[0])
     done.seconds = time.monotonic() - began
     return done
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EnvironmentMissing(
+            f"what is measured cannot be saved in {folder}: {error.strerror or error}; set "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from kernels import ops
 from kernels.cpu import NativeStatus, native_status
@@ -111,14 +112,21 @@ def memory_bandwidth(device: torch.device, budget: float = 0.5) -> float:
     return 2 * size / best_seconds(lambda: target.copy_(source), device, budget)
 
 
+def _random(size: int, device: torch.device) -> Tensor:
+    """float32 [size, size]: some rows, repeated, as drawing all would take a CPU too long."""
+    count = min(64, size)
+    return torch.randn(count, size, device=device).repeat(size // count, 1)
+
+
 def _matmul(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], object]:
     if dtype == torch.int8:
-        q = torch.empty(size, size, dtype=torch.int8, device=device).random_(-127, 128)
+        rows = _random(size, device)
+        q = (rows * 40).clamp(-127, 127).to(torch.int8)
         weight = ops.pack_int8(q, torch.full((size,), 0.01, device=device))
-        rows = torch.randn(size, size, device=device).to(torch.bfloat16)
+        rows = rows.to(torch.bfloat16)
         return lambda: ops.linear(rows, weight)
     # Small enough that no float16 sum overflows.
-    x = (torch.randn(size, size, device=device) / 8).to(dtype)
+    x = (_random(size, device) / 8).to(dtype)
     if dtype == torch.float8_e4m3fn:
         scale = torch.ones((), device=device)
         return lambda: torch._scaled_mm(

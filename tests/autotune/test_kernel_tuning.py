@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from autotune import kernel_tuning
+from autotune.errors import EnvironmentMissing
 from autotune.kernel_tuning import methods_to_tune, tune_kernels
 from autotune.search.methods_offered import Offer, offer_for
 from engine import kernel_tuning as engine_tuning
@@ -135,6 +136,16 @@ def test_what_does_not_fit_is_told_of_and_the_rest_is_tuned(engine: Engine) -> N
     engine.full = set(engine.loaded)
     with pytest.raises(EnvironmentLacks, match="none does not fit"):
         tune_kernels("", 100.0, lambda *_: None)
+
+
+def test_results_that_cannot_be_saved_are_told_of_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(engine_tuning, "tuning_file", lambda device: tmp_path / "file" / "f.json")
+    with pytest.raises(EnvironmentMissing, match=r"cannot be saved in .* set XDG_CACHE_HOME"):
+        tune_kernels("", 100.0, lambda *_: None)
+    assert engine.loaded == []
 
 
 def test_a_quantized_checkpoint_is_tuned_as_it_is() -> None:

@@ -1,11 +1,14 @@
 """The ceilings are measured, finite and consistent; how high they are is the machine's affair."""
 
+import pytest
 import torch
 
 from kernels import limits
 
 
-def test_limits_of_this_cpu():
+def test_limits_of_this_cpu(monkeypatch):
+    monkeypatch.setattr(limits, "LARGEST_MATMUL", 1024)
+    monkeypatch.setattr(limits, "CPU_BUFFER_BYTES", 16 << 20)
     found = limits.measure_limits("cpu", budget=0.2)
     assert found.threads == torch.get_num_threads()
     assert 1e8 < found.memory_bandwidth < 1e13
@@ -31,3 +34,12 @@ def test_the_best_run_counts():
         lambda: limits.time.sleep(next(pauses)), torch.device("cpu"), budget=0.0
     )
     assert 0.001 <= seconds < 0.03
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn]
+)
+def test_what_is_multiplied_is_random_and_finite(dtype):
+    out = limits._matmul(dtype, 256, torch.device("cpu"))().float()
+    assert out.isfinite().all()
+    assert out.std() > 0
