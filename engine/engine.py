@@ -57,6 +57,8 @@ class Engine:
         rebuild_cache: replaces the executor's KV cache by one for the given config and tells its
             shape. If it raises, the executor must still serve the old shape; contents may be lost.
         apply_live: tells the executor of changed live knobs.
+        outgrown_by: whether live knobs ask for steps beyond those that the cache was sized beside;
+            it is then rebuilt.
         on_step: receives each step's record; records are not kept here.
     """
 
@@ -72,6 +74,7 @@ class Engine:
         detokenizer: Detokenizer | None = None,
         rebuild_cache: Callable[[EngineConfig], CacheShape] | None = None,
         apply_live: Callable[[EngineConfig], None] | None = None,
+        outgrown_by: Callable[[EngineConfig], bool] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
         self.executor = executor
@@ -88,6 +91,7 @@ class Engine:
         self._pipelined = bool(getattr(executor, "pipelined", False))
         self._rebuild_cache = rebuild_cache
         self._apply_live = apply_live
+        self._outgrown_by = outgrown_by
         self._inbox: SimpleQueue[Request | str] = SimpleQueue()
         self._outbox = Outbox(self.scheduler, detokenizer)
         self._in_flight: LaunchedStep | None = None
@@ -231,6 +235,8 @@ class Engine:
         needed = old.reload_needed(new)
         if needed is None:
             return new
+        if self._outgrown_by is not None and self._outgrown_by(new):
+            needed = "cache"
         self._settle()
         apply_live = self._apply_live
         if apply_live is not None:

@@ -52,6 +52,10 @@ class ForwardPass:
         self._make_capture = make_capture
         self._memory = memory
 
+    def measures(self, config: EngineConfig) -> bool:
+        """Whether the KV cache is sized by what steps are measured to need."""
+        return self._memory is not None and config.kv_cache_memory_bytes is None
+
     def cache_budget(
         self,
         config: EngineConfig,

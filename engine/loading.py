@@ -78,6 +78,7 @@ class LoadedModel:
             detokenizer=None if self.tokenizer is None else StreamDetokenizer(self.tokenizer),
             rebuild_cache=rebuild_cache,
             apply_live=runner.apply_live,
+            outgrown_by=runner.outgrown_by,
             on_step=on_step,
         )
 
@@ -153,7 +154,7 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
         raise
     return_freed_memory()
     notes = [*serving_notes(spec, max_model_len), *source.notes, *decoder.notes]
-    notes += tuning_notes(config.model)
+    notes += [*runner.notes, *tuning_notes(config.model)]
     return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
 
 

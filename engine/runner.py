@@ -14,7 +14,7 @@ from engine.block_groups import BlockGroup, block_groups
 from engine.block_tables import BlockTables
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
-from engine.forward_pass import ForwardPass
+from engine.forward_pass import ForwardPass, most_sequences
 from engine.kv_cache import KVCache, cache_dtype, num_blocks_for
 from engine.models.decoder import Decoder
 from engine.packed_step import StepBuffer, StepHeader
@@ -132,6 +132,14 @@ class ModelRunner:
         self._ranks.tell("apply_live", config=config.to_dict())
         self._sampler.seed = config.seed
         set_threads(config, self.decoder.device, self._ranks.size)
+
+    def outgrown_by(self, config: EngineConfig) -> bool:
+        """Whether steps of `config` may need more memory than was measured beside the cache."""
+        built = self._config
+        return self.forward.measures(config) and (
+            config.max_num_batched_tokens > built.max_num_batched_tokens
+            or most_sequences(config) > most_sequences(built)
+        )
 
     def reconfigure(self, config: EngineConfig, max_model_len: int) -> None:
         """Replace the KV cache by one for `config`; what it held is lost.

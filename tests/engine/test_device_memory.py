@@ -13,6 +13,7 @@ from engine.device_memory import MemoryUse, graph_bytes, measure_use
 from engine.errors import EnvironmentLacks
 from engine.forward_pass import ForwardPass, most_sequences
 from engine.models.decoder import Decoder
+from engine.runner import ModelRunner
 from tests.engine.fake_capture import FakeCapture
 from tests.engine.tiny_models import make_tiny
 
@@ -144,3 +145,19 @@ def test_a_step_that_does_not_fit_is_told(tmp_path: Path) -> None:
         ForwardPass(decoder, None, FakeMemory()).cache_budget(
             EngineConfig(max_num_batched_tokens=64, max_num_seqs=4), 64
         )
+
+
+def test_which_changes_need_a_new_measurement(tmp_path: Path) -> None:
+    decoder = make_tiny("llama", tmp_path).decoder(torch.float32)
+    config = EngineConfig(max_num_batched_tokens=300, max_num_seqs=20)
+    runner = ModelRunner(decoder, config, 64, forward=ForwardPass(decoder, None, FakeMemory()))
+    for change, outgrown in [
+        ({"max_num_batched_tokens": 301}, True),
+        ({"max_num_batched_tokens": 100}, False),
+        ({"max_num_seqs": 250}, False),
+        ({"max_num_seqs": 260}, True),
+        ({"max_num_seqs": 260, "kv_cache_memory_bytes": 1 << 20}, False),
+    ]:
+        assert runner.outgrown_by(config.replace(**change)) is outgrown
+    on_a_cpu = ModelRunner(decoder, config.replace(kv_cache_memory_bytes=1 << 20), 64)
+    assert not on_a_cpu.outgrown_by(config.replace(max_num_seqs=260))

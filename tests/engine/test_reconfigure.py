@@ -139,3 +139,16 @@ def test_an_engine_without_a_rebuild_hook_says_so() -> None:
     engine = Engine(EngineConfig(block_size=8), FakeExecutor(64, 8), CacheShape(64, 256))
     with pytest.raises(ConfigError, match="cannot rebuild its KV cache"):
         engine.reconfigure(block_size=16)
+
+
+def test_larger_steps_than_the_cache_was_sized_beside_rebuild_it() -> None:
+    engine, _ = make_engine(max_num_seqs=2, max_num_batched_tokens=16)
+    engine._outgrown_by = lambda config: config.max_num_batched_tokens > 16
+    engine.add("a", [1] * 12, greedy(6))
+    engine.step()
+    pool = engine.pool
+    engine.reconfigure(max_num_seqs=4)
+    assert engine.pool is pool
+    engine.reconfigure(max_num_batched_tokens=32)
+    assert engine.pool is not pool
+    assert tokens_of(run(engine)["a"]) == expected_output([1] * 12, 6)[1:]
