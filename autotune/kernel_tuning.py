@@ -88,12 +88,12 @@ def tune_kernels(
     from engine.kernel_tuning import check_tunable, tuning_file
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_tunable(device)
+    name = check_tunable(device)
     hardware = describe_hardware("cuda")
     base = with_default_model(EngineConfig(model=model, device="cuda"))
     info = read_model_info(base)
     offer = offer_for(hardware, quantized=info.quantization is not None)
-    done = KernelTuning(info.name, str(hardware["name"]), str(tuning_file(device)))
+    done = KernelTuning(info.name, name, str(tuning_file(device)))
     _check_writable(tuning_file(device).parent)
     began = time.monotonic()
     lacking: list[str] = []

@@ -49,8 +49,12 @@ class TuningReport:
         return [o for o in self.outcomes if o.measured.seconds < o.measured.default_seconds]
 
 
-def check_tunable(device: torch.device) -> None:
-    """Raises EnvironmentLacks where no Triton kernel runs: there is nothing to tune."""
+def check_tunable(device: torch.device) -> str:
+    """The device's name.
+
+    Raises:
+        EnvironmentLacks: no Triton kernel runs there, so there is nothing to tune.
+    """
     status = runtime.status(device)
     if not status.available:
         reason = "PyTorch sees no CUDA GPU" if device.type != "cuda" else status.reason
@@ -58,6 +62,7 @@ def check_tunable(device: torch.device) -> None:
             f"kernels are tuned on an NVIDIA GPU of compute capability 8.0 or above, with Triton: "
             f"{reason}"
         )
+    return runtime.device_facts(device.index or 0).name
 
 
 def tuning_file(device: torch.device) -> Path:

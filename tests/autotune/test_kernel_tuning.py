@@ -74,7 +74,7 @@ class Engine:
         monkeypatch.setattr(loading, "resolve_device", lambda config: "cuda")
         monkeypatch.setattr(engine_tuning, "tune_decoder", tune)
         monkeypatch.setattr(engine_tuning, "default_timer", lambda device: None)
-        monkeypatch.setattr(engine_tuning, "check_tunable", lambda device: None)
+        monkeypatch.setattr(engine_tuning, "check_tunable", lambda device: "Some GPU")
         monkeypatch.setattr(engine_tuning, "tuning_file", lambda device: tmp_path / "f.json")
         monkeypatch.setattr(kernel_tuning, "describe_hardware", lambda device: self.hardware)
         monkeypatch.setattr("autotune.kernel_tuning.time.monotonic", lambda: self.now)
