@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,14 @@ class WorkerProcesses:
     is the driver's alone.
     """
 
-    def __init__(self, size: int, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        size: int,
+        on_failure: Callable[[], None],
+        command: Sequence[str] = (sys.executable, "-m", "engine.parallel_worker"),
+    ) -> None:
         self.size = size
+        self._command = tuple(command)
         self.failure: EngineError | None = None
         self._on_failure = on_failure
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -53,7 +59,7 @@ class WorkerProcesses:
             for rank in range(1, self.size):
                 own = {**arguments, "rank": rank, "size": self.size, "lifeline": self._lifeline}
                 self._processes[rank] = subprocess.Popen(
-                    [sys.executable, "-m", "engine.parallel_worker", json.dumps(own)],
+                    [*self._command, json.dumps(own)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env=environment,
