@@ -12,7 +12,7 @@ from kernels.triton.prefill_attention import prefill_attention
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_HEAD, LARGEST_HEAD, HEAD_MULTIPLE = 16, 256, 16
 LEAST_BLOCK = 8
-MOST_DECODE_ROWS = 64  # new tokens times query heads of one key/value head
+MOST_ROWS = 256  # of a program: a token's query heads of one key/value head, or of all decoded
 
 
 def _known(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> bool:
@@ -21,6 +21,9 @@ def _known(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> bool:
         return False
     head_dim, block_size = q.shape[2], cache.block_size
     if not LEAST_HEAD <= head_dim <= LARGEST_HEAD or head_dim % HEAD_MULTIPLE:
+        return False
+    group = q.shape[1] // cache.num_kv_heads
+    if group * max(1, metadata.decode_query_len if metadata.num_decodes else 1) > MOST_ROWS:
         return False
     if not (q.stride(2) == 1 and q.stride(1) == head_dim):
         return False

@@ -86,12 +86,8 @@ def assembly_for(kind: int, facts: DeviceFacts, device: torch.device) -> int:
 def unpack(words, KIND: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Words of 16 bits -> float16 (even, odd); e4m3 by its bits is 2^8 too small, but exact."""
     if ASSEMBLY != _NO_ASSEMBLY:
-        if KIND == _INT8:
-            code: tl.constexpr = _INT8_BITS
-        elif ASSEMBLY == _BITS:
-            code: tl.constexpr = _E4M3_BITS
-        else:
-            code: tl.constexpr = _E4M3_CONVERSIONS
+        floats: tl.constexpr = _E4M3_BITS if ASSEMBLY == _BITS else _E4M3_CONVERSIONS
+        code: tl.constexpr = _INT8_BITS if KIND == _INT8 else floats
         even, odd = tl.inline_asm_elementwise(
             code, "=r,=r,r", [words], (tl.float16, tl.float16), is_pure=True, pack=2
         )

@@ -273,24 +273,51 @@ def splits_of(programs: int, longest: int, slots: int) -> int:
     """
     most = max(1, min(MOST_STRETCHES, longest // LEAST_STRETCH))
     full = [programs * n / (-(-programs * n // slots) * slots) for n in range(1, most + 1)]
-    return next(n for n, part in enumerate(full, 1) if part >= 0.9 * max(full))
+    return next(n for n, part in enumerate(full, 1) if part >= 0.95 * max(full))
 
 
-def default_choice(problem: Problem, _facts: DeviceFacts) -> Choice:
-    """Tiles that keep two or more programs on a multiprocessor, each with loads in flight."""
-    head_dim, rows, _, _, _ = problem.sizes
-    width = triton.next_power_of_2(head_dim)
-    wide = "float32" in problem.dtypes[1]
-    block_n = 32 if wide or width > 128 or rows > 32 else 64
+def _tiles(problem: Problem, facts: DeviceFacts, block_n: int, stages: int, warps: int) -> Choice:
+    """Tiles, with how many programs' shared memory a multiprocessor holds."""
+    itemsize = {"torch.int8": 1, "torch.float8_e4m3fn": 1, "torch.float32": 4}
+    row = triton.next_power_of_2(problem.sizes[0]) * itemsize.get(problem.dtypes[1], 2)
+    # Keys and values of every stage but the one that is loaded when another is done with, and
+    # what weights and maxima need to pass between warps.
+    shared = 2 * block_n * row * max(1, stages - 1) + problem.sizes[1] * (row + 4 * block_n)
     return Choice(
         "triton",
-        {"block_n": block_n, "num_warps": 4, "num_stages": 1 if wide else 3, "waves": 2},
+        {
+            "block_n": block_n,
+            "num_stages": stages,
+            "num_warps": warps,
+            "resident": min(4, facts.shared_memory // shared),
+        },
     )
 
 
+def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
+    """Tiles that keep two or more programs on a multiprocessor, each with loads in flight."""
+    head_dim, rows, *_ = problem.sizes
+    warps = 8 if rows > 64 else 4
+    if problem.dtypes[1] == "torch.float32":
+        return _tiles(problem, facts, 32 if head_dim <= 128 else 16, 1, warps)
+    large = _tiles(problem, facts, 64, 3, warps)
+    few = large.tiles["resident"] < 2 or head_dim > 128 or rows > 32
+    return _tiles(problem, facts, 32, 3, warps) if few else large
+
+
 def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
-    """Tiles of 32 to 128 tokens, two to four stages of loads in flight."""
-    return [default_choice(problem, facts)]
+    """Tiles of 32 to 128 tokens, two to four of them in flight."""
+    found = [default_choice(problem, facts)]
+    if problem.dtypes[1] == "torch.float32":
+        return found
+    for block_n, stages, warps in (
+        *((32, 3, 2), (32, 4, 2), (32, 3, 4), (32, 4, 4), (32, 5, 4)),
+        *((64, 3, 2), (64, 3, 4), (64, 4, 4), (64, 3, 8), (128, 3, 4), (128, 3, 8)),
+    ):
+        choice = _tiles(problem, facts, block_n, stages, warps)
+        if choice.tiles["resident"] and choice not in found:
+            found.append(choice)
+    return found
 
 
 tuning.announce("decode_attention", choices)
@@ -322,7 +349,7 @@ def decode_attention(
     if window:
         longest = min(longest, window + query_len)
     if not splits:
-        slots = facts.multiprocessors * tiles["waves"]
+        slots = facts.multiprocessors * max(1, tiles["resident"])
         splits = splits_of(sequences * kv_heads, longest, slots)
     kind = KINDS.get(cache.keys.dtype, PLAIN)
     target, log_sums = out, out

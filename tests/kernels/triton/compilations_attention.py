@@ -10,6 +10,7 @@ from kernels.triton.tuning import Problem
 from tests.kernels.triton.compilation import Compilation
 
 H200 = DeviceFacts("H200", (9, 0), 132, 232_448)
+L40S = DeviceFacts("L40S", (8, 9), 142, 101_376)
 CACHES = {PLAIN: "*bf16", INT8: "*i16", E4M3: "*i16"}
 NAMES = {PLAIN: "bf16", INT8: "int8", E4M3: "e4m3"}
 DTYPES = {PLAIN: "torch.bfloat16", INT8: "torch.int8", E4M3: "torch.float8_e4m3fn"}
@@ -81,6 +82,7 @@ def prefilling(
     kind: int,
     assembly: int = BITS,
     windowed: bool = False,
+    facts: DeviceFacts = H200,
     **other: Any,
 ) -> Compilation:
     """The prefill kernel with its default tiles."""
@@ -89,7 +91,7 @@ def prefilling(
         (head_dim, group, block_size, 1024),
         ("torch.bfloat16", DTYPES[kind]),
     )
-    tiles = {**prefill.default_choice(problem, H200).tiles, **other}
+    tiles = {**prefill.default_choice(problem, facts).tiles, **other}
     constants = {
         "GROUP": group,
         "HEAD_DIM": head_dim,
@@ -112,7 +114,8 @@ def prefilling(
         num_warps=tiles["num_warps"],
         num_stages=tiles["num_stages"],
         aligned=("q_stride",),
-        label=f"{NAMES[kind]} head {head_dim} group {group} page {block_size}",
+        least=90 if facts is H200 else 80,
+        label=f"{NAMES[kind]} head {head_dim} group {group} page {block_size} {facts.name}",
     )
 
 
@@ -131,10 +134,18 @@ COMPILATIONS = [
             (80, 1, 32, PLAIN, True),
         ]
     ),
-    prefilling(128, 4, 16, PLAIN),
     prefilling(128, 4, 128, PLAIN),
-    prefilling(128, 8, 16, INT8),
-    prefilling(128, 8, 16, E4M3),
-    prefilling(64, 7, 16, PLAIN),
-    prefilling(256, 4, 16, PLAIN, windowed=True),
+    *(
+        prefilling(head_dim, group, 16, kind, windowed=windowed, facts=facts)
+        for facts in (H200, L40S)
+        for head_dim, group, kind, windowed in [
+            (128, 4, PLAIN, False),
+            (128, 8, INT8, False),
+            (128, 8, E4M3, False),
+            (64, 7, PLAIN, False),
+            (256, 4, PLAIN, True),
+            (256, 4, INT8, False),
+            (80, 1, PLAIN, False),
+        ]
+    ),
 ]

@@ -1,10 +1,15 @@
 """Prefill attention: chunks over prefixes, alone and mixed with decodes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from kernels import ops
+from kernels.triton import prefill_attention as prefill
+from kernels.triton import tuning
 from tests.kernels.attention_cases import make_case
-from tests.kernels.triton.attention_on_device import check
+from tests.kernels.triton.attention_on_device import attend, check, moved
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 INT8, E4M3 = torch.int8, torch.float8_e4m3fn
@@ -39,3 +44,29 @@ def test_chunks_and_decodes(
         soft_cap,
     )
     check(case, device)
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2, "overlapped": 0},
+        {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 2, "overlapped": 1},
+    ],
+)
+def test_tiles_change_nothing(device, generator, tiles):
+    """Many sequences of many tiles, with and without overlapping, pages longer than a tile."""
+    sequences = [(5, 60), (33, 33), (1, 1), (8, 80), (2, 47)]
+    for block_size, window in ((8, 20), (64, 0)):
+        case = make_case(BF16, 64, 1, 3, block_size, sequences, generator, None, window)
+        here = moved(case, device)
+        problem = prefill.problem_of(here.q, here.cache, here.metadata)
+        with tuning.forced({problem: tuning.Choice("triton", tiles)}):
+            check(case, device)
+
+
+def test_a_prompt_alone_computes_what_it_computes_among_others(device, generator):
+    case = moved(make_case(BF16, 64, 1, 2, 16, [(40, 40), (30, 90)], generator), device)
+    together = attend(case)
+    metadata = ops.build_attention_metadata(case.tables[1:], [30], [90], 16, device)
+    alone = replace(case, q=case.q[40:], metadata=metadata)
+    assert torch.equal(attend(alone), together[40:])
