@@ -328,7 +328,7 @@ def _nccl(store: Any, rank: int, size: int) -> Any:
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = COLLECTIVE_TIMEOUT
     with _environment(_NCCL_SETTINGS):  # read when a group is made
-        return dist.ProcessGroupNCCL(store, rank, size, options)
+        return dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
 
 
 @contextlib.contextmanager

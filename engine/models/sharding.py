@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from engine.config import KNOBS
 from engine.errors import ConfigError
 from engine.models.spec import DecoderSpec
 from engine.models.tensors import LinearParts
@@ -114,39 +115,43 @@ class Shard:
 ALL = Shard()
 
 
-def check_divides(spec: DecoderSpec, size: int, knob: str = "tensor_parallel_size") -> None:
+def check_divides(spec: DecoderSpec, size: int) -> None:
     """Refuse a number of ranks that a model cannot be divided among.
 
     Raises:
-        ConfigError: it does not divide the query heads, the inner features, or the key/value heads
-            (nor they it).
+        ConfigError: it does not divide the query heads or the inner features, the key/value heads
+            neither way, or is more than the vocabulary has pieces.
     """
+    obstacle = _obstacle(spec, size)
+    if obstacle is not None:
+        choices = KNOBS["tensor_parallel_size"].choices or ()
+        fitting = ", ".join(str(choice) for choice in choices if divides(spec, choice))
+        raise ConfigError(f"tensor_parallel_size={size} {obstacle}: choose of {fitting}")
+
+
+def divides(spec: DecoderSpec, size: int) -> bool:
+    """Whether a model can be divided among so many ranks."""
+    return _obstacle(spec, size) is None
+
+
+def _obstacle(spec: DecoderSpec, size: int) -> str | None:
     if size == 1:
-        return
+        return None
     inner = [("inner features of the MLP", spec.intermediate_size)]
     if spec.experts is not None:
         inner = inner if not all(spec.experts.layers) else []
         inner.append(("inner features of an expert", spec.experts.intermediate_size))
     for title, count in [("attention heads", spec.num_heads), *inner]:
         if count % size:
-            raise ConfigError(f"{knob}={size} does not divide the model's {count} {title}")
-    if (size - 1) * Shard(0, size).vocabulary_rows(spec.vocab_size) >= spec.vocab_size:
-        raise ConfigError(f"{knob}={size} is too much for a vocabulary of {spec.vocab_size}")
+            return f"does not divide the model's {count} {title}"
     heads = spec.num_kv_heads
     if heads % size and size % heads:
-        raise ConfigError(
-            f"{knob}={size} neither divides the model's {heads} key/value heads nor is a multiple "
-            "of them"
+        return (
+            f"neither divides the model's {heads} key/value heads nor is a multiple of their number"
         )
-
-
-def divides(spec: DecoderSpec, size: int) -> bool:
-    """Whether a model can be divided among so many ranks."""
-    try:
-        check_divides(spec, size)
-    except ConfigError:
-        return False
-    return True
+    if (size - 1) * Shard(0, size).vocabulary_rows(spec.vocab_size) >= spec.vocab_size:
+        return f"is too much for a vocabulary of {spec.vocab_size}"
+    return None
 
 
 def _by_part(

@@ -154,7 +154,9 @@ def test_sizes_that_cannot_be_are_refused(tiny: TinyModel, monkeypatch: pytest.M
             load_model(EngineConfig(model=str(tiny.folder), tensor_parallel_size=size))
         return str(caught.value)
 
-    assert refusal(8) == "tensor_parallel_size=8 does not divide the model's 4 attention heads"
+    assert refusal(8) == (
+        "tensor_parallel_size=8 does not divide the model's 4 attention heads: choose of 1, 2, 4"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert refusal(4) == "tensor_parallel_size=4 needs 4 GPUs, 1 is here"
