@@ -139,6 +139,11 @@ class ForwardPass:
         self._graphs = None
         del self.cache
 
+    @property
+    def most_captured(self) -> int:
+        """Sequences of the largest captured decode step; 0 if none is."""
+        return 0 if self._graphs is None else self._graphs.sizes[-1]
+
     def size_for(self, num_decodes: int) -> int:
         """What a step of so many decodes that all sample is to be padded to; 0 is not at all."""
         return 0 if self._graphs is None else self._graphs.size_for(num_decodes)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.batch import Batch, BatchResult, ScheduledSequence
+from engine.batch import Batch, BatchResult
 from engine.block_groups import BlockGroup, block_groups
-from engine.block_tables import BlockTables
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
 from engine.forward_pass import ForwardPass, most_sequences
@@ -23,6 +22,7 @@ from engine.request import Request, SamplingParams, TokenLogprobs
 from engine.sampler import PendingTokens, SampledTokens, Sampler
 from engine.step_inputs import StepInputs
 from engine.stopwatch import Stopwatch, stopwatch_for
+from engine.warmup import warmup_batches
 
 
 class StepInFlight:
@@ -204,19 +204,19 @@ class ModelRunner:
             self.forward.run(header, buffer)
 
     def warmup(self) -> None:
-        """Run a prompt and a decode through the model, so that no measured step compiles.
+        """Run steps of all kinds through the model, so that no measured step compiles.
 
         Writes to the first blocks, so call it before any request runs.
         """
-        tables = BlockTables([[i % self.num_blocks] for i in range(len(self.groups))])
-        length = min(2, self.max_model_len - 1)
-        greedy = SamplingParams(temperature=0.0)
-        for tokens, chunk in ((length, length), (length + 1, 1)):
-            if chunk < 1:
-                continue
-            request = Request("warmup", [0] * tokens, greedy, 0.0, tables=tables)
-            sequence = ScheduledSequence(request, tokens - chunk, chunk, True)
-            self.execute(Batch([sequence], num_decodes=int(chunk == 1)))
+        blocks = [group % self.num_blocks for group in range(len(self.groups))]
+        for batch in warmup_batches(
+            self._config,
+            self.max_model_len,
+            blocks,
+            compiles=self.decoder.device.type == "cuda",
+            most_captured=self.forward.most_captured,
+        ):
+            self.execute(batch)
 
     def _build_cache(self, config: EngineConfig, max_model_len: int) -> None:
         decoder, forward = self.decoder, self.forward
