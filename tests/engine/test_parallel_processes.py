@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from engine import parallel_processes
 from engine.errors import ConfigError, EngineError, EnvironmentLacks, ModelError
+from engine.packed_step import StepHeader
+from engine.parallel_driver import DriverRanks
 from engine.parallel_messages import command_bytes, error_line, loaded_line, read_answer
 from engine.parallel_processes import LOST, WorkerProcesses
 
@@ -99,6 +104,36 @@ def test_closing_ends_all_and_those_that_do_not_listen(
     assert not failed.is_set()
     with pytest.raises(EngineError, match="the model was closed"):
         workers.check()
+
+
+def driver() -> tuple[DriverRanks, subprocess.Popen[bytes]]:
+    """A driver of one rank that only reads."""
+    ranks = DriverRanks(2, torch.device("cpu"))
+    ranks.workers._command = (sys.executable, "-c", SCRIPT)
+    ranks.start(acts={1: READ})
+    return ranks, ranks.workers._processes[1]
+
+
+def test_a_driver_that_fails_in_a_step_leaves_nobody_waiting() -> None:
+    ranks, process = driver()
+    with pytest.raises(ValueError, match="an odd number"), ranks.lockstep():
+        raise ValueError("an odd number")
+    process.wait(20.0)
+    with pytest.raises(
+        EngineError, match=r"rank 0 of 2 failed in a step \(ValueError: an odd number\)"
+    ):
+        ranks.step(StepHeader(1, 1, 1, 1, 1, 1, 1), torch.zeros(1, dtype=torch.int64))
+    ranks.close()
+
+
+def test_ranks_end_with_the_model_that_is_forgotten() -> None:
+    ranks, process = driver()
+    folder = ranks._folder
+    assert process.poll() is None
+    del ranks
+    gc.collect()
+    process.wait(20.0)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("kind", [ConfigError, ModelError, EnvironmentLacks, EngineError])
