@@ -9,7 +9,13 @@ operands are small integers and exact. Layouts: ``weight_only_layout``.
 import triton
 import triton.language as tl
 
-from kernels.triton.weight_only_unpack import looked_up, table_words, unpacked, value_of
+from kernels.triton.weight_only_unpack import (
+    factor,
+    looked_up,
+    table_words,
+    unpacked,
+    value_of,
+)
 
 
 @triton.jit
@@ -17,8 +23,9 @@ def scale_of(params, PART: tl.constexpr, WORDS: tl.constexpr, HALF_SCALES: tl.co
     """Scales in float32 from what is stored: float32, or one half of a word of two."""
     if not WORDS:
         return params
-    bits = ((params >> 16) if PART == 1 else params).to(tl.int16)
-    return bits.to(tl.float16 if HALF_SCALES else tl.bfloat16, bitcast=True).to(tl.float32)
+    else:  # noqa: RET505 - what follows a return is compiled, a branch not taken is not
+        bits = ((params >> 16) if PART == 1 else params).to(tl.int16)
+        return bits.to(tl.float16 if HALF_SCALES else tl.bfloat16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
@@ -101,6 +108,7 @@ def weight_only_kernel(
                 else:
                     params = tl.load(scales + group * N + row)
                 scale = scale_of(params, part % 2 if ZEROS == 0 else 0, WORDS, HALF_SCALES)
+                scale *= factor(KIND, ZEROS, x.dtype.element_ty, INTERPRETED)
             if ZEROS == 2:
                 params = tl.load(zeros + group * N + row)
             if ZEROS == 0:

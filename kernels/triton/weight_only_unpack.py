@@ -31,7 +31,9 @@ def pair(bits: int) -> str:
 @triton.constexpr_function
 def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
     """PTX that leaves a pair of numbers in $0; codes in $1, parameters in $2 and $3."""
+    one = [f"mov.b32 one, {pair(0x3F80)}"]
     if zeros == FLOATS:
+        add = "fma.rn.bf16x2 $0, $0, one, z"
         # The codes exactly in bfloat16, which is the upper half of a float32.
         low, high = "shl.b32 s, $0, 16", "and.b32 v, $0, 0xffff0000"
         less = ["mov.b32 f, s", "sub.f32 f, f, $2", "mov.b32 g, v", "sub.f32 g, g, $3"]
@@ -39,11 +41,11 @@ def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
         if kind == INT8:
             code = _instructions(INT8, lane, False, SYMMETRIC)
         else:
-            code = [*_instructions(INT4, lane, False, SYMMETRIC)]
-            code[-3] = f"mov.b32 z, {pair(0xC300)}"  # less 128, not 136
+            code = ["mov.b32 s, $1" if lane == 0 else f"shr.b32 s, $1, {4 * lane}"]
+            code += [f"lop3.b32 $0, s, {pair(0x000F)}, {pair(0x4300)}, 0xea"]
+            code += [f"mov.b32 z, {pair(0xC300)}", *one, add]
         return [*code, low, high, *less, narrow]
     add = "add.f16x2 $0, $0, z" if half else "fma.rn.bf16x2 $0, $0, one, z"
-    one = [] if half else [f"mov.b32 one, {pair(0x3F80)}"]
     if kind == FP8:
         # Exponent and mantissa moved into place; the exponents' difference is multiplied away.
         down = 1 if half else 4
@@ -76,15 +78,34 @@ def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
         else:
             zero = [f"mov.b32 z, {pair(0xD480)}"]
         return [*code, *zero, f"mov.b32 one, {pair(0x2C00)}", "fma.rn.f16x2 $0, $0, one, z"]
-    # 128 + nibble in bfloat16, 1024 + nibble in float16
-    exponent = 0x6400 if half else 0x4300
-    code = ["mov.b32 s, $1" if lane == 0 else f"shr.b32 s, $1, {4 * lane}"]
-    code += [f"lop3.b32 $0, s, {pair(0x000F)}, {pair(exponent)}, 0xea"]
+    if half:
+        # 1024 + nibble
+        code = ["mov.b32 s, $1" if lane == 0 else "shr.b32 s, $1, 8"]
+        code += [f"lop3.b32 $0, s, {pair(0x000F)}, {pair(0x6400)}, 0xea"]
+        if zeros == INTEGERS:
+            zero = ["prmt.b32 z, $2, $3, 0x7632", f"or.b32 z, z, {pair(0xE400)}"]
+        else:
+            zero = [f"mov.b32 z, {pair(0xE408)}"]
+        return [*code, *zero, add]
+    # The lowest 8 bits of a bfloat16 alone are that integer times 2^-133, be it subnormal or not.
+    # The largest power of two takes them to a 64th.
+    code = ["mov.b32 s, $1" if lane < 2 else "shr.b32 s, $1, 8"]
+    code += [f"and.b32 $0, s, {pair(0x00F0 if lane % 2 else 0x000F)}"]
     if zeros == INTEGERS:
-        zero = ["prmt.b32 z, $2, $3, 0x7632", f"or.b32 z, z, {pair(exponent | 0x8000)}"]
+        # 128 + zero, then 2 - (128 + zero) / 64
+        zero = ["prmt.b32 z, $2, $3, 0x7632", f"or.b32 z, z, {pair(0x4300)}"]
+        zero += [f"mov.b32 one, {pair(0xBC80)}", f"mov.b32 v, {pair(0x4000)}"]
+        zero += ["fma.rn.bf16x2 z, z, one, v"]
     else:
-        zero = [f"mov.b32 z, {pair(exponent | 0x8008)}"]
-    return [*code, *zero, *one, add]
+        zero = [f"mov.b32 z, {pair(0xBE00)}"]
+    return [*code, *zero, f"mov.b32 one, {pair(0x7D00 if lane % 2 else 0x7F00)}", add]
+
+
+@triton.constexpr_function
+def factor(kind: int, zeros: int, dtype: tl.dtype, interpreted: bool) -> float:
+    """What the numbers of ``unpacked`` are to be multiplied by: 64 where they are 64ths."""
+    scaled = kind == INT4 and zeros != FLOATS and dtype == tl.bfloat16 and not interpreted
+    return 64.0 if scaled else 1.0
 
 
 @triton.constexpr_function
@@ -197,7 +218,7 @@ def unpacked(
     DTYPE: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """The numbers of a lane less their zeros, in DTYPE (bfloat16 or float16).
+    """The numbers of a lane less their zeros, over ``factor``, in DTYPE (bfloat16 or float16).
 
     containers int16 [rows, columns]; params of the same shape: int32 whose upper half is the zero
     (INTEGERS), float32 zeros (FLOATS), anything otherwise. Exact but for FLOATS and tables, which

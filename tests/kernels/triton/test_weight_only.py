@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 
 from kernels import ops
 from kernels.triton import runtime, tuning, weight_only
@@ -16,6 +17,7 @@ from kernels.triton.weight_only_unpack import (
     INTEGERS,
     SYMMETRIC,
     assembly,
+    factor,
     table_assembly,
 )
 from tests.kernels.triton import ptx
@@ -183,6 +185,7 @@ def test_splits_fill_the_device():
 
 
 DTYPES = {torch.bfloat16: False, torch.float16: True}
+TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 def containers(codes, bits):
@@ -210,7 +213,10 @@ def test_assembly_of_nibbles(dtype, zeros):
         code = assembly(INT4, lane, DTYPES[dtype], zeros)
         (out,) = ptx.run(code, 1, [containers(codes, 4), *params])
         wanted = torch.from_numpy((codes[..., lane] - less).astype(np.float32)).to(dtype)
-        assert torch.equal(torch.stack(ptx.halves_of(out, dtype), -1), wanted), (lane, code)
+        found = torch.stack(ptx.halves_of(out, dtype), -1) * factor(
+            INT4, zeros, TYPES[dtype], False
+        )
+        assert torch.equal(found, wanted), (lane, code)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
