@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.models.spec import DecoderSpec
 from kernels import ops
-from kernels.experts import StackedWeight, pack_experts, run_stacked, settled
+from kernels.experts import StackedWeight, pack_experts, run_stacked
 from kernels.ops import DenseWeight, LinearWeight
 
 
@@ -33,11 +33,11 @@ class Experts:
 
     @classmethod
     def of(cls, router: DenseWeight, pairs: Sequence[tuple[LinearWeight, LinearWeight]]) -> Experts:
-        """Lay out each expert's gate and up, and down, read inside `runtime.unpacked`."""
+        """Of each expert's gate and up, and down; side by side where there are kernels for them."""
         gate_up, down = zip(*pairs, strict=True)
         stacked = pack_experts(gate_up), pack_experts(down)
         if stacked[0] is None or stacked[1] is None:
-            return cls(router, tuple(map(settled, gate_up)), tuple(map(settled, down)))
+            return cls(router, gate_up, down)
         views = [[part.expert(i) for i in range(len(pairs))] for part in stacked if part]
         return cls(router, tuple(views[0]), tuple(views[1]), (stacked[0], stacked[1]))
 

@@ -3,34 +3,22 @@
 Rows are gathered by the loads and scattered by the stores, so that nothing is copied in between.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.experts import StackedWeight
-from kernels.triton import tuning
+from kernels.experts import HALVES, StackedWeight
+from kernels.triton import expert_weight_only, tuning, weight_only
 from kernels.triton.expert_order import ExpertOrder, order_by_expert
-from kernels.triton.fp8_linear import HAS_E4M3, round_by_scale
+from kernels.triton.fp8_linear import FLOATS, HAS_E4M3, round_by_scale
 from kernels.triton.quantize_rows import quantize_rows
 from kernels.triton.runtime import DeviceFacts, facts_of
-from kernels.triton.scaled_matmul import E4M3_CODES, product, tile_of, widen_e4m3
+from kernels.triton.scaled_matmul import product, tile_of
 from kernels.triton.tuning import Choice, Problem
-from kernels.weights import DenseWeight, Fp8Weight, Int4Weight, Int8GroupWeight, Int8Weight
-
-CODES = 256.0  # by so much ``widen_e4m3`` makes its values too small
-
-
-@triton.jit
-def _float_product(x, w, acc, SWAP: tl.constexpr):
-    """acc plus x [M, K] times w [N, K], both in x's dtype."""
-    w = w.to(x.dtype)
-    if SWAP:
-        return tl.dot(w, tl.trans(x), acc, input_precision="ieee")
-    else:  # noqa: RET505 - only one of two types may be returned, and a branch not taken is not
-        return tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+from kernels.weights import DenseWeight, Fp8Weight, Int8Weight
 
 
 @triton.jit
@@ -39,7 +27,6 @@ def expert_matmul_kernel(
     x_scales,
     w,
     w_scales,
-    w_zeros,
     out,
     pairs,
     experts,
@@ -51,26 +38,26 @@ def expert_matmul_kernel(
     x_scale_stride,
     x_block_stride,
     x_expert_stride,
-    FORMAT: tl.constexpr,
-    SCALED_ROWS: tl.constexpr,
+    SCALED: tl.constexpr,
+    WIDEN: tl.constexpr,
     TOP_K: tl.constexpr,
     SWAP: tl.constexpr,
     EVEN_K: tl.constexpr,
-    FACTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """One tile: rows of one expert, BLOCK_N of its outputs.
 
-    Row ``pair // TOP_K`` of x goes to row `pair` of `out` [pairs, n]. FORMAT tells what w [E, n, k]
-    holds: "dense", "int8", "e4m3" (as x does), "codes" (e4m3 widened here, x in floats or codes
-    too), "int4" (two to a byte) or "int8_groups". Scales of w are by channel [E, n] (COLUMNS 0), by
-    blocks of ROWS x COLUMNS [E, n / ROWS, k / COLUMNS], or for the last two formats by groups
-    [E, k / COLUMNS, n]. x has scales where SCALED_ROWS.
+    Row ``pair // TOP_K`` of x [.., k] goes to row `pair` of `out` [pairs, n]; w [E, n, k] is of x's
+    dtype. Where SCALED both have scales: w by channel [E, n] (COLUMNS 0) or by blocks of ROWS x
+    COLUMNS [E, n / ROWS, k / COLUMNS], x by rows and blocks as far apart as the strides say. With
+    WIDEN columns are counted in int16 of two codes.
     """
     tile, tile_n = tile_of(tl.program_id(0), num_tiles, tl.cdiv(n, BLOCK_N), GROUP)
     held = tl.load(rows + tile)
@@ -83,79 +70,47 @@ def expert_matmul_kernel(
     pair = tl.load(pairs + place).to(tl.int64)
     source = pair // TOP_K
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    column_ids = tl.minimum(columns, n - 1).to(tl.int64)
+    column_ids = tl.minimum(columns, n - 1)
     offsets = tl.arange(0, BLOCK_K)
     read_rows = x + source[:, None] * x_stride + offsets[None, :]
-    PACK: tl.constexpr = 2 if FORMAT == "int4" else 1
-    packed = tl.arange(0, BLOCK_K // PACK)
-    read_columns = w + (expert * n + column_ids)[:, None] * (k // PACK) + packed[None, :]
+    read_columns = w + (expert * n + column_ids)[:, None] * k + offsets[None, :]
     row_scales = x_scales + source * x_scale_stride + expert * x_expert_stride
-    IN_GROUPS: tl.constexpr = FORMAT == "int4" or FORMAT == "int8_groups"
-    INTEGERS: tl.constexpr = FORMAT == "int8"
-    CODED: tl.constexpr = FORMAT == "codes" and SCALED_ROWS
-    blocks = tl.cdiv(k, COLUMNS) if COLUMNS > 0 else 1
-    if IN_GROUPS:
-        column_scales = expert * blocks * n + column_ids
-    elif COLUMNS > 0 and ROWS % BLOCK_N == 0:
-        column_scales = (expert * tl.cdiv(n, ROWS) + tile_n * BLOCK_N // ROWS) * blocks
-    elif COLUMNS > 0:
-        column_scales = (expert * tl.cdiv(n, ROWS) + column_ids // ROWS) * blocks
-    acc = tl.zeros(
-        (BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.int32 if INTEGERS else tl.float32
-    )
-    for at in range(0, k, BLOCK_K):
+    INTEGERS: tl.constexpr = x.dtype.element_ty == tl.int8
+    ONE: tl.constexpr = ROWS % BLOCK_N == 0
+    if COLUMNS > 0:
+        blocks = tl.cdiv(k, COLUMNS)
+        if ONE:
+            column_scales = (expert * tl.cdiv(n, ROWS) + tile_n * BLOCK_N // ROWS) * blocks
+        else:
+            column_scales = (expert * tl.cdiv(n, ROWS) + column_ids // ROWS) * blocks
+    KIND: tl.constexpr = tl.int32 if INTEGERS else tl.float32
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), KIND)
+    for at in tl.range(0, k, BLOCK_K, num_stages=STAGES):
         if EVEN_K:
             a = tl.load(read_rows + at)
-            b = tl.load(read_columns + at // PACK)
+            b = tl.load(read_columns + at)
         else:
-            a = tl.load(read_rows + at, mask=(at + offsets < k)[None, :], other=0.0)
-            inside = (at + packed * PACK < k)[None, :]
-            b = tl.load(read_columns + at // PACK, mask=inside, other=0.0)
-        if IN_GROUPS:
-            group = column_scales + (at // COLUMNS) * n
-            scale = tl.load(w_scales + group)[:, None]
-            zero = tl.load(w_zeros + group)[:, None]
-            if FORMAT == "int4":
-                even, odd = tl.split(tl.reshape(a, (BLOCK_M, BLOCK_K // 2, 2)))
-                low = ((b & 15).to(tl.float32) - zero) * scale
-                acc = _float_product(even, low, acc, SWAP)
-                high = ((b >> 4).to(tl.float32) - zero) * scale
-                acc = _float_product(odd, high, acc, SWAP)
-            else:
-                acc = _float_product(a, (b.to(tl.float32) - zero) * scale, acc, SWAP)
-        elif COLUMNS > 0:
+            inside = (at + offsets < k)[None, :]
+            a = tl.load(read_rows + at, mask=inside, other=0.0)
+            b = tl.load(read_columns + at, mask=inside, other=0.0)
+        if COLUMNS > 0:
+            by_row = tl.load(row_scales + (at // COLUMNS) * x_block_stride)
             by_column = tl.load(w_scales + column_scales + at // COLUMNS)
-            if FORMAT == "codes" and not SCALED_ROWS:
-                zeros = tl.zeros_like(acc)
-                sums = _float_product(a, widen_e4m3(b).to(tl.float32), zeros, SWAP)
+            sums = product(a, b, None, SWAP, WIDEN, INTERPRETED)
+            if ONE:
+                by_row = by_row * by_column
             else:
-                sums = product(a, b, None, SWAP, CODED)
-            if SCALED_ROWS:
-                by_row = tl.load(row_scales + (at // COLUMNS) * x_block_stride)
-                if ROWS % BLOCK_N == 0:
-                    by_row *= by_column
-                sums *= by_row[None, :] if SWAP else by_row[:, None]
-            if ROWS % BLOCK_N > 0:
                 sums *= by_column[:, None] if SWAP else by_column[None, :]
-            elif not SCALED_ROWS:
-                sums *= by_column
-            acc += sums
-        elif FORMAT == "dense":
-            acc = _float_product(a, b, acc, SWAP)
-        elif FORMAT == "codes" and not SCALED_ROWS:
-            acc = _float_product(a, widen_e4m3(b).to(tl.float32), acc, SWAP)
-        elif INTEGERS or CODED:
-            acc = product(a, b, acc, SWAP, CODED)
+            acc += sums * (by_row[None, :] if SWAP else by_row[:, None])
+        elif SCALED and not INTEGERS and not WIDEN:
+            acc += product(a, b, None, SWAP, WIDEN, INTERPRETED)
         else:
-            acc += product(a, b, None, SWAP, False)
+            acc = product(a, b, acc, SWAP, WIDEN, INTERPRETED)
     sums = acc.to(tl.float32)
-    if FACTOR != 1.0:
-        sums *= FACTOR
-    if COLUMNS == 0 and FORMAT != "dense":
+    if SCALED and COLUMNS == 0:
+        by_row = tl.load(row_scales)
+        sums *= by_row[None, :] if SWAP else by_row[:, None]
         by_column = tl.load(w_scales + expert * n + columns, mask=columns < n, other=0.0)
-        if SCALED_ROWS:
-            by_row = tl.load(row_scales)
-            sums *= by_row[None, :] if SWAP else by_row[:, None]
         sums *= by_column[:, None] if SWAP else by_column[None, :]
     if SWAP:
         target = pair[None, :] * n + columns[:, None]
@@ -188,15 +143,14 @@ def rows_of_tiles(num_pairs: int, num_experts: int) -> int:
 def _tiles(problem: Problem, facts: DeviceFacts) -> dict[str, int]:
     block_m, columns = problem.sizes[0], problem.sizes[4]
     swap = block_m <= 64
-    bytes_of_k = 128 if problem.dtypes[1] in ("int8", "e4m3", "codes") else 64
-    if problem.dtypes[0] == "torch.float32":
-        bytes_of_k = 32
+    wide = {"int8": 128, "e4m3": 128, "codes": 128, "torch.float32": 32}
+    block_k = wide.get(problem.dtypes[-1], 64)
     return {
         "swap": int(swap),
         "block_n": 64 if swap else 128,
-        "block_k": _least(2 * bytes_of_k if swap and block_m <= 32 else bytes_of_k, columns),
+        "block_k": _least(2 * block_k if swap and block_m <= 32 else block_k, columns),
         "num_warps": 4 if swap else 8,
-        "num_stages": 4 if facts.shared_memory >= 160_000 else 3,
+        "num_stages": 4 if facts.shared_memory >= 160_000 and swap else 3,
     }
 
 
@@ -206,12 +160,16 @@ def _least(block_k: int, columns: int) -> int:
 
 def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
     """Tiles as for an ordinary product: the weight is the tall operand where rows are few."""
+    if problem.kernel == WEIGHT_ONLY:
+        return choices(problem, facts)[0]
     return Choice("triton", _tiles(problem, facts))
 
 
 def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
     """Tiles worth measuring that fit the device's shared memory."""
     block_m, columns = problem.sizes[0], problem.sizes[4]
+    if problem.kernel == WEIGHT_ONLY:
+        return expert_weight_only.choices(block_m, columns, problem.sizes[6], facts)
     start = _tiles(problem, facts)
     changes: list[dict[str, int]] = [{}, {"num_stages": 3}, {"num_stages": 5}]
     if start["swap"]:
@@ -223,66 +181,54 @@ def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
         ]
     else:
         changes += [
+            {"num_stages": 4},
             {"block_n": 256, "num_stages": 3},
             {"block_n": 64, "num_warps": 4},
             {"block_k": start["block_k"] // 2, "num_stages": 5},
         ]
-    wide = {"torch.float32": 4}.get(problem.dtypes[0], 2)
-    x_bytes = 1 if problem.dtypes[1] in ("int8", "e4m3") else wide
-    w_bytes = wide if problem.dtypes[1] == "dense" else 1
+    size = {"int8": 1, "e4m3": 1, "codes": 1, "torch.float32": 4}.get(problem.dtypes[-1], 2)
     found: list[Choice] = []
     for change in changes:
         tile = {**start, **change}
         tile["block_k"] = _least(tile["block_k"], columns)
-        stage = (block_m * x_bytes + tile["block_n"] * w_bytes) * tile["block_k"]
+        stage = (block_m + tile["block_n"]) * tile["block_k"] * size
         choice = Choice("triton", tile)
-        fits = stage * tile["num_stages"] <= facts.shared_memory - 16_384
+        fits = stage * tile["num_stages"] <= facts.shared_memory - 2048
         if fits and tile["block_k"] >= 32 and choice not in found:
             found.append(choice)
     return found
 
 
-tuning.announce("expert_linear", choices)
+KERNEL, WEIGHT_ONLY = "expert_linear", "expert_weight_only"
+for kernel in (KERNEL, WEIGHT_ONLY):
+    tuning.announce(kernel, choices)
 
 
-def _format(weight: StackedWeight, facts: DeviceFacts) -> str:
-    first = weight.first
-    if isinstance(first, DenseWeight):
-        return "dense"
-    if isinstance(first, Int8Weight):
-        return "int8"
-    if isinstance(first, Int4Weight):
-        return "int4"
-    if isinstance(first, Int8GroupWeight):
-        return "int8_groups"
-    native = first.activations != "none" and facts.capability >= HAS_E4M3
-    return "e4m3" if native else "codes"
-
-
-def _columns(weight: StackedWeight) -> tuple[int, int]:
-    """Rows and columns of a block of one scale; (1, 0) where scales are by channel."""
-    first = weight.first
-    if isinstance(first, Fp8Weight) and first.block_shape is not None:
-        return first.block_shape
-    if isinstance(first, (Int4Weight, Int8GroupWeight)):
-        return 1, first.group_size
-    return 1, 0
+def takes(weight: StackedWeight, dtype: torch.dtype) -> bool:
+    """Whether rows of `dtype` can be multiplied; weights that are only stored small want halves."""
+    if isinstance(weight.every, DenseWeight):
+        return weight.every.data.dtype == dtype and dtype in FLOATS
+    return dtype in (HALVES if weight_only.takes(weight.every) else FLOATS)
 
 
 def _rounded(x: Tensor, weight: StackedWeight, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
     """Activations as the weight's format wants them, and their scales.
 
     By static scales a row is rounded for each of its experts, so that there is one for each pair.
+    Below 8.9 e4m3 comes as int16 of two codes.
     """
-    first = weight.first
-    if isinstance(first, Int8Weight):
+    every = weight.every
+    if isinstance(every, Int8Weight):
         return quantize_rows(x, torch.int8)
-    if not isinstance(first, Fp8Weight) or first.activations == "none":
+    if not isinstance(every, Fp8Weight):
         return x, None
-    if weight.input_scales is not None:
-        return round_by_scale(x, weight.input_scales, chosen), weight.input_scales
-    block = 0 if first.block_shape is None else first.block_shape[1]
-    return quantize_rows(x, torch.float8_e4m3fn, block)
+    if every.input_scale is not None and every.activations == "static":
+        codes, scales = round_by_scale(x, every.input_scale, chosen), every.input_scale
+    else:
+        block = 0 if every.block_shape is None else every.block_shape[1]
+        codes, scales = quantize_rows(x, torch.float8_e4m3fn, block)
+    native = facts_of(x).capability >= HAS_E4M3
+    return (codes if native else codes.view(torch.int16)), scales
 
 
 def expert_linear(
@@ -293,60 +239,67 @@ def expert_linear(
     `chosen` int64 [T, top_k], `order` its pairs by expert; with `top_k` 1 there is a row of x for
     each pair.
     """
-    facts = facts_of(x)
-    kind = _format(weight, facts)
-    block_rows, columns = _columns(weight)
     num_experts, n, k = weight.shape
     pairs = x.shape[0] * top_k
     out = torch.empty((pairs, n), dtype=x.dtype, device=x.device)
-    problem = Problem(
-        "expert_linear",
-        (order.block_m, n, k, num_experts, columns, tuning.round_rows(pairs)),
-        (str(x.dtype), kind),
-    )
-    tile: Mapping[str, int] = tuning.choice_for(problem, default_choice, facts).tiles
-    x = x if x.stride(1) == 1 else x.contiguous()
-    rounded, scales = _rounded(x, weight, chosen.view(-1, top_k))
-    static = weight.input_scales is not None
-    data, factor = weight.data, 1.0
-    if kind == "codes":
-        data = data.view(torch.uint8)
-        factor = CODES if scales is None else E4M3_CODES
-        rounded = rounded if scales is None else rounded.view(torch.uint8)
-    tiles = len(order.experts)
     if not pairs:
         return out
-    expert_matmul_kernel[(tiles * triton.cdiv(n, tile["block_n"]),)](
+    x = x if x.stride(1) == 1 else x.contiguous()
+    facts = facts_of(x)
+    sizes = (order.block_m, n, k, num_experts)
+    rounded_pairs = tuning.round_rows(pairs)
+    if weight_only.takes(weight.every):
+        columns, lanes = expert_weight_only.unit_of(weight)
+        problem = Problem(WEIGHT_ONLY, (*sizes, columns, rounded_pairs, lanes), (str(x.dtype),))
+        tile = tuning.choice_for(problem, default_choice, facts).tiles
+        expert_weight_only.multiply(x, weight, order, top_k, out, tile)
+        return out
+    rounded, scales = _rounded(x, weight, chosen.view(-1, top_k))
+    kinds = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.int16: "codes"}
+    every = weight.every
+    assert isinstance(every, (DenseWeight, Int8Weight, Fp8Weight))
+    block = every.block_shape if isinstance(every, Fp8Weight) else None
+    block_rows, columns = block or (1, 0)
+    problem = Problem(
+        KERNEL,
+        (*sizes, columns, rounded_pairs),
+        (str(x.dtype), kinds.get(rounded.dtype, str(x.dtype))),
+    )
+    tile = tuning.choice_for(problem, default_choice, facts).tiles
+    static = isinstance(every, Fp8Weight) and every.activations == "static"
+    lanes = 2 if rounded.dtype == torch.int16 else 1
+    block_k = tile["block_k"] // lanes
+    count = len(order.experts)
+    expert_matmul_kernel[(count * triton.cdiv(n, tile["block_n"]),)](
         rounded,
         out if scales is None else scales,
-        data,
-        out if weight.scales is None else weight.scales,
-        out if weight.zeros is None else weight.zeros,
+        every.data.view(rounded.dtype),
+        out if isinstance(every, DenseWeight) else every.scales,
         out,
         order.pairs,
         order.experts,
         order.rows,
-        tiles,
+        count,
         n,
-        k,
+        k // lanes,
         rounded.stride(0),
         0 if scales is None or static else scales.stride(0),
         0 if static else 1,
         1 if static else 0,
-        FORMAT=kind,
-        SCALED_ROWS=scales is not None,
+        SCALED=scales is not None,
+        WIDEN=lanes > 1,
         TOP_K=1 if static else top_k,
         SWAP=bool(tile["swap"]),
-        EVEN_K=k % tile["block_k"] == 0,
-        FACTOR=factor,
+        EVEN_K=(k // lanes) % block_k == 0,
         ROWS=block_rows,
-        COLUMNS=columns,
+        COLUMNS=columns // lanes,
         GROUP=8,
         BLOCK_M=order.block_m,
         BLOCK_N=tile["block_n"],
-        BLOCK_K=tile["block_k"],
+        BLOCK_K=block_k,
+        STAGES=tile["num_stages"],
+        INTERPRETED=x.device.type == "cpu",
         num_warps=tile["num_warps"],
-        num_stages=tile["num_stages"],
     )
     return out
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from kernels import plain_linear
 from kernels.rounding import FP8_MAX
-from kernels.triton import rounding, scaled_matmul, tuning
+from kernels.triton import rounding, scaled_tiles, tuning
 from kernels.triton.quantize_rows import quantize_rows
 from kernels.triton.runtime import DeviceFacts, facts_of
-from kernels.triton.scaled_matmul import E4M3_CODES, merge, product, splits_for, tile_of
+from kernels.triton.scaled_matmul import merge, product, scaled_matmul, tile_of
+from kernels.triton.scaled_tiles import splits_for
 from kernels.triton.tuning import Choice, Problem
 from kernels.weights import Fp8Weight, LinearWeight
 
@@ -101,18 +102,20 @@ def block_scaled_kernel(
     SPLITS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BIAS: tl.constexpr,
-    FACTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """One tile of the output, or of one part of K's products when split.
 
     x [m, k] has a scale for each row and COLUMNS of its columns, w [n, k] one for each ROWS x
-    COLUMNS; BLOCK_K divides COLUMNS. `out` [m, n], or the parts [SPLITS, m, n] in float32.
+    COLUMNS; BLOCK_K divides COLUMNS. With WIDEN columns are counted in int16 of two codes. `out`
+    [m, n], or the parts [SPLITS, m, n] in float32.
     """
     tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP)
     split = tl.program_id(1)
@@ -131,7 +134,8 @@ def block_scaled_kernel(
     acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
     begin = split * length
     end = tl.minimum(begin + length, k)
-    for at in range(begin, end, BLOCK_K):
+    # With its own number of stages a loop loads ahead what no matrix instruction takes, too.
+    for at in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
         if EVEN_K:
             a = tl.load(x + read_rows + at)
             b = tl.load(w + read_columns + at)
@@ -142,7 +146,7 @@ def block_scaled_kernel(
         block = at // COLUMNS
         by_row = tl.load(x_scales + row_ids * x_scale_stride + block * x_block_stride)
         by_column = tl.load(w_scales + of_columns + block)
-        sums = product(a, b, None, SWAP, WIDEN)
+        sums = product(a, b, None, SWAP, WIDEN, INTERPRETED)
         if ONE:
             by_row = by_row * by_column
             acc += sums * (by_row[None, :] if SWAP else by_row[:, None])
@@ -150,8 +154,6 @@ def block_scaled_kernel(
             acc += sums * by_row[None, :] * by_column[:, None]
         else:
             acc += sums * by_row[:, None] * by_column[None, :]
-    if FACTOR != 1.0:
-        acc *= FACTOR
     if SWAP:
         place = rows.to(tl.int64)[None, :] * n + columns[:, None]
         stored = (rows < m)[None, :] & (columns < n)[:, None]
@@ -180,11 +182,12 @@ def block_scaled_matmul(
     if m == 0:
         return out
     block_m, block_n = tile["block_m"], tile["block_n"]
-    block_k = min(tile["block_k"], weight.block_shape[1])
+    widen = x.dtype == torch.int16
+    columns = weight.block_shape[1] // 2 if widen else weight.block_shape[1]
+    block_k = min(tile["block_k"] // 2 if widen else tile["block_k"], columns)
     splits = splits_for(m, n, k, {**tile, "block_k": block_k}, facts_of(x))
     length = triton.cdiv(triton.cdiv(k, splits), block_k) * block_k
     splits = triton.cdiv(k, length)
-    widen = x.dtype == torch.uint8
     single = x_scales.numel() == 1
     parts = out
     if splits > 1:
@@ -209,15 +212,15 @@ def block_scaled_matmul(
         SPLITS=splits,
         EVEN_K=k % block_k == 0,
         BIAS=weight.bias is not None,
-        FACTOR=E4M3_CODES if widen else 1.0,
         ROWS=weight.block_shape[0],
-        COLUMNS=weight.block_shape[1],
+        COLUMNS=columns,
         GROUP=8,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
+        STAGES=tile["num_stages"],
+        INTERPRETED=x.device.type == "cpu",
         num_warps=tile["num_warps"],
-        num_stages=tile["num_stages"],
     )
     if splits > 1:
         merge(parts, None, None, weight.bias, out)
@@ -229,13 +232,13 @@ def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
     if problem.sizes[0] > 64 and _scaled_mm_takes(problem, facts):
         return Choice("scaled_mm")
     if "blocks" in problem.dtypes:
-        return Choice("triton", _block_tiles(scaled_matmul.tiles(problem.sizes[0], facts), problem))
-    return scaled_matmul.default_choice(problem, facts)
+        return Choice("triton", _block_tiles(scaled_tiles.tiles(problem.sizes[0], facts), problem))
+    return scaled_tiles.default_choice(problem, facts)
 
 
 def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
     """Triton's tiles, and PyTorch's product by rows and channels."""
-    found = scaled_matmul.triton_choices(problem, facts)
+    found = scaled_tiles.triton_choices(problem, facts)
     if "blocks" in problem.dtypes:
         narrowed = [Choice("triton", _block_tiles(choice.tiles, problem)) for choice in found]
         found = [c for i, c in enumerate(narrowed) if c not in narrowed[:i]]
@@ -290,7 +293,7 @@ def dequantize(weight: LinearWeight) -> Tensor:
 
 
 def rounded_rows(rows: Tensor, weight: Fp8Weight) -> tuple[Tensor, Tensor]:
-    """rows [M, K] as e4m3, or as its codes in uint8 below 8.9, and their scales.
+    """rows [M, K] as e4m3, or below 8.9 as int16 of two codes [M, K / 2], and their scales.
 
     Scales are [1] where activations are static, else [M, 1] or [M, K / columns of a block].
     """
@@ -301,7 +304,7 @@ def rounded_rows(rows: Tensor, weight: Fp8Weight) -> tuple[Tensor, Tensor]:
         block = 0 if weight.block_shape is None else weight.block_shape[1]
         x, scales = quantize_rows(rows, torch.float8_e4m3fn, block)
     if facts_of(rows).capability < HAS_E4M3:
-        x = x.view(torch.uint8)
+        x = x.view(torch.int16)
     return x, scales
 
 
@@ -330,12 +333,12 @@ def linear(rows: Tensor, weight: LinearWeight) -> Tensor:
             bias=weight.bias,
             out_dtype=rows.dtype,
         )
-    return scaled_matmul.scaled_matmul(
+    return scaled_matmul(
         x,
         scales,
         weight.data.view(x.dtype),
         weight.scales,
         weight.bias,
         rows.dtype,
-        choice.tiles or scaled_matmul.tiles(len(x), facts_of(rows)),
+        choice.tiles or scaled_tiles.tiles(len(x), facts_of(rows)),
     )

@@ -18,13 +18,8 @@ from kernels.triton.norm import row_warps
 from kernels.triton.quantize_rows import quantize_rows
 from kernels.triton.rounding import INT8
 from kernels.triton.runtime import DeviceFacts, facts_of
-from kernels.triton.scaled_matmul import (
-    chunk_size,
-    default_choice,
-    merge,
-    scaled_matmul,
-    triton_choices,
-)
+from kernels.triton.scaled_matmul import chunk_size, merge, scaled_matmul
+from kernels.triton.scaled_tiles import default_choice, triton_choices
 from kernels.triton.tuning import Choice, Problem
 from kernels.weights import Int8Weight, LinearWeight
 

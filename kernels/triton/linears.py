@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kernels.triton import fp8_linear, int8_linear, runtime, weight_only
+from kernels.triton import fp8_linear, int8_linear, weight_only
 from kernels.weights import LinearWeight
 
 
@@ -33,8 +33,6 @@ FORMATS: tuple[Formats, ...] = (int8_linear, fp8_linear, weight_only)
 
 def pack(weight: LinearWeight) -> LinearWeight | None:
     """A weight in layout "plain" as a kernel wants it; None where no kernel takes it."""
-    if not runtime.packs():
-        return None
     for module in FORMATS:
         packed = module.pack(weight)
         if packed is not None:

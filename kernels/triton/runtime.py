@@ -43,7 +43,6 @@ class _State:
     def __init__(self) -> None:
         self.interpreting = False
         self.enabled = True
-        self.packing = True
 
 
 _state = _State()
@@ -120,19 +119,3 @@ def without_triton() -> Iterator[None]:
         yield
     finally:
         _state.enabled = before
-
-
-def packs() -> bool:
-    """Whether weights are laid out for the kernels where these run."""
-    return _state.packing
-
-
-@contextmanager
-def unpacked() -> Iterator[None]:
-    """Leave weights for Triton's devices in layout "plain", to be laid out together later."""
-    before = _state.packing
-    _state.packing = False
-    try:
-        yield
-    finally:
-        _state.packing = before

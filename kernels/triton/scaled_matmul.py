@@ -13,19 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.runtime import DeviceFacts, facts_of
-from kernels.triton.tuning import Choice, Problem
+from kernels.triton.runtime import facts_of
+from kernels.triton.scaled_tiles import splits_for
+from kernels.triton.weight_only_unpack import FP8, SYMMETRIC, unpacked
 
 CHUNKS = 32  # bits of a row's word that says where along K its outliers are
-E4M3_CODES = 65_536.0  # two codes widened by ``widen_e4m3`` are each 256 times too small
-
-
-@triton.jit
-def widen_e4m3(codes):
-    """Bits of e4m3 in uint8 -> fp16 of a 256th of their value, exactly; NaN becomes a number."""
-    wide = codes.to(tl.uint32)
-    half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
-    return half.to(tl.uint16).to(tl.float16, bitcast=True)
 
 
 @triton.jit
@@ -38,16 +30,29 @@ def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 
 @triton.jit
-def product(x, w, acc, SWAP: tl.constexpr, WIDEN: tl.constexpr):
-    """x [M, K] times w [N, K], added to acc unless that is None: [M, N], or [N, M] when swapped."""
-    if WIDEN:
-        x = widen_e4m3(x)
-        w = widen_e4m3(w)
-    KIND: tl.constexpr = tl.int32 if x.dtype == tl.int8 else tl.float32
+def _product(x, w, acc, SWAP: tl.constexpr, KIND: tl.constexpr):
     if SWAP:
-        return tl.dot(w, tl.trans(x), acc, out_dtype=KIND)
+        return tl.dot(w, tl.trans(x), acc, input_precision="ieee", out_dtype=KIND)
     else:  # noqa: RET505 - only one of two types may be returned, and a branch not taken is not
-        return tl.dot(x, tl.trans(w), acc, out_dtype=KIND)
+        return tl.dot(x, tl.trans(w), acc, input_precision="ieee", out_dtype=KIND)
+
+
+@triton.jit
+def product(x, w, acc, SWAP: tl.constexpr, WIDEN: tl.constexpr, INTERPRETED: tl.constexpr):
+    """x [M, K] times w [N, K], added to acc unless that is None: [M, N], or [N, M] when swapped.
+
+    With WIDEN both hold two codes of e4m3 in each int16, [.., K / 2], and become float16.
+    """
+    if WIDEN:
+        even = unpacked(x, x, x, 0, FP8, SYMMETRIC, tl.float16, INTERPRETED)
+        odd = unpacked(x, x, x, 1, FP8, SYMMETRIC, tl.float16, INTERPRETED)
+        even_w = unpacked(w, w, w, 0, FP8, SYMMETRIC, tl.float16, INTERPRETED)
+        odd_w = unpacked(w, w, w, 1, FP8, SYMMETRIC, tl.float16, INTERPRETED)
+        sums = _product(even, even_w, acc, SWAP, tl.float32)
+        return _product(odd, odd_w, sums, SWAP, tl.float32)
+    else:  # noqa: RET505 - a branch not taken is not compiled, what follows a return is
+        KIND: tl.constexpr = tl.int32 if x.dtype == tl.int8 else tl.float32
+        return _product(x, w, acc, SWAP, KIND)
 
 
 @triton.jit
@@ -118,12 +123,13 @@ def scaled_matmul_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """One tile of the output, or of one part of K's products when split.
 
-    x [m, k], w [n, k] contiguous; `out` [m, n], or the parts [SPLITS, m, n] in int32 or float32.
-    With CHUNK > 0 elements of `raw` [m, k] at or above `threshold` are added, in chunks of K that
-    the rows' `words` tell; x has zeros there.
+    x [m, k], w [n, k] contiguous, k and BLOCK_K counting int16 with WIDEN; `out` [m, n], or the
+    parts [SPLITS, m, n] in int32 or float32. With CHUNK > 0 elements of `raw` [m, k] at or above
+    `threshold` are added, in chunks of K that the rows' `words` tell; x has zeros there.
     """
     tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP)
     split = tl.program_id(1)
@@ -146,9 +152,9 @@ def scaled_matmul_kernel(
             a = tl.load(x + read_rows + at, mask=inside, other=0.0)
             b = tl.load(w + read_columns + at, mask=inside, other=0.0)
         if INTEGERS or WIDEN:
-            acc = product(a, b, acc, SWAP, WIDEN)
+            acc = product(a, b, acc, SWAP, WIDEN, INTERPRETED)
         else:
-            acc += product(a, b, None, SWAP, WIDEN)
+            acc += product(a, b, None, SWAP, WIDEN, INTERPRETED)
     if SWAP:
         place = rows.to(tl.int64)[None, :] * n + columns[:, None]
         stored = (rows < m)[None, :] & (columns < n)[:, None]
@@ -226,88 +232,6 @@ def merge_kernel(
     tl.store(out + row * n + columns, sums.to(out.dtype.element_ty), mask=inside)
 
 
-def tiles(m: int, facts: DeviceFacts) -> dict[str, int]:
-    """Tiles that suit m rows of 8-bit operands.
-
-    Up to 64 rows the weight's bytes are what takes time: the weight is the operand with 64 rows
-    that Hopper's tensor core asks for, and stages are deep. Beyond, two tiles of 128 x 128 share a
-    multiprocessor.
-    """
-    roomy = facts.shared_memory >= 160_000
-    if m <= 64:
-        rows = max(16, triton.next_power_of_2(m))
-        return {
-            "swap": 1,
-            "block_m": rows,
-            "block_n": 64,
-            "block_k": 256 if roomy and rows <= 32 else 128,
-            "splits": 0,  # as many as fill the device
-            "num_warps": 4,
-            "num_stages": 4,
-        }
-    return {
-        "swap": 0,
-        "block_m": 128 if m > 128 else 64,
-        "block_n": 128,
-        "block_k": 128,
-        "splits": 0,
-        "num_warps": 8 if m > 128 else 4,
-        "num_stages": 3,
-    }
-
-
-def splits_for(m: int, n: int, k: int, tile: Mapping[str, int], facts: DeviceFacts) -> int:
-    """Into how many parts K is cut: enough for two blocks on each multiprocessor, 8 at most.
-
-    Each part has four tiles of K or more, so that its loads overlap.
-    """
-    if tile["splits"]:
-        return tile["splits"]
-    blocks = triton.cdiv(m, tile["block_m"]) * triton.cdiv(n, tile["block_n"])
-    wanted = triton.cdiv(2 * facts.multiprocessors, blocks)
-    if wanted < 3 and blocks >= facts.multiprocessors:
-        return 1  # a second wave that is half empty costs less than a merge
-    return max(1, min(wanted, 8, k // (4 * tile["block_k"])))
-
-
-def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
-    """Triton's kernel with tiles for this number of rows."""
-    return Choice("triton", tiles(problem.sizes[0], facts))
-
-
-def triton_choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
-    """Tiles worth measuring that fit the device's shared memory."""
-    m = problem.sizes[0]
-    start = tiles(m, facts)
-    changes: list[dict[str, int]] = [{}]
-    if m <= 64:
-        changes += [
-            {"splits": 1},
-            {"block_k": 128, "num_stages": 6},
-            {"block_k": 128, "num_stages": 4},
-            {"block_n": 128, "num_warps": 4},
-            {"block_n": 128, "block_k": 128, "num_stages": 4, "splits": 1},
-            {"block_k": 512, "num_stages": 3},
-            {"splits": 4},
-        ]
-    else:
-        changes += [
-            {"num_stages": 4},
-            {"block_m": 64, "block_n": 128, "num_warps": 4, "num_stages": 4},
-            {"block_m": 128, "block_n": 256, "num_warps": 8, "num_stages": 3},
-            {"block_m": 128, "block_n": 128, "block_k": 64, "num_stages": 5},
-            {"block_m": 128, "block_n": 64, "num_warps": 4, "num_stages": 4},
-        ]
-    found: list[Choice] = []
-    for change in changes:
-        tile = {**start, **change}
-        needed = (tile["block_m"] + tile["block_n"]) * tile["block_k"] * tile["num_stages"]
-        choice = Choice("triton", tile)
-        if needed <= facts.shared_memory - 2048 and choice not in found:
-            found.append(choice)
-    return found
-
-
 def scaled_matmul(
     x: Tensor,
     row_scales: Tensor,
@@ -320,23 +244,22 @@ def scaled_matmul(
 ) -> Tensor:
     """The product as the module describes it: x [M, K], w [N, K] -> [M, N] in `dtype`.
 
-    x and w are int8, or e4m3 or its codes in uint8. `row_scales` has M elements, or one for all
-    rows. `outliers` are (x before rounding [M, K], the words of its rows [M], the threshold); K is
-    a multiple of 16.
+    x and w are int8 or e4m3, or two codes of it in each int16 [.., K / 2]. `row_scales` has M
+    elements, or one for all rows. `outliers` are (x before rounding [M, K], the words of its rows
+    [M], the threshold); K is a multiple of 16.
     """
     (m, k), n = x.shape, w.shape[0]
     out = torch.empty((m, n), dtype=dtype, device=x.device)
     if m == 0:
         return out
     integers = x.dtype == torch.int8
-    widen = x.dtype == torch.uint8
-    block_m, block_n, block_k = tile["block_m"], tile["block_n"], tile["block_k"]
-    splits = splits_for(m, n, k, tile, facts_of(x))
+    widen = x.dtype == torch.int16
+    block_m, block_n = tile["block_m"], tile["block_n"]
+    block_k = tile["block_k"] // 2 if widen else tile["block_k"]
+    splits = splits_for(m, n, k, {**tile, "block_k": block_k}, facts_of(x))
     length = triton.cdiv(triton.cdiv(k, splits), block_k) * block_k
     splits = triton.cdiv(k, length)
     stride = 0 if row_scales.numel() == 1 else 1
-    if widen:
-        row_scales = row_scales * E4M3_CODES
     parts = out
     if splits > 1:
         kind = torch.int32 if integers and outliers is None else torch.float32
@@ -370,6 +293,7 @@ def scaled_matmul(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
+        INTERPRETED=x.device.type == "cpu",
         num_warps=tile["num_warps"],
         num_stages=tile["num_stages"],
     )

@@ -27,7 +27,7 @@ MANY = {"SWAP": False, "SPLITS": 1, "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 1
 
 def scaled(kind: str, label: str, tile: dict[str, Any], **more: Any) -> Compilation:
     """One specialisation of the product of rows and weights in `kind`."""
-    held = {"int8": "*i8", "e4m3": "*fp8e4nv", "codes": "*u8"}[kind]
+    held = {"int8": "*i8", "e4m3": "*fp8e4nv", "codes": "*i16"}[kind]
     options = {"num_warps": more.pop("num_warps", 4), "num_stages": more.pop("num_stages", 4)}
     out = more.pop("out", "*bf16")
     constants = {
@@ -37,6 +37,7 @@ def scaled(kind: str, label: str, tile: dict[str, Any], **more: Any) -> Compilat
         "BIAS": False,
         "CHUNK": 0,
         "GROUP": 8,
+        "INTERPRETED": False,
         **tile,
         **more,
     }
@@ -53,7 +54,7 @@ def scaled(kind: str, label: str, tile: dict[str, Any], **more: Any) -> Compilat
 
 def blocks(kind: str, label: str, tile: dict[str, Any], rows: int, **more: Any) -> Compilation:
     """One specialisation of the product of e4m3 in blocks of `rows` x 128."""
-    held = {"e4m3": "*fp8e4nv", "codes": "*u8"}[kind]
+    held = {"e4m3": "*fp8e4nv", "codes": "*i16"}[kind]
     options = {"num_warps": more.pop("num_warps", 4), "num_stages": more.pop("num_stages", 4)}
     return Compilation(
         fp8_linear.block_scaled_kernel,
@@ -73,12 +74,13 @@ def blocks(kind: str, label: str, tile: dict[str, Any], rows: int, **more: Any) 
             "WIDEN": kind == "codes",
             "EVEN_K": True,
             "BIAS": False,
-            "FACTOR": 65536.0 if kind == "codes" else 1.0,
             "ROWS": rows,
-            "COLUMNS": 128,
+            "COLUMNS": 64 if kind == "codes" else 128,
             "GROUP": 8,
             **tile,
-            "BLOCK_K": 128,
+            "BLOCK_K": 64 if kind == "codes" else 128,
+            "STAGES": options["num_stages"],
+            "INTERPRETED": False,
         },
         aligned=("n", "k", "length"),
         least=89 if kind == "e4m3" else 80,
@@ -139,6 +141,6 @@ COMPILATIONS = [
     scaled("int8", "128 rows outliers", MANY, CHUNK=512, num_warps=8, num_stages=3),
     scaled("e4m3", "16 rows", FEW),
     scaled("e4m3", "128 rows", MANY, num_warps=8, num_stages=3),
-    scaled("codes", "16 rows", {**FEW, "BLOCK_K": 128}),
+    scaled("codes", "16 rows", {**FEW, "BLOCK_K": 64}),
     scaled("codes", "128 rows", {**MANY, "BLOCK_K": 64}, num_warps=8, num_stages=3),
 ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import ops, plain_linear, reference
-from kernels.triton import fp8_linear, scaled_matmul, tuning
+from kernels.triton import fp8_linear, scaled_tiles, tuning
 from kernels.triton.runtime import DeviceFacts
 from kernels.triton.tuning import Choice, Problem
 
@@ -122,7 +122,8 @@ def test_the_vendors_product_gets_what_it_wants(device, monkeypatch) -> None:
     def scaled_mm(a, b, scale_a, scale_b, bias=None, out_dtype=None):
         meta = [t.to("meta") for t in (a, b.t(), scale_a, scale_b)]
         torch.ops.aten._scaled_mm(meta[0], meta[1].t(), *meta[2:], out_dtype=out_dtype)
-        assert scale_a.is_contiguous() and scale_b.is_contiguous()
+        assert scale_a.is_contiguous()
+        assert scale_b.is_contiguous()
         assert out_dtype == torch.bfloat16
         calls.append(a.shape)
         out = (a.float() @ b.float()) * scale_a * scale_b
@@ -146,9 +147,9 @@ def test_candidates_fit_every_device() -> None:
         facts = DeviceFacts("some", (8, 9), 100, memory)
         for m in (1, 32, 64, 128, 4096):
             problem = Problem("int8_linear", (m, 4096, 4096), ("torch.bfloat16",))
-            found = scaled_matmul.triton_choices(problem, facts)
+            found = scaled_tiles.triton_choices(problem, facts)
             assert 1 < len(found) <= 12
-            assert scaled_matmul.default_choice(problem, facts) == found[0]
+            assert scaled_tiles.default_choice(problem, facts) == found[0]
 
 
 def test_other_formats_stay_plain(device) -> None:
