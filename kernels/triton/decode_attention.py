@@ -60,7 +60,8 @@ def _stretch(context, first, split, splits, BLOCK_N: tl.constexpr, LEAST: tl.con
     return begin, tl.minimum(begin + length, context)
 
 
-@triton.jit
+# Sizes that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["table_stride", "splits", "window"])
 def _decode_kernel(
     q,
     keys,
@@ -191,7 +192,7 @@ def _decode_kernel(
     store_rows(out + place * HEAD_DIM, in_rows, total, odd_total, KIND, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "window"])
 def _merge_kernel(
     stretches,
     log_sums,
@@ -277,7 +278,9 @@ def splits_of(programs: int, longest: int, slots: int) -> int:
 
 
 def _tiles(problem: Problem, facts: DeviceFacts, block_n: int, stages: int, warps: int) -> Choice:
-    """Tiles, with how many programs' shared memory a multiprocessor holds."""
+    """Tiles, with how many programs a multiprocessor holds at a time: by shared memory, and by
+    the registers of 128 threads, of which each takes up to 168.
+    """
     itemsize = {"torch.int8": 1, "torch.float8_e4m3fn": 1, "torch.float32": 4}
     row = triton.next_power_of_2(problem.sizes[0]) * itemsize.get(problem.dtypes[1], 2)
     # Keys and values of every stage but the one that is loaded when another is done with, and
@@ -289,7 +292,7 @@ def _tiles(problem: Problem, facts: DeviceFacts, block_n: int, stages: int, warp
             "block_n": block_n,
             "num_stages": stages,
             "num_warps": warps,
-            "resident": min(4, facts.shared_memory // shared),
+            "resident": min(3, facts.shared_memory // shared),
         },
     )
 
@@ -300,9 +303,11 @@ def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
     warps = 8 if rows > 64 else 4
     if problem.dtypes[1] == "torch.float32":
         return _tiles(problem, facts, 32 if head_dim <= 128 else 16, 1, warps)
-    large = _tiles(problem, facts, 64, 3, warps)
+    # An 8-bit tile is half as many bytes: another one is needed to have as many on their way.
+    stages = 4 if problem.dtypes[1] in ("torch.int8", "torch.float8_e4m3fn") else 3
+    large = _tiles(problem, facts, 64, stages, warps)
     few = large.tiles["resident"] < 2 or head_dim > 128 or rows > 32
-    return _tiles(problem, facts, 32, 3, warps) if few else large
+    return _tiles(problem, facts, 32, stages, warps) if few else large
 
 
 def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:

@@ -205,7 +205,8 @@ def _attend_overlapped(
     return total, sums, most
 
 
-@triton.jit
+# Sizes that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["table_stride", "first_sequence", "sequences", "window"])
 def _prefill_kernel(
     q,
     keys,
