@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -26,17 +27,13 @@ class CudaCapture:
         """Run the step twice: kernels are compiled and set up, then nothing may wait."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            step()
-            before = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("error")
-            try:
+        try:
+            with torch.cuda.stream(self._stream):
                 step()
-            except RuntimeError as error:
-                raise reason(error) from error
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-        current.wait_stream(self._stream)
+                with waits_refused():
+                    step()
+        finally:
+            current.wait_stream(self._stream)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Capture the step; other threads may use the device meanwhile."""
@@ -49,6 +46,23 @@ class CudaCapture:
         except RuntimeError as error:
             raise reason(error) from error
         return graph.replay
+
+
+@contextmanager
+def waits_refused() -> Iterator[None]:
+    """Let whatever makes the host wait for the device fail.
+
+    Raises:
+        NotCapturable: something did.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        raise reason(error) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def reason(error: RuntimeError) -> Exception:

@@ -10,10 +10,11 @@ class StepRecord:
     """What one step did and what it cost; times are seconds on the engine's clock.
 
     `host_seconds` is everything of the step outside the device's work: scheduling, preparing the
-    inputs, updating requests, detokenising. `scheduler_seconds` is the part of it that `Scheduler`
-    took. `kv_tokens_read` counts the cached tokens that each sequence's new ones see; where layers
-    have windows, as a mean over the layers. `blocks_used` counts blocks owned by requests after the
-    step's allocation; cached blocks that nobody owns are `blocks_cached`.
+    inputs, updating requests, detokenising. What the host did while the device worked is not
+    counted, as it cost no time; so the seconds of consecutive steps add up. `scheduler_seconds` is
+    what `Scheduler` took. `kv_tokens_read` counts the cached tokens that each sequence's new ones
+    see; where layers have windows, as a mean over the layers. `blocks_used` counts blocks owned by
+    requests after the step's allocation; cached blocks that nobody owns are `blocks_cached`.
     """
 
     start: float
