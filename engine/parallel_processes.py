@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from engine.parallel_messages import read_answer
 # What a rank that was asked to end gets before it is killed, and what its death gets to be noticed
 # once its connection broke; seconds.
 _PATIENCE = 5.0
+_PIPE_BYTES = 1 << 20
 # Exit status of a rank that lost the others: one of them is the cause, and noticed soon.
 LOST = 3
 
@@ -67,6 +69,7 @@ class WorkerProcesses:
                     # Ctrl-C reaches the driver, which decides what becomes of the others.
                     process_group=0,
                 )
+                _widen(self._processes[rank])
                 threading.Thread(
                     target=self._watch, args=(rank,), name=f"rank {rank}", daemon=True
                 ).start()
@@ -185,6 +188,13 @@ class WorkerProcesses:
                 "model again"
             )
         )
+
+
+def _widen(process: subprocess.Popen[bytes]) -> None:
+    """Let a whole step fit into the pipe, so that the driver need not wait until it is read."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it, up to a limit
+        fcntl.fcntl(process.stdin.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _ending(code: int) -> str:
