@@ -127,14 +127,14 @@ def of_experts(make: Make, shapes: list[tuple[int, int]], count: int, device: to
 @pytest.mark.parametrize(
     ("kind", "tokens", "dtype", "facts"),
     [
-        *((kind, 5, torch.float32, None) for kind in FORMATS if kind not in HALVES),
-        *((kind, 5, torch.bfloat16, None) for kind in HALVES),
-        ("dense", 40, torch.float16, None),
-        ("int8", 140, torch.bfloat16, None),
-        ("int4", 140, torch.float16, None),
-        ("fp8", 140, torch.bfloat16, None),
+        *((kind, 4, torch.float32, None) for kind in FORMATS if kind not in HALVES),
+        *((kind, 3, torch.bfloat16, None) for kind in HALVES),
+        ("dense", 110, torch.float16, None),
+        ("int8", 40, torch.bfloat16, None),
+        ("int4", 70, torch.float16, None),
+        ("fp8", 110, torch.bfloat16, None),
         ("fp8", 5, torch.bfloat16, OLD),
-        ("fp8_blocks", 70, torch.float16, OLD),
+        ("fp8_blocks", 40, torch.float16, OLD),
     ],
 )
 def test_formats(device, monkeypatch, kind, tokens, dtype, facts) -> None:
@@ -144,7 +144,7 @@ def test_formats(device, monkeypatch, kind, tokens, dtype, facts) -> None:
             pytest.skip("the GPU is what it is")
         for module in (expert_linear, fp8_linear):
             monkeypatch.setattr(module, "facts_of", lambda _: facts)
-    count, top_k, hidden, inner = 4, 2, 64, 96
+    count, top_k, hidden, inner = 3, 2, 96, 32
     parts = of_experts(FORMATS[kind], [(2 * inner, hidden), (hidden, inner)], count, device)
     if kind == "dense":
         parts = [[moved_to(weight, dtype) for weight in part] for part in parts]
@@ -188,7 +188,7 @@ def one(x: Tensor, weight: LinearWeight, wide: Tensor) -> Tensor:
     return reference.linear(rounded.double(), wide).to(x.dtype)
 
 
-@pytest.mark.parametrize("method", ["none", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("method", ["none", "int4", "fp8"])
 def test_a_layer_is_what_it_is_expert_by_expert(device, method: str, spec: DecoderSpec) -> None:
     assert spec.experts is not None
     inner, hidden, count = 32, spec.hidden_size, spec.experts.num_experts
