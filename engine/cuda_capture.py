@@ -38,12 +38,14 @@ class CudaCapture:
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Capture the step; other threads may use the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(self._device)
         try:
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 step()
         except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a capture that fails at its end stays on its stream
             raise reason(error) from error
         return graph.replay
 
@@ -66,7 +68,12 @@ def waits_refused() -> Iterator[None]:
 
 
 def reason(error: RuntimeError) -> Exception:
-    """What a failure to rehearse or capture means."""
+    """What a failure to rehearse or capture means.
+
+    Ending a capture that has failed fails once more, so the first error of a chain counts.
+    """
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
     # Instantiating a graph takes memory of the driver's, whose lack comes as a plain CUDA error.
     if isinstance(error, torch.OutOfMemoryError) or "out of memory" in first.lower():

@@ -59,6 +59,9 @@ class FakeCuda:
     def current_stream(self, device: object) -> Any:
         return self.current
 
+    def set_stream(self, stream: Any) -> None:
+        self.log.append(f"set {stream.name}")
+
     def graph_pool_handle(self) -> str:
         return "pool"
 
@@ -134,6 +137,18 @@ def test_graphs_share_a_pool_and_other_threads_may_go_on(cuda: FakeCuda) -> None
 
     with pytest.raises(NotCapturable, match="not permitted"):
         capture.capture(refused)
+    assert cuda.log[-1] == "set current"
+
+
+def test_the_first_error_of_a_failed_capture_counts(cuda: FakeCuda) -> None:
+    def full() -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaCapture(GPU).capture(full)
 
 
 def test_seconds_between_events(cuda: FakeCuda) -> None:

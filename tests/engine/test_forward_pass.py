@@ -40,7 +40,10 @@ def config_of(**knobs: object) -> EngineConfig:
 
 def test_a_padded_captured_step_says_what_the_eager_one_says(tmp_path: Path) -> None:
     """Two groups of layers, one with windows, over an int8 cache, for several steps."""
-    kinds: dict[str, Any] = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    kinds: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
     decoder = make_tiny("qwen3_window", tmp_path, **kinds).decoder(torch.float32)
     config = config_of(kv_cache_dtype="int8")
     capture = FakeCapture()

@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from engine.batch import Batch, BatchResult
 from engine.config import EngineConfig
 from engine.engine import CacheShape, Engine
 from engine.launched_step import LaunchedStep
+from engine.loading import load_model
 from engine.request import FinishReason, SamplingParams
 from engine.step_record import StepRecord
 from tests.engine.fake_detokenizer import FakeDetokenizer, as_text
@@ -28,6 +30,7 @@ from tests.engine.fake_executor import (
     text_of,
     tokens_of,
 )
+from tests.engine.tiny_llama import make_tiny_llama
 
 
 def test_steps_and_outputs_are_the_same() -> None:
@@ -233,3 +236,37 @@ def test_time_of_the_callers_own(returned: float, asked: float, idle: float) -> 
     assert step.idle_seconds(asked, device_seconds=2.0) == idle
     record = step.record(BatchResult([], 2.0, host_seconds=0.25), end=14.0, idle_seconds=idle)
     assert record.seconds == 5.0 - idle
+
+
+def test_a_real_model_says_the_same(tmp_path: Path) -> None:
+    """With prompts in chunks, draws with seeds, and log-probabilities."""
+    make_tiny_llama(tmp_path)
+    config = EngineConfig(
+        model=str(tmp_path),
+        device="cpu",
+        max_num_batched_tokens=12,
+        max_num_seqs=3,
+        block_size=8,
+        kv_cache_memory_bytes=1 << 16,
+        max_model_len=60,
+    )
+    loaded = load_model(config)
+    results = []
+    for pipelined in (False, True):
+        loaded.runner.pipelined = pipelined
+        engine = loaded.engine(config)
+        for i in range(6):
+            sampling = SamplingParams(
+                temperature=0.9 * (i % 2), seed=i, max_tokens=20, logprobs=2 if i == 3 else None
+            )
+            engine.add(str(i), [i + 1] * (9 + i), sampling, arrival=0.0)
+        outputs: dict[str, list[tuple[list[int], object]]] = {}
+        while engine.has_unfinished:
+            for output in engine.step():
+                outputs.setdefault(output.request_id, []).append(
+                    (output.token_ids, output.logprobs)
+                )
+        results.append(outputs)
+        assert_idle(engine)
+    assert results[0] == results[1]
+    assert len(results[0]["5"]) == 20
