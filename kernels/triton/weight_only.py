@@ -288,14 +288,17 @@ def shared_memory(tiles: Mapping[str, int], lanes: int) -> int:
     return stage * tiles["num_stages"]
 
 
-def best_splits(programs: int, units: int, slots: int) -> int:
+def best_splits(programs: int, units: int, slots: int, block_m: int) -> int:
     """Into how many parts K is cut: the fewest turns of the multiprocessors, counted in units.
 
-    `programs` run without a cut, `slots` at a time; a program costs two units beside its own.
+    `programs` run without a cut, `slots` at a time. A program costs a unit beside its own, and one
+    for every 16 rows of x if it is one of several: a partial sum in float32 is written and read,
+    which is 8 bytes for each row where a unit of nibbles is 128.
     """
 
     def turns(splits: int) -> int:
-        return -(-programs * splits // slots) * (-(-units // splits) + 2)
+        partial = -(-block_m // 16) if splits > 1 else 0
+        return -(-programs * splits // slots) * (-(-units // splits) + 1 + partial)
 
     return min(range(1, min(units, MOST_SPLITS) + 1), key=turns)
 
@@ -324,7 +327,8 @@ def _tiled(
     # Registers let about 16 warps of these kernels run at once.
     blocks = max(1, min(16 // num_warps, facts.shared_memory // each))
     programs = -(-n // block_n) * -(-rows // tiles["block_m"])
-    splits = best_splits(programs, units.total, facts.multiprocessors * blocks)
+    slots = facts.multiprocessors * blocks
+    splits = best_splits(programs, units.total, slots, tiles["block_m"])
     return Choice("triton", {**tiles, "splits": splits})
 
 

@@ -39,7 +39,10 @@ def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
         less = ["mov.b32 f, s", "sub.f32 f, f, $2", "mov.b32 g, v", "sub.f32 g, g, $3"]
         narrow = f"cvt.rn.{'f16x2' if half else 'bf16x2'}.f32 $0, g, f"
         if kind == INT8:
-            code = _instructions(INT8, lane, False, SYMMETRIC)
+            # 128 + seven bits, less 128 or 256 by the sign's bit
+            code = ["mov.b32 s, $1" if lane == 0 else "shr.b32 s, $1, 8"]
+            code += [f"lop3.b32 $0, s, {pair(0x7F)}, {pair(0x4300)}, 0xea"]
+            code += [f"lop3.b32 z, s, {pair(0x80)}, {pair(0xC300)}, 0xea", *one, add]
         else:
             code = ["mov.b32 s, $1" if lane == 0 else f"shr.b32 s, $1, {4 * lane}"]
             code += [f"lop3.b32 $0, s, {pair(0x000F)}, {pair(0x4300)}, 0xea"]
@@ -65,10 +68,10 @@ def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
         code += [f"lop3.b32 s, s, {pair(0xFF)}, {pair(0x80)}, 0x6a"]
         return [*code, f"or.b32 $0, s, {pair(0x6400)}", f"mov.b32 z, {pair(0xE480)}", add]
     if kind == INT8:
-        # 128 + seven bits, less 128 or 256 by the sign's bit
+        # As with nibbles below: code + 128, then a 64th of it.
         code = ["mov.b32 s, $1" if lane == 0 else "shr.b32 s, $1, 8"]
-        code += [f"lop3.b32 $0, s, {pair(0x7F)}, {pair(0x4300)}, 0xea"]
-        return [*code, f"lop3.b32 z, s, {pair(0x80)}, {pair(0xC300)}, 0xea", *one, add]
+        code += [f"lop3.b32 $0, s, {pair(0xFF)}, {pair(0x80)}, 0x6a"]
+        return [*code, f"mov.b32 z, {pair(0xC000)}", f"mov.b32 one, {pair(0x7F00)}", add]
     if half and lane % 2:
         # 1024 + 16 * nibble, a sixteenth of it: half the shifts, as float16 has bits to spare
         code = ["mov.b32 s, $1" if lane == 1 else "shr.b32 s, $1, 8"]
@@ -104,8 +107,8 @@ def _instructions(kind: int, lane: int, half: bool, zeros: int) -> list[str]:
 @triton.constexpr_function
 def factor(kind: int, zeros: int, dtype: tl.dtype, interpreted: bool) -> float:
     """What the numbers of ``unpacked`` are to be multiplied by: 64 where they are 64ths."""
-    scaled = kind == INT4 and zeros != FLOATS and dtype == tl.bfloat16 and not interpreted
-    return 64.0 if scaled else 1.0
+    scaled = kind in (INT4, INT8) and zeros != FLOATS and dtype == tl.bfloat16
+    return 64.0 if scaled and not interpreted else 1.0
 
 
 @triton.constexpr_function

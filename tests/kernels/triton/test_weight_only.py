@@ -102,7 +102,9 @@ def test_linear_and_dequantize(device, kind, n, k, group, rows, dtype, biased):
     out = ops.linear(x, weight)
     assert out.dtype == dtype
     assert out.shape == (rows, n)
-    assert float((out.double() - expected).norm() / expected.norm()) < TOLERANCE[dtype]
+    # Numbers that are rounded to x's dtype before they are scaled have two roundings.
+    most = TOLERANCE[dtype] * (2 if "floats" in kind or kind == "table" else 1)
+    assert float((out.double() - expected).norm() / expected.norm()) < most
 
 
 @pytest.mark.parametrize("kind", ["int4 integers", "int8"])
@@ -179,9 +181,11 @@ def test_units_hold_whole_groups_of_lanes():
 
 
 def test_splits_fill_the_device():
-    assert weight_only.best_splits(400, 16, 400) == 1
-    assert weight_only.best_splits(32, 56, 400) > 6
-    assert weight_only.best_splits(1, 1, 400) == 1
+    assert weight_only.best_splits(400, 16, 400, 16) == 1
+    assert weight_only.best_splits(32, 56, 400, 16) > 6
+    assert weight_only.best_splits(200, 16, 400, 16) == 2
+    assert weight_only.best_splits(200, 16, 400, 128) == 1
+    assert weight_only.best_splits(1, 1, 400, 16) == 1
 
 
 DTYPES = {torch.bfloat16: False, torch.float16: True}
@@ -231,7 +235,10 @@ def test_assembly_of_bytes(dtype, zeros):
         (out,) = ptx.run(code, 1, [containers(codes & 255, 8), *params])
         wide = codes[..., lane] - (less if zeros == FLOATS else 0)
         wanted = torch.from_numpy(wide.astype(np.float32)).to(dtype)
-        assert torch.equal(torch.stack(ptx.halves_of(out, dtype), -1), wanted), (lane, code)
+        found = torch.stack(ptx.halves_of(out, dtype), -1) * factor(
+            INT8, zeros, TYPES[dtype], False
+        )
+        assert torch.equal(found, wanted), (lane, code)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
