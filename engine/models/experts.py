@@ -14,8 +14,7 @@ from torch import Tensor
 
 from engine.models.spec import DecoderSpec
 from kernels import ops
-from kernels.experts import StackedWeight, pack_experts, run_stacked
-from kernels.ops import DenseWeight, LinearWeight
+from kernels.ops import DenseWeight, LinearWeight, StackedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Experts:
     def of(cls, router: DenseWeight, pairs: Sequence[tuple[LinearWeight, LinearWeight]]) -> Experts:
         """Of each expert's gate and up, and down; side by side where there are kernels for them."""
         gate_up, down = zip(*pairs, strict=True)
-        stacked = pack_experts(gate_up), pack_experts(down)
+        stacked = ops.pack_experts(gate_up), ops.pack_experts(down)
         if stacked[0] is None or stacked[1] is None:
             return cls(router, gate_up, down)
         views = [[part.expert(i) for i in range(len(pairs))] for part in stacked if part]
@@ -64,7 +63,7 @@ def run_experts(
     top_k = spec.experts.top_k
     weights, chosen = ops.route(ops.linear(x, experts.router), top_k, spec.experts.normalize)
     if experts.stacked is not None and observe is None:
-        total = run_stacked(x, *experts.stacked, weights, chosen, partial(gated, spec))
+        total = ops.run_stacked(x, *experts.stacked, weights, chosen, partial(gated, spec))
         if total is not None:
             return total
     flat = chosen.flatten()

@@ -1,6 +1,7 @@
 """A mixture of experts on the device: pairs sorted, formats multiplied, choices summed."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from engine.quantize import forms
 from engine.quantize.methods import quantize_weight
 from kernels import ops, plain_linear, reference
 from kernels.experts import pack_experts, run_stacked
-from kernels.triton import expert_linear, expert_order, fp8_linear
+from kernels.triton import expert_linear, expert_order, fp8_linear, runtime
 from kernels.triton.expert_order import order_by_expert
 from kernels.triton.runtime import DeviceFacts
+from kernels.triton.tuning import Problem
 from kernels.weights import Fp8Weight, LinearWeight
+from tests.engine.tiny_models import make_tiny
 
 Make = Callable[[int, int], LinearWeight]
 
@@ -213,6 +216,45 @@ def test_a_layer_is_what_it_is_expert_by_expert(device, method: str, spec: Decod
     viewed = run_experts(spec, experts, x, lambda name, _: seen.append(name))
     assert torch.equal(viewed, expected)
     assert len(seen) > 2
+
+
+def test_a_checkpoints_experts_lie_side_by_side(device, tmp_path: Path) -> None:
+    if device.type == "cuda":
+        pytest.skip("the tiny decoder is a CPU's")
+    tiny = make_tiny("mixtral", tmp_path, num_hidden_layers=1)
+    stacked = tiny.decoder(quantization="int8")
+    with runtime.without_triton():
+        alone = tiny.decoder(quantization="int8")
+        x = torch.randn(7, alone.spec.hidden_size)
+        layers = [layer.mlp for layer in alone.layers]
+        assert isinstance(layers[0], Experts)
+        assert layers[0].stacked is None
+        expected = run_experts(alone.spec, layers[0], x)
+    experts = stacked.layers[0].mlp
+    assert isinstance(experts, Experts)
+    assert experts.stacked is not None
+    assert error(run_experts(stacked.spec, experts, x), expected.double()) < 1e-3
+
+
+def test_candidates_fit_every_device() -> None:
+    for memory in (101_376, 166_912, 232_448):
+        facts = DeviceFacts("some", (8, 9), 100, memory)
+        for block_m in (16, 32, 64, 128):
+            sizes = (block_m, 4096, 4096, 8)
+            problems = [
+                Problem("expert_linear", (*sizes, columns, 128), ("torch.bfloat16", kind))
+                for kind in ("torch.bfloat16", "torch.float32", "int8", "e4m3", "codes")
+                for columns in (0, 32, 128)
+            ]
+            problems += [
+                Problem("expert_weight_only", (*sizes, 16 * lanes * size, 128, lanes), ("x",))
+                for lanes in (2, 4)
+                for size in (1, 4)
+            ]
+            for problem in problems:
+                found = expert_linear.choices(problem, facts)
+                assert 0 < len(found) <= 12
+                assert expert_linear.default_choice(problem, facts) == found[0]
 
 
 def test_what_no_kernel_takes_goes_expert_by_expert(device, spec: DecoderSpec) -> None:
