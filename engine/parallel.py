@@ -222,8 +222,7 @@ class GroupRanks:
         """Leave the group."""
         group, self._group = self._group, None
         if group is not None:
-            with contextlib.suppress(RuntimeError):
-                group.shutdown()
+            leave(group)
 
     def abort(self) -> None:
         """End what waits for other ranks, from any thread."""
@@ -297,6 +296,16 @@ def can_connect(device: torch.device) -> bool:
         return False
     found = dist.is_nccl_available() if device.type == "cuda" else dist.is_gloo_available()
     return bool(found)
+
+
+def leave(group: Any) -> None:
+    """Leave a process group, whether the others are still there or not."""
+    with contextlib.suppress(RuntimeError):
+        # NCCL's shutdown waits for the others, gloo's does not.
+        if isinstance(group, getattr(dist, "ProcessGroupGloo", ())):
+            group.shutdown()
+        else:
+            group.abort()
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.packed_step import StepHeader
-from engine.parallel import GroupRanks, first_line
+from engine.parallel import GroupRanks, first_line, leave
 from engine.parallel_messages import command_bytes, step_bytes
 from engine.parallel_processes import WorkerProcesses
 
@@ -33,7 +33,8 @@ class DriverRanks(GroupRanks):
         super().__init__(0, size, device)
         self._folder = Path(tempfile.mkdtemp(prefix="autotune-ranks-"))
         self.workers = WorkerProcesses(size, _aborting(weakref.ref(self)))
-        self._end = weakref.finalize(self, _end, self.workers, self._folder)
+        self._joined: list[Any] = []
+        self._end = weakref.finalize(self, _end, self.workers, self._joined, self._folder)
 
     @property
     def failure(self) -> EngineError | None:  # type: ignore[override]
@@ -53,7 +54,11 @@ class DriverRanks(GroupRanks):
         self.workers.wait_until_loaded()
         with self.uninterrupted():
             self.tell("join")
-            self.join(self._meeting)
+            try:
+                self.join(self._meeting)
+            finally:
+                if self._group is not None:
+                    self._joined.append(self._group)
 
     def tell(self, command: str, **arguments: Any) -> None:
         """Let the others do this too."""
@@ -98,7 +103,7 @@ class DriverRanks(GroupRanks):
     def close(self) -> None:
         """End the others."""
         self._end()
-        super().close()
+        self._group = None
 
     @property
     def _meeting(self) -> Path:
@@ -148,6 +153,9 @@ def _aborting(driver: weakref.ref[DriverRanks]) -> Any:
     return abort
 
 
-def _end(workers: WorkerProcesses, folder: Path) -> None:
+def _end(workers: WorkerProcesses, joined: list[Any], folder: Path) -> None:
     workers.close()
+    for group in joined:
+        leave(group)
+    joined.clear()
     shutil.rmtree(folder, ignore_errors=True)
