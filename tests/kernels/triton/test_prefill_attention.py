@@ -30,7 +30,12 @@ INT8, E4M3 = torch.int8, torch.float8_e4m3fn
 def test_chunks_and_decodes(
     device, generator, dtype, cache_dtype, head_dim, kv_heads, group, block_size, window, soft_cap
 ):
-    sequences = [(1, 70), (1, 1), (2, 2), (45, 45), (19, 150), (3, 131)]
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    chunks = [draw(2, 40) for _ in range(3)]
+    sequences = [(1, draw(1, 90)), (1, 1), (2, 2), (45, 45)]
+    sequences += [(new, new + draw(0, 110)) for new in chunks]
     case = make_case(
         dtype,
         head_dim,
@@ -70,3 +75,5 @@ def test_a_prompt_alone_computes_what_it_computes_among_others(device, generator
     metadata = ops.build_attention_metadata(case.tables[1:], [30], [90], 16, device)
     alone = replace(case, q=case.q[40:], metadata=metadata)
     assert torch.equal(attend(alone), together[40:])
+    through_ops = ops.paged_attention(case.q, case.cache, case.metadata, case.scale)
+    assert torch.equal(through_ops, together)
