@@ -19,6 +19,7 @@ from engine.models.decoder import Decoder
 from engine.models.spec import DecoderSpec
 from engine.packed_step import StepBuffer, StepHeader, StepTensors
 from engine.parallel import all_or_none
+from engine.step_inputs import TABLE_MULTIPLE, table_width
 from kernels.backends import backend_for
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata, build_attention_metadata
@@ -211,7 +212,7 @@ class ForwardPass:
                 forward,
                 sizes,
                 max(layer_group) + 1,
-                -(-max_model_len // config.block_size),
+                table_width(max_model_len, config.block_size, TABLE_MULTIPLE),
                 self.decoder.device,
                 self._make_capture(),
                 # Ranks that capture different steps would wait for each other for ever.

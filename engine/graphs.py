@@ -19,8 +19,6 @@ from engine.errors import EnvironmentLacks
 from engine.packed_step import StepBuffer, StepHeader, StepTensors, step_arrays, step_tensors
 
 MOST_SEQUENCES = 512
-# Rows of the static tables are multiples of so many blocks, for which kernels are specialised.
-TABLE_MULTIPLE = 16
 
 
 class NotCapturable(Exception):
@@ -79,7 +77,7 @@ class DecodeGraphs:
             which must leave the KV cache as it is.
         sizes: batch sizes to capture.
         num_groups: block tables of a sequence.
-        table_width: blocks of the longest sequence.
+        table_width: blocks of the widest step.
         device: where the step's inputs lie.
         capture: makes graphs.
         leave_out: whether sizes that do not fit the memory are left out.
@@ -107,11 +105,12 @@ class DecodeGraphs:
         self._device = device
         self._replays: dict[int, Callable[[], None]] = {}
         most = max(sizes)
-        width = -(-table_width // TABLE_MULTIPLE) * TABLE_MULTIPLE
         try:
             words = self._header(most).num_fixed_words
             self._words = torch.zeros(words, dtype=torch.int64, device=device)
-            self._tables = torch.zeros((num_groups, most, width), dtype=torch.int32, device=device)
+            self._tables = torch.zeros(
+                (num_groups, most, table_width), dtype=torch.int32, device=device
+            )
             self._likeliest = torch.zeros(most, dtype=torch.int64, device=device)
         except torch.OutOfMemoryError:
             raise _no_room(most) from None

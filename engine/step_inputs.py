@@ -21,6 +21,10 @@ from engine.request import Request
 
 _Int32: TypeAlias = NDArray[np.int32]
 
+# On a GPU block tables are multiples of so many blocks wide: kernels are compiled once more for
+# strides that 16 does not divide.
+TABLE_MULTIPLE = 16
+
 
 @dataclass(slots=True)
 class _Row:
@@ -42,7 +46,8 @@ class StepInputs:
         self, block_size: int, max_model_len: int, device: torch.device, num_groups: int = 1
     ) -> None:
         self._block_size = block_size
-        self._max_blocks = -(-max_model_len // block_size)
+        self._multiple = 1 if device.type == "cpu" else TABLE_MULTIPLE
+        self._max_blocks = table_width(max_model_len, block_size, self._multiple)
         self._num_groups = num_groups
         # [group, row, block]
         self._tables: _Int32 = np.zeros((num_groups, 16, self._max_blocks), dtype=np.int32)
@@ -86,7 +91,7 @@ class StepInputs:
             num_decodes=batch.num_decodes + padding,
             decode_query_len=1,
             num_samples=num_samples + padding,
-            table_width=-(-max(context_lens) // self._block_size),
+            table_width=table_width(max(context_lens), self._block_size, self._multiple),
             num_groups=self._num_groups,
         )
         buffer = self._buffers[self._turn]
@@ -162,3 +167,8 @@ class StepInputs:
             grown = np.zeros((self._num_groups, wanted, self._max_blocks), dtype=np.int32)
             grown[:, :present_rows] = self._tables
             self._tables = grown
+
+
+def table_width(num_tokens: int, block_size: int, multiple: int) -> int:
+    """Blocks of `num_tokens` tokens, rounded up to a multiple."""
+    return -(-num_tokens // (block_size * multiple)) * multiple

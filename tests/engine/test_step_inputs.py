@@ -10,7 +10,7 @@ import torch
 from engine.batch import Batch, ScheduledSequence
 from engine.block_tables import BlockTables
 from engine.request import Request, SamplingParams
-from engine.step_inputs import StepInputs
+from engine.step_inputs import StepInputs, table_width
 from kernels.metadata import build_attention_metadata
 
 
@@ -80,3 +80,14 @@ def test_the_table_stays_small() -> None:
         *_, (metadata,) = inputs.prepare(Batch([ScheduledSequence(request, 0, 2, True)], 0))
         assert metadata.block_tables.tolist() == [[number]]
     assert len(inputs._tables[0]) == 16
+
+
+def test_tables_of_a_gpu_have_one_kind_of_width() -> None:
+    assert [table_width(n, 8, 1) for n in (1, 8, 9, 64)] == [1, 1, 2, 8]
+    assert [table_width(n, 8, 16) for n in (1, 128, 129, 4000)] == [16, 16, 32, 512]
+    inputs = StepInputs(8, 200, torch.device("meta"))  # any device but a CPU
+    tables = BlockTables([list(range(1, 26))])
+    request = Request("r", [1] * 200, SamplingParams(), 0.0, tables=tables)
+    header, buffer = inputs.pack(Batch([ScheduledSequence(request, 0, 130, False)], 0))
+    assert header.table_width == 32
+    assert buffer.arrays(header).tables[0].tolist() == [[*range(1, 26), *[0] * 7]]
