@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels import plain
 from kernels.backends import backend_for
 from kernels.cpu import matmul as cpu_matmul
+from kernels.experts import StackedWeight, pack_experts, run_stacked
 from kernels.head_norms import HeadNorms
 from kernels.layer_cache import LayerCache
 from kernels.linears import (
