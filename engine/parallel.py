@@ -228,7 +228,7 @@ class GroupRanks:
         """End what waits for other ranks, from any thread."""
         group = self._group
         if group is not None:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, AttributeError):
                 group.abort()
 
     def _wait(self, start: Callable[[], Any]) -> None:
@@ -300,7 +300,7 @@ def can_connect(device: torch.device) -> bool:
 
 def leave(group: Any) -> None:
     """Leave a process group, whether the others are still there or not."""
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, AttributeError):
         # NCCL's shutdown waits for the others, gloo's does not.
         if isinstance(group, getattr(dist, "ProcessGroupGloo", ())):
             group.shutdown()

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
+from engine.models.sharding import Shard
 from tests.engine.rank_threads import parallel_logits
 from tests.engine.tiny_llama import VARIANTS, make_tiny_llama
 from tests.engine.tiny_models import TinyModel, make_tiny
@@ -49,3 +52,26 @@ def check(tiny: TinyModel, size: int, meeting: Path) -> None:
     for logits in found:
         torch.testing.assert_close(logits, expected, rtol=0.0, atol=1e-5 * scale)
         assert torch.equal(logits, found[0])  # all ranks would choose the same token
+
+
+@given(st.integers(1, 5000), st.sampled_from([1, 2, 4, 8, 16]))
+def test_every_token_is_on_one_rank(vocabulary: int, size: int) -> None:
+    shards = [Shard(rank, size) for rank in range(size)]
+    runs = [shard.vocabulary(vocabulary) for shard in shards]
+    assert [i for run in runs for i in range(run.start, run.stop)] == list(range(vocabulary))
+    # Logits are gathered as if all had as many rows, of which the last may be missing.
+    each = shards[0].vocabulary_rows(vocabulary)
+    assert [run.start for run in runs] == [min(rank * each, vocabulary) for rank in range(size)]
+
+
+@given(st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 16), st.integers(1, 8))
+def test_query_heads_have_their_key_heads(size: int, kv_heads: int, group: int) -> None:
+    heads = kv_heads * group
+    assume(heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0))
+    for rank in range(size):
+        shard = Shard(rank, size)
+        own, kv = shard.of(heads), shard.kv_heads(kv_heads)
+        # As attention maps them on this rank, and as the whole model does.
+        local = len(own) // len(kv)
+        for place, head in enumerate(range(own.start, own.stop)):
+            assert kv.start + place // local == head // group
