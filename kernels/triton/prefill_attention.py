@@ -32,8 +32,8 @@ from kernels.triton.cached_values import (
     rows_of,
     words_of,
 )
-from kernels.triton.runtime import DeviceFacts, facts_of
-from kernels.triton.tuning import Choice, Problem
+from kernels.triton.prefill_tiles import default_choice, problem_of
+from kernels.triton.runtime import facts_of
 
 LOG2_E = math.log2(math.e)
 
@@ -324,79 +324,6 @@ def _prefill_kernel(
     odd_total *= inverse[:, None]
     place = (first_token + token).to(tl.int64) * (kv_heads * GROUP) + q_head
     store_rows(out + place * HEAD_DIM, in_rows, total, odd_total, KIND, HEAD_DIM)
-
-
-def problem_of(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> Problem:
-    """Sizes: head size, query heads of a key/value head, page size, new tokens of a sequence."""
-    chunks = metadata.query_lens[metadata.num_decodes :]
-    group = q.shape[1] // cache.num_kv_heads
-    sizes = (q.shape[2], group, cache.block_size, min(tuning.round_rows(max(chunks)), 1024))
-    return Problem("prefill_attention", sizes, (str(q.dtype), str(cache.keys.dtype)))
-
-
-def _tiles(
-    problem: Problem, block_m: int, block_n: int, warps: int, stages: int, overlapped: int
-) -> Choice:
-    """Tiles of at least one token."""
-    return Choice(
-        "triton",
-        {
-            "block_m": max(block_m, int(triton.next_power_of_2(problem.sizes[1]))),
-            "block_n": block_n,
-            "num_warps": warps,
-            "num_stages": stages,
-            "overlapped": overlapped,
-        },
-    )
-
-
-def _shared_memory(problem: Problem, choice: Choice) -> int:
-    """Bytes that a program needs at most: queries, keys and values of every stage."""
-    tiles = choice.tiles
-    width = int(triton.next_power_of_2(problem.sizes[0]))
-    itemsize = 1 if problem.dtypes[1] in ("torch.int8", "torch.float8_e4m3fn") else 2
-    cached = 2 * tiles["block_n"] * width * itemsize * tiles["num_stages"]
-    late = tiles["overlapped"] * tiles["block_n"] * width * itemsize
-    return tiles["block_m"] * width * 2 + cached + late + 1024
-
-
-def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
-    """Rows for two groups of four warps where there are as many, else for one."""
-    head_dim, group, _, new = problem.sizes
-    plain = problem.dtypes[0] == problem.dtypes[1]
-    large = new * group > 64
-    rows, warps = (128, 8) if large else (64, 4)
-    if problem.dtypes[1] == "torch.float32":
-        return _tiles(problem, 32, 32 if head_dim <= 128 else 16, 4, 1, 0)
-    if facts.capability < (9, 0):
-        if head_dim > 128:
-            return _tiles(problem, 64, 32, 8, 2, 0)
-        return _tiles(problem, rows, *((64, warps, 2, 0) if head_dim <= 64 else (32, warps, 3, 0)))
-    if head_dim > 128:
-        return _tiles(problem, *((128, 32, 8, 2, 1) if plain else (64, 32, 8, 2, 0)))
-    return _tiles(problem, rows, 64, warps, *((3, 1) if plain else (2, 0)))
-
-
-def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
-    """Tiles of 64 and 128 rows; where products are asynchronous, overlapped and not."""
-    found = [default_choice(problem, facts)]
-    if problem.dtypes[1] == "torch.float32":
-        return found
-    tried = [(128, 64, 8, 2, 0), (128, 32, 8, 3, 0), (64, 64, 4, 2, 0), (64, 32, 4, 3, 0)]
-    tried += [(64, 32, 8, 2, 0), (128, 64, 4, 2, 0)]
-    if facts.capability >= (9, 0):
-        tried += [(128, 128, 8, 2, 0), (64, 128, 4, 2, 0)]
-        if problem.dtypes[0] == problem.dtypes[1]:
-            tried += [(128, 64, 8, 3, 1), (128, 64, 8, 2, 1), (64, 64, 4, 3, 1)]
-    for block_m, block_n, warps, stages, overlapped in tried:
-        choice = _tiles(problem, block_m, block_n, warps, stages, overlapped)
-        fits = _shared_memory(problem, choice) <= facts.shared_memory
-        if fits and choice not in found:
-            found.append(choice)
-    return found
-
-
-tuning.announce("prefill_attention", choices)
 
 
 def prefill_attention(

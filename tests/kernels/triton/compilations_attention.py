@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from kernels.triton import decode_attention as decode
+from kernels.triton import decode_tiles, prefill_tiles
 from kernels.triton import prefill_attention as prefill
 from kernels.triton.cached_values import BITS, CONVERSIONS, E4M3, INT8, PLAIN, columns_of
 from kernels.triton.runtime import DeviceFacts
@@ -59,15 +60,15 @@ def decoding(
     **other: Any,
 ) -> Compilation:
     """The stretches' kernel with its default tiles, or others."""
-    rows = decode.product_rows(query_len, group)
+    rows = decode_tiles.product_rows(query_len, group)
     dtypes = ("torch.bfloat16", DTYPES[kind])
     problem = Problem("decode_attention", (head_dim, rows, block_size, 512, 8192), dtypes)
-    tiles = {**decode.default_choice(problem, facts).tiles, **other}
+    tiles = {**decode_tiles.default_choice(problem, facts).tiles, **other}
     constants = {
         **_constants(head_dim, group, block_size, kind, assembly),
         "QUERY_LEN": query_len,
         "SPLIT": split,
-        "LEAST": decode.LEAST_STRETCH,
+        "LEAST": decode_tiles.LEAST_STRETCH,
         "BLOCK_M": rows,
         "BLOCK_N": tiles["block_n"],
         "STAGES": tiles["num_stages"],
@@ -96,7 +97,7 @@ def prefilling(
     """The prefill kernel with its default tiles, or others."""
     dtypes = ("torch.bfloat16", DTYPES[kind])
     problem = Problem("prefill_attention", (head_dim, group, block_size, 1024), dtypes)
-    tiles = {**prefill.default_choice(problem, facts).tiles, **other}
+    tiles = {**prefill_tiles.default_choice(problem, facts).tiles, **other}
     constants = {
         **_constants(head_dim, group, block_size, kind, assembly),
         "OVERLAPPED": bool(tiles["overlapped"]),
@@ -129,7 +130,7 @@ def merging(splits: int) -> Compilation:
         "HEAD_DIM": 128,
         "COLUMNS": 128,
         "WINDOWED": True,
-        "LEAST": decode.LEAST_STRETCH,
+        "LEAST": decode_tiles.LEAST_STRETCH,
         "BLOCK_N": 64,
         "SPLITS": splits,
     }

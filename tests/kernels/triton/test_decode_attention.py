@@ -8,8 +8,6 @@ import torch
 from kernels import ops
 from kernels.triton import decode_attention as decode
 from kernels.triton.attention import paged_attention
-from kernels.triton.runtime import DeviceFacts
-from kernels.triton.tuning import Problem, candidates
 from tests.kernels.attention_cases import RELATIVE_ERROR, expected_of, make_case
 from tests.kernels.triton.attention_on_device import attend, check, moved
 
@@ -129,22 +127,3 @@ def test_captured_steps(device, generator, query_len):
 def test_what_has_no_kernel_is_declined(device, generator, head_dim, block_size, q_dtype):
     case = moved(make_case(BF16, head_dim, 1, 2, block_size, [(1, 9)], generator), device)
     assert paged_attention(case.q.to(q_dtype), case.cache, case.metadata, 1.0, 0, 0.0) is None
-
-
-def test_stretches_fill_waves():
-    assert decode.splits_of(programs=512, longest=64, slots=264) == 1
-    assert decode.splits_of(programs=264, longest=1 << 17, slots=264) == 1
-    assert decode.splits_of(programs=8, longest=1 << 17, slots=264) == 32
-    assert decode.splits_of(programs=8, longest=2048, slots=264) <= 8
-
-
-@pytest.mark.parametrize("shared_memory", [101_376, 232_448])
-@pytest.mark.parametrize("kernel", ["decode_attention", "prefill_attention"])
-@pytest.mark.parametrize("cache_dtype", ["bfloat16", "int8", "float32"])
-def test_candidates_start_with_the_default_and_fit(shared_memory, kernel, cache_dtype):
-    facts = DeviceFacts("", (8, 9) if shared_memory < 150_000 else (9, 0), 132, shared_memory)
-    sizes = {"decode_attention": (256, 16, 16, 512, 8192), "prefill_attention": (256, 8, 16, 1024)}
-    problem = Problem(kernel, sizes[kernel], ("torch.bfloat16", f"torch.{cache_dtype}"))
-    found = candidates(problem, facts)
-    assert 1 <= len(found) <= 12
-    assert len({tuple(c.tiles.items()) for c in found}) == len(found)

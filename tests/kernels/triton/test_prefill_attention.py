@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from kernels import ops
-from kernels.triton import prefill_attention as prefill
-from kernels.triton import tuning
+from kernels.triton import prefill_tiles, tuning
 from tests.kernels.attention_cases import make_case
 from tests.kernels.triton.attention_on_device import attend, check, moved
 
@@ -64,7 +63,7 @@ def test_tiles_change_nothing(device, generator, tiles):
     for block_size, window in ((8, 20), (64, 0)):
         case = make_case(BF16, 64, 1, 3, block_size, sequences, generator, None, window)
         here = moved(case, device)
-        problem = prefill.problem_of(here.q, here.cache, here.metadata)
+        problem = prefill_tiles.problem_of(here.q, here.cache, here.metadata)
         with tuning.forced({problem: tuning.Choice("triton", tiles)}):
             check(case, device)
 
