@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -153,7 +154,8 @@ class ModelRunner:
             self.forward.release()  # first, so that both need not fit beside each other
             try:
                 self._build_cache(config, max_model_len)
-            except EnvironmentLacks:
+            except EnvironmentLacks as error:
+                drop_locals(error)
                 self._build_cache(old_config, old_len)
                 raise
 
@@ -244,3 +246,14 @@ def set_threads(config: EngineConfig, device: torch.device, num_ranks: int) -> N
         threads = max(1, (config.num_threads or len(os.sched_getaffinity(0))) // num_ranks)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+
+def drop_locals(error: BaseException) -> None:
+    """Let go of what the functions that failed had in hand: a traceback keeps it.
+
+    On a GPU that may be the very memory that is to be used next.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__

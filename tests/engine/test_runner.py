@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -110,3 +112,28 @@ def test_the_seed_is_live(tiny: TinyLlama) -> None:
     config = EngineConfig(seed=5, num_threads=1)
     runner.apply_live(config)
     assert runner._sampler.seed == 5
+
+
+def test_memory_of_the_attempt_is_free_when_the_old_cache_is_built_again(
+    tiny: TinyLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of(tiny)
+    allocate = runner.forward.allocate
+    attempts: list[weakref.ref[torch.Tensor]] = []
+
+    def full(*arguments: Any) -> None:
+        if attempts:
+            assert attempts[0]() is None
+            return allocate(*arguments)
+        activations = torch.zeros(3)
+        attempts.append(weakref.ref(activations))
+        try:
+            raise torch.OutOfMemoryError("fake")
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentLacks("no room") from error
+
+    monkeypatch.setattr(runner.forward, "allocate", full)
+    with pytest.raises(EnvironmentLacks, match="no room"):
+        runner.reconfigure(EngineConfig(num_threads=1, block_size=32), 64)
+    assert len(attempts) == 1
+    assert runner.cache.block_size == 16
