@@ -19,6 +19,9 @@ from kernels.triton.tuning import Choice
 from kernels.triton.weight_only_kernels import scale_of
 from kernels.triton.weight_only_unpack import factor, looked_up, table_words, unpacked
 
+# Sums lie in a memory of 512 columns there, and those of 128 x 128 in several groups are too many.
+TENSOR_MEMORY = (10, 0)
+
 
 @triton.jit
 def expert_weight_only_kernel(
@@ -149,7 +152,15 @@ def tiles(block_m: int, columns: int, lanes: int, facts: DeviceFacts) -> list[di
     """Tiles that fit the device for weights whose units have `columns`, the sensible first."""
     shapes = [(64, 256, 4, 4), (64, 256, 4, 3), (64, 128, 4, 4), (128, 128, 8, 3), (128, 128, 4, 3)]
     if block_m > 32:
-        shapes = [(128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 3), (128, 64, 8, 3)]
+        shapes = [
+            (128, 128, 8, 3),
+            (128, 128, 8, 2),
+            (64, 128, 8, 3),
+            (128, 64, 8, 3),
+            (64, 64, 8, 3),
+        ]
+    if facts.capability >= TENSOR_MEMORY and block_m > 64:
+        shapes = [shape for shape in shapes if shape[0] <= 64]
     found: list[dict[str, int]] = []
     for block_n, block_k, num_warps, num_stages in shapes:
         tile = {

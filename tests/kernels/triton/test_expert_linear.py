@@ -237,8 +237,8 @@ def test_a_checkpoints_experts_lie_side_by_side(device, tmp_path: Path) -> None:
 
 
 def test_candidates_fit_every_device() -> None:
-    for memory in (101_376, 166_912, 232_448):
-        facts = DeviceFacts("some", (8, 9), 100, memory)
+    for capability, memory in (((8, 9), 101_376), ((8, 0), 166_912), ((10, 0), 232_448)):
+        facts = DeviceFacts("some", capability, 100, memory)
         for block_m in (16, 32, 64, 128):
             sizes = (block_m, 4096, 4096, 8)
             problems = [
