@@ -97,7 +97,7 @@ def expert_weight_only_kernel(
             entries = looked_up(containers, words, x.dtype.element_ty)
         for part in tl.static_range(LANES // SHARING):
             if GROUP == 0:
-                params = 0
+                params = containers
             else:
                 group = (unit * UNIT + part * SHARING * QUARTER) // GROUP
                 if WORDS and ZEROS == 0:
