@@ -302,7 +302,7 @@ def leave(group: Any) -> None:
     """Leave a process group, whether the others are still there or not."""
     with contextlib.suppress(RuntimeError, AttributeError):
         # NCCL's shutdown waits for the others, gloo's does not.
-        if isinstance(group, getattr(dist, "ProcessGroupGloo", ())):
+        if dist.is_gloo_available() and isinstance(group, dist.ProcessGroupGloo):
             group.shutdown()
         else:
             group.abort()
