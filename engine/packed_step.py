@@ -144,12 +144,14 @@ class StepBuffer:
         self._header = header
 
     def _reserve(self, num_words: int) -> None:
-        pinned = self._device.type == "cuda"
-        # Zeros, so that what lies between two parts is never strange.
-        self._host = torch.zeros(num_words, dtype=torch.int64, pin_memory=pinned)
-        self._words = self._host
-        if self._device.type != "cpu":
-            self._words = torch.zeros(num_words, dtype=torch.int64, device=self._device)
+        device = self._device
+        # Not inference tensors, which could not be written to outside of inference mode later.
+        with torch.inference_mode(mode=False):
+            pinned = device.type == "cuda"
+            self._host = torch.zeros(num_words, dtype=torch.int64, pin_memory=pinned)
+            self._words = self._host
+            if device.type != "cpu":
+                self._words = torch.zeros(num_words, dtype=torch.int64, device=device)
 
 
 def step_tensors(header: StepHeader, words: Tensor) -> StepTensors:

@@ -102,3 +102,14 @@ def test_the_next_step_leaves_the_last_ones_memory_alone() -> None:
     before = first.token_ids.tolist(), first.layouts[0].slots.tolist()
     inputs.prepare(decodes([25, 26]))
     assert (first.token_ids.tolist(), first.layouts[0].slots.tolist()) == before
+
+
+def test_a_buffer_that_grew_in_inference_mode_can_be_written_elsewhere() -> None:
+    buffer = StepBuffer(CPU)
+    header = StepHeader(4000, 4, 0, 1, 4, 9, 2)
+    with torch.inference_mode():
+        buffer.arrays(header)
+    words = buffer.words(header)
+    assert len(words) == header.num_words
+    words.copy_(torch.arange(header.num_words))
+    assert buffer.tensors(header).token_ids.tolist() == list(range(4000))
