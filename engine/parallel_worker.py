@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -99,7 +100,7 @@ def main() -> None:
     """Load, answer, and serve; the answers go to what was standard output."""
     arguments = Arguments(**json.loads(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(arguments.lifeline,), daemon=True).start()
+    threading.Thread(target=_end_with_driver, args=(arguments,), daemon=True).start()
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not fall between the answers
     try:
@@ -126,9 +127,10 @@ def _run(arguments: Arguments, answers: int) -> None:
     Worker(decoder, ranks, Path(arguments.meeting)).serve(sys.stdin.buffer)
 
 
-def _end_with(lifeline: int) -> None:
-    """End this process when the driver has gone; nothing is ever written there."""
-    os.read(lifeline, 1)
+def _end_with_driver(arguments: Arguments) -> None:
+    """End this process when the driver has gone, and remove what that could not."""
+    os.read(arguments.lifeline, 1)  # nothing is ever written there
+    shutil.rmtree(Path(arguments.meeting).parent, ignore_errors=True)
     os._exit(2)
 
 

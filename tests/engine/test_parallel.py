@@ -116,7 +116,8 @@ DRIVER = """
 import json, sys, time
 from engine import LLM, SamplingParams
 llm = LLM(sys.argv[1], device="cpu", max_model_len=64, num_threads=1, tensor_parallel_size=2)
-print(json.dumps(llm._loaded.runner.decoder.ranks.workers.pids()), flush=True)
+ranks = llm._loaded.runner.decoder.ranks
+print(json.dumps([list(ranks.workers.pids().values()), str(ranks._folder)]), flush=True)
 while True:
     llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=20))
 """
@@ -128,12 +129,14 @@ def test_the_others_end_when_the_driver_is_killed(tiny: TinyModel) -> None:
     )
     try:
         assert driver.stdout is not None
-        pids = list(json.loads(driver.stdout.readline()).values())
+        pids, folder = json.loads(driver.stdout.readline())
         assert all(map(is_running, pids))
+        assert Path(folder).is_dir()
     finally:
         driver.kill()
         driver.communicate()
     wait_for_end(pids)
+    assert not Path(folder).exists()
 
 
 def test_a_rank_that_cannot_load_is_told_as_its_error(tiny: TinyModel, tmp_path: Path) -> None:
