@@ -35,7 +35,8 @@ CODE
 
 failed=0
 echo "== Kernel tests, compiled"
-timeout 120 "$PYTHON" -m pytest -q -p no:cacheprovider tests/kernels/triton tests/engine/test_sampler_launch.py || failed=1
+timeout 120 "$PYTHON" -m pytest -q -p no:cacheprovider tests/kernels/triton \
+    tests/engine/test_sampler_launch.py tests/engine/test_parallel_gpu.py || failed=1
 echo "== Errors and times"
 timeout 340 "$PYTHON" -m benchmarks.gpu.check --out "$out" --seconds 320 || failed=1
 exit $failed
