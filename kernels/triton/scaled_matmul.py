@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.triton.runtime import facts_of
 from kernels.triton.scaled_tiles import splits_for
+from kernels.triton.tuning import round_rows
 from kernels.triton.weight_only_unpack import FP8, SYMMETRIC, unpacked
 
 CHUNKS = 32  # bits of a row's word that says where along K its outliers are
@@ -336,4 +337,4 @@ def merge(
 
 def chunk_size(k: int) -> int:
     """Columns of one bit of the words: a power of two, so that tiles of K divide it."""
-    return max(512, triton.next_power_of_2(triton.cdiv(k, CHUNKS)))
+    return max(512, round_rows(-(-k // CHUNKS)))
