@@ -19,9 +19,6 @@ from kernels.triton.tuning import Choice
 from kernels.triton.weight_only_kernels import scale_of
 from kernels.triton.weight_only_unpack import factor, looked_up, table_words, unpacked
 
-# Sums lie in a memory of 512 columns there, and those of 128 x 128 in several groups are too many.
-TENSOR_MEMORY = (10, 0)
-
 
 @triton.jit
 def expert_weight_only_kernel(
@@ -159,7 +156,7 @@ def tiles(block_m: int, columns: int, lanes: int, facts: DeviceFacts) -> list[di
             (128, 64, 8, 3),
             (64, 64, 8, 3),
         ]
-    if facts.capability >= TENSOR_MEMORY and block_m > 64:
+    if facts.capability >= weight_only.TENSOR_MEMORY and block_m > 64:
         shapes = [shape for shape in shapes if shape[0] <= 64]
     found: list[dict[str, int]] = []
     for block_n, block_k, num_warps, num_stages in shapes:

@@ -56,6 +56,8 @@ FEW = (
     ((32, 128, 128), 4, 4),
     ((32, 32, 256), 2, 4),
 )
+# From this capability on sums are kept in a memory of their own, of 512 columns.
+TENSOR_MEMORY = (10, 0)
 RESERVED_SHARED_MEMORY = 1024  # of each block, by the system
 
 
@@ -366,6 +368,10 @@ def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
 
 def _many(facts: DeviceFacts) -> Sequence[tuple[tuple[int, int, int], int, int]]:
     """Tiles for up to 64 rows, for more, and what else there is."""
+    if facts.capability >= TENSOR_MEMORY:
+        # Weights and sums of a larger tile exceed it; what was compiled would stop the device.
+        few, many = ((64, 128, 128), 8, 4), ((64, 128, 128), 4, 3)
+        return (few, few, many, ((64, 64, 128), 4, 4))
     largest = ((128, 128, 128), 8, 3)
     # Where products are issued by warps, not by groups of four, its registers do not suffice.
     hopper = facts.capability >= (9, 0)

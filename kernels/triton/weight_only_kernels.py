@@ -79,12 +79,9 @@ def weight_only_kernel(
     data_tile = data + row[:, None] * QUARTER + column[None, :]
     x_tile = x + m[None, :].to(tl.int64) * stride_x + column[:, None]
     # Lanes that share a group, and groups of a unit.
-    if GROUP == 0 or GROUP % UNIT == 0:
-        SHARING: tl.constexpr = LANES
-    elif UNIT % GROUP == 0:
-        SHARING: tl.constexpr = GROUP // QUARTER
-    else:
-        SHARING: tl.constexpr = 1
+    WHOLE: tl.constexpr = GROUP == 0 or GROUP % UNIT == 0
+    PARTS: tl.constexpr = GROUP != 0 and UNIT % max(GROUP, 1) == 0
+    SHARING: tl.constexpr = LANES if WHOLE else (GROUP // QUARTER if PARTS else 1)
     LOOK_UP: tl.constexpr = KIND == 1 and not INTERPRETED
     if LOOK_UP:
         words = table_words(table, x.dtype.element_ty)
@@ -110,11 +107,13 @@ def weight_only_kernel(
                 scale = scale_of(params, part % 2 if ZEROS == 0 else 0, WORDS, HALF_SCALES)
                 scale *= factor(KIND, ZEROS, x.dtype.element_ty, INTERPRETED)
             if ZEROS == 2:
-                params = tl.load(zeros + group * N + row)
+                shift = tl.load(zeros + group * N + row)
+            else:
+                shift = params
             if ZEROS == 0:
                 spread = containers
             else:
-                spread = tl.broadcast_to(params[:, None], (BLOCK_N, WIDTH))
+                spread = tl.broadcast_to(shift[:, None], (BLOCK_N, WIDTH))
             for i in tl.static_range(SHARING):
                 start = unit * UNIT + (part * SHARING + i) * QUARTER + offset
                 if EVEN_K:
