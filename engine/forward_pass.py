@@ -137,8 +137,12 @@ class ForwardPass:
 
     def release(self) -> None:
         """Give the KV cache and the graphs back."""
-        self._graphs = None
+        self.release_graphs()
         del self.cache
+
+    def release_graphs(self) -> None:
+        """Give the graphs back: steps run without them until the next `allocate`."""
+        self._graphs = None
 
     @property
     def most_captured(self) -> int:
@@ -163,19 +167,9 @@ class ForwardPass:
             and graphs.size_for(count) == count
         ):
             return graphs.run(header, buffer)
-        logits = self._logits(self.cache, self._layer_group, buffer.tensors(header))
+        step = buffer.tensors(header)
+        logits = logits_of(self.decoder, self.cache, self._layer_group, step)
         return None if logits is None else Scores(logits)
-
-    def _logits(
-        self, cache: KVCache, layer_group: Sequence[int], step: StepTensors
-    ) -> Tensor | None:
-        metadata = [step.layouts[group] for group in layer_group]
-        hidden = self.decoder.forward(step.token_ids, step.positions, cache.layers, metadata)
-        if not len(step.last):
-            return None
-        if len(step.last) != len(hidden):
-            hidden = hidden[step.last]
-        return self.decoder.logits(hidden)
 
     def _set_length(self, max_model_len: int) -> tuple[BlockGroup, ...]:
         self.decoder.set_max_position(max_model_len)
@@ -200,14 +194,17 @@ class ForwardPass:
             EnvironmentLacks: no memory for a single one.
         """
         assert self._make_capture is not None
+        decoder = self.decoder
 
+        # Without `self`: the graphs belong to it, and a cycle would keep the device's memory until
+        # the next garbage collection.
         def forward(step: StepTensors) -> Tensor:
-            logits = self._logits(cache, layer_group, step)
+            logits = logits_of(decoder, cache, layer_group, step)
             assert logits is not None
             return logits
 
         try:
-            check_capturable(self.decoder.spec, cache.layers[0], self.decoder.dtype)
+            check_capturable(decoder.spec, cache.layers[0], decoder.dtype)
             return DecodeGraphs(
                 forward,
                 sizes,
@@ -216,7 +213,7 @@ class ForwardPass:
                 self.decoder.device,
                 self._make_capture(),
                 # Ranks that capture different steps would wait for each other for ever.
-                leave_out=self.decoder.ranks.size == 1,
+                leave_out=decoder.ranks.size == 1,
             )
         except NotCapturable as reason:
             self.notes = [f"decode steps run without CUDA graphs: {reason}"]
@@ -255,6 +252,19 @@ class ForwardPass:
         logits = decoder.logits(hidden[: most_sequences(config)])
         if sample is not None:
             sample(logits)
+
+
+def logits_of(
+    decoder: Decoder, cache: KVCache, layer_group: Sequence[int], step: StepTensors
+) -> Tensor | None:
+    """Logits [samples, vocabulary] of a step over a cache; None if nothing samples."""
+    metadata = [step.layouts[group] for group in layer_group]
+    hidden = decoder.forward(step.token_ids, step.positions, cache.layers, metadata)
+    if not len(step.last):
+        return None
+    if len(step.last) != len(hidden):
+        hidden = hidden[step.last]
+    return decoder.logits(hidden)
 
 
 def most_sequences(config: EngineConfig) -> int:

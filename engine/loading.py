@@ -57,6 +57,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """End the processes of the other ranks, if there are any."""
+        self.runner.forward.release_graphs()  # they hold on to NCCL's group
         self.runner.decoder.ranks.close()
 
     def engine(

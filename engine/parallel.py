@@ -9,7 +9,9 @@ driver (rank 0) is asked to do it first tells the others (`tell`, `step`), where
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +30,8 @@ dist: Any = torch.distributed
 
 # No step takes so long; a rank that is alive and never comes is a fault.
 COLLECTIVE_TIMEOUT = timedelta(seconds=600)
+# Seconds for NCCL to let go of a group.
+LEAVING = 5.0
 # Ranks are told to meet when all have loaded, so that they come at once.
 MEETING_TIMEOUT = timedelta(seconds=60)
 
@@ -228,8 +232,7 @@ class GroupRanks:
         """End what waits for other ranks, from any thread."""
         group = self._group
         if group is not None:
-            with contextlib.suppress(RuntimeError, AttributeError):
-                group.abort()
+            _abort(group)
 
     def _wait(self, start: Callable[[], Any]) -> None:
         """On a GPU the stream waits, not the host."""
@@ -300,12 +303,41 @@ def can_connect(device: torch.device) -> bool:
 
 def leave(group: Any) -> None:
     """Leave a process group, whether the others are still there or not."""
-    with contextlib.suppress(RuntimeError, AttributeError):
-        # NCCL's shutdown waits for the others, gloo's does not.
-        if dist.is_gloo_available() and isinstance(group, dist.ProcessGroupGloo):
+    # NCCL's shutdown waits for the others, gloo's does not.
+    if _is_gloo(group):
+        with contextlib.suppress(RuntimeError, AttributeError):
             group.shutdown()
-        else:
+    else:
+        _abort(group)
+
+
+def _abort(group: Any) -> None:
+    """End what waits for other ranks.
+
+    NCCL does that at once, and then waits until no captured graph that sums over the ranks is alive
+    (NVIDIA, "CUDA Graphs: Process Hang"). Whoever asks may be holding one, so another thread waits.
+    """
+
+    def abort() -> None:
+        with contextlib.suppress(RuntimeError, AttributeError):
             group.abort()
+
+    if _is_gloo(group):
+        abort()
+        return
+    waiting = threading.Thread(target=abort, name="leaving NCCL", daemon=True)
+    try:
+        waiting.start()
+    except RuntimeError:
+        # The process is ending, which takes no threads from Python 3.12 on, and the group with it:
+        # its destructor would wait too, so it must not run.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        return
+    waiting.join(LEAVING)
+
+
+def _is_gloo(group: Any) -> bool:
+    return dist.is_gloo_available() and isinstance(group, dist.ProcessGroupGloo)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from engine import parallel_processes
+from engine import parallel, parallel_processes
 from engine.errors import ConfigError, EngineError, EnvironmentLacks, ModelError
 from engine.packed_step import StepHeader
+from engine.parallel import GroupRanks, leave
 from engine.parallel_driver import DriverRanks
 from engine.parallel_messages import command_bytes, error_line, loaded_line, read_answer
 from engine.parallel_processes import LOST, WorkerProcesses
@@ -134,6 +135,51 @@ def test_ranks_end_with_the_model_that_is_forgotten() -> None:
     gc.collect()
     process.wait(20.0)
     assert not folder.exists()
+
+
+class HeldGroup:
+    """Aborts as NCCL does while a captured graph is alive: in the end not at all."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.let_go = threading.Event()
+
+    def abort(self) -> None:
+        self.asked.set()
+        assert self.let_go.wait(30.0)
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGroup]:
+    monkeypatch.setattr(parallel, "LEAVING", 0.05)
+    held = HeldGroup()
+    yield held
+    held.let_go.set()
+
+
+def test_graphs_that_hold_the_group_do_not_keep_a_rank_from_leaving(group: HeldGroup) -> None:
+    leave(group)
+    assert group.asked.is_set()
+
+
+def test_who_has_the_graphs_can_end_the_waiting(group: HeldGroup) -> None:
+    ranks = GroupRanks(0, 2, torch.device("cpu"))
+    ranks._group = group
+    ranks.abort()
+    assert group.asked.is_set()
+
+
+def test_a_group_outlives_a_process_that_starts_no_more_threads(
+    group: HeldGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    before = sys.getrefcount(group)
+    leave(group)
+    assert sys.getrefcount(group) == before + 1  # its destructor never runs
+    assert not group.asked.is_set()
 
 
 @pytest.mark.parametrize("kind", [ConfigError, ModelError, EnvironmentLacks, EngineError])
