@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -20,7 +22,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = side_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def rehearse(self, step: Callable[[], None]) -> None:
@@ -50,6 +52,15 @@ class CudaCapture:
         return graph.replay
 
 
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that steps of a device are captured on.
+
+    One for all, as cuBLAS keeps a workspace for each stream that it was ever called on.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def waits_refused() -> Iterator[None]:
     """Let whatever makes the host wait for the device fail.
@@ -58,13 +69,19 @@ def waits_refused() -> Iterator[None]:
         NotCapturable: something did.
     """
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    _refuse_waits("error")
     try:
         yield
     except RuntimeError as error:
         raise reason(error) from error
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _refuse_waits(before)
+
+
+def _refuse_waits(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch tells that the mode does not find everything yet
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def reason(error: RuntimeError) -> Exception:

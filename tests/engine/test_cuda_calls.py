@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cuda_capture import CudaCapture
+from engine.cuda_capture import CudaCapture, side_stream
 from engine.device_memory import CudaMemory
 from engine.graphs import NotCapturable
 from engine.stopwatch import CudaStopwatch, HostStopwatch, stopwatch_for
@@ -22,6 +23,7 @@ class FakeCuda:
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.streams = 0
         self.mode = 0
         self.now = 0.0
         cuda = self
@@ -29,6 +31,7 @@ class FakeCuda:
         class Stream:
             def __init__(self, device: object = None) -> None:
                 self.name = "side"
+                cuda.streams += 1
 
             def wait_stream(self, other: Stream) -> None:
                 cuda.log.append(f"{self.name} waits for {other.name}")
@@ -82,6 +85,7 @@ class FakeCuda:
         return self.mode
 
     def set_sync_debug_mode(self, mode: int | str) -> None:
+        warnings.warn("a prototype feature", UserWarning, stacklevel=2)  # as PyTorch, once
         self.mode = {"default": 0, "warn": 1, "error": 2}.get(str(mode), 0)
 
     def wait(self) -> None:
@@ -91,12 +95,21 @@ class FakeCuda:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     fake = FakeCuda()
     for name in dir(fake):
         if not name.startswith("_") and hasattr(torch.cuda, name):
             monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    return fake
+    side_stream.cache_clear()
+    yield fake
+    side_stream.cache_clear()
+
+
+def test_all_captures_of_a_device_have_one_stream(cuda: FakeCuda) -> None:
+    before = cuda.streams
+    for _ in range(3):
+        CudaCapture(GPU).rehearse(lambda: None)
+    assert cuda.streams == before + 1
 
 
 def test_a_rehearsal_runs_beside_and_then_refuses_to_wait(cuda: FakeCuda) -> None:

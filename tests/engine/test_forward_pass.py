@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,34 @@ def test_the_knob_turns_graphs_off(tmp_path: Path) -> None:
     forward = ForwardPass(decoder, lambda: capture)
     runner = ModelRunner(decoder, config_of(cuda_graphs=False), LENGTH, forward=forward)
     assert (capture.rehearsed, runner.notes, forward.size_for(1)) == (0, [], 0)
+
+
+class OnDevice(FakeCapture):
+    """A graph that is kept by CUDA, not by what was captured."""
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        super().capture(step)
+        return lambda: None
+
+
+def test_a_runner_that_is_dropped_gives_its_memory_back_at_once(tmp_path: Path) -> None:
+    """A cycle would hold the KV cache until Python looks for cycles, and the next model fails."""
+    decoder = make_tiny("llama", tmp_path).decoder(torch.float32)
+    forward = ForwardPass(decoder, OnDevice)
+    runner = ModelRunner(decoder, config_of(), LENGTH, forward=forward)
+    assert forward.most_captured
+    held = [weakref.ref(x) for x in (forward, forward.cache.layers[0].keys, forward._graphs)]
+    gc.disable()
+    try:
+        del runner, forward
+        assert [ref() for ref in held] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_graphs_can_be_given_back_alone(tmp_path: Path) -> None:
+    decoder = make_tiny("llama", tmp_path).decoder(torch.float32)
+    runner = ModelRunner(decoder, config_of(), LENGTH, forward=ForwardPass(decoder, FakeCapture))
+    runner.forward.release_graphs()
+    assert runner.forward.most_captured == 0
+    runner.warmup()
