@@ -106,6 +106,7 @@ class TrialProcess:
         except RuntimeError as error:
             # torch raises plain RuntimeErrors; the engine may be left half-way, so it is dropped.
             self._drop_engine()
+            _end_with_a_lost_device()
             lines = str(error).splitlines() or [type(error).__name__]
             memory = "out of memory" in lines[0].lower() or "can't allocate" in lines[0].lower()
             return Failed("out_of_memory" if memory else "crash", lines[0][:500])
@@ -175,6 +176,24 @@ class TrialProcess:
     def _warm_up(self, engine: Engine, requests: Sequence[LoadRequest]) -> None:
         self._reply(Progress("warm-up"))
         run_load(engine, at_rate(requests[:WARMUP_REQUESTS], None), drain_limit=30.0)
+
+
+def _end_with_a_lost_device() -> None:
+    """End this process if its GPU does nothing for it any more, as after a bad address.
+
+    Every further trial would fail here; the search starts another process, and tells the last line
+    of this one.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        print(f"the GPU is of no more use to this process: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _die_with_parent() -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from autotune.records import RunFolder
 from autotune.search import trial_process as module
@@ -163,3 +164,33 @@ def test_a_model_that_lost_a_rank_is_loaded_again(tmp_path: Path, steps: list[st
         lost.config["tensor_parallel_size"] = 2
     answers(tmp_path, asked, again)
     assert [step for step in steps if step in ("load", "close")] == ["load", "close", "load"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_process_that_lost_its_gpu_ends_instead_of_failing_every_trial(
+    tmp_path: Path,
+    steps: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lost: bool,
+) -> None:
+    def fault(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    def end(status: int) -> Any:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(module, "measure", fault)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", fault if lost else lambda: None)
+    monkeypatch.setattr(module.os, "_exit", end)
+    asked = command("int8", guarded=False)
+    if not lost:
+        reason = "CUDA error: an illegal memory access was encountered"
+        assert answers(tmp_path, asked)[-1] == Failed("crash", reason)
+        return
+    with pytest.raises(SystemExit):
+        answers(tmp_path, asked)
+    assert steps[-1] == "close"
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("CUDA error: an illegal memory access was encountered")
