@@ -71,8 +71,11 @@ def words_of(cache: Tensor) -> Tensor:
 
 
 def columns_of(head_dim: int, kind: int) -> int:
-    """Width of a tile: a power of two that holds a head's elements, or its pairs."""
-    return int(triton.next_power_of_2(head_dim if kind == PLAIN else head_dim // 2))
+    """Width of a tile: a power of two that holds a head's elements, or its pairs.
+
+    At least 16, which is what a matrix instruction sums over.
+    """
+    return max(16, int(triton.next_power_of_2(head_dim if kind == PLAIN else head_dim // 2)))
 
 
 def assembly_for(kind: int, facts: DeviceFacts, device: torch.device) -> int:

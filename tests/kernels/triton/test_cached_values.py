@@ -71,3 +71,12 @@ def test_every_pair_of_elements(code, dtype, missing):
     expected = torch.cat([pairs, pairs.flip(1)], 1).view(dtype).float()
     assert torch.equal(even.float() * missing, expected[:, 0::2])
     assert torch.equal(odd.float() * missing, expected[:, 1::2])
+
+
+@pytest.mark.parametrize("kind", [cached_values.PLAIN, cached_values.INT8, cached_values.E4M3])
+@pytest.mark.parametrize("head_dim", [16, 24, 80, 128])
+def test_tiles_hold_a_head_and_fill_a_matrix_instruction(kind: int, head_dim: int) -> None:
+    columns = cached_values.columns_of(head_dim, kind)
+    elements = columns if kind == cached_values.PLAIN else 2 * columns
+    assert elements >= head_dim
+    assert columns >= 16, "what a product sums over at a time"
