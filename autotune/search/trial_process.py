@@ -186,7 +186,7 @@ def _end_with_a_lost_device() -> None:
     """
     import torch
 
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return
     try:
         torch.cuda.synchronize()

@@ -9,6 +9,7 @@ The second runs every part on tiny shapes, on a CPU in Triton's interpreter, and
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import json
 import os
@@ -171,6 +172,7 @@ def _attempt(name: str, run: Callable[[], None], bench: Bench, failures: dict[st
     except Exception as error:
         failures[name] = _sentence(error)
     if bench.device.type == "cuda":
+        gc.collect()  # the next model needs the memory of this one
         torch.cuda.empty_cache()
 
 

@@ -1,5 +1,6 @@
 """Timing on a CUDA device as a step of a model runs: from a graph, on operands out of the cache."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,31 @@ def plan(operation: Operation, once: float, seconds: float, out_of_cache: int) -
     return Plan(runs, repeats, flush)
 
 
+def waits_for_device(run: Callable[[], object]) -> bool:
+    """Run something, and tell whether it makes the host wait for the device.
+
+    What does cannot be captured, and a capture that fails leaves PyTorch's allocator in a bad state
+    (fixed after 2.11): no later capture succeeds then.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    _treat_waits("error")
+    try:
+        run()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error).lower():
+            raise
+        return True
+    finally:
+        _treat_waits(before)
+    return False
+
+
+def _treat_waits(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch tells that the mode does not find everything yet
+        torch.cuda.set_sync_debug_mode(mode)
+
+
 class CudaTimer:
     """Times operations with events around graph replays; about `seconds` for each.
 
@@ -54,6 +80,8 @@ class CudaTimer:
         self._stream = torch.cuda.Stream(device)
         # One pool for all graphs: nobody reads their results, which may overwrite each other.
         self._pool = torch.cuda.graph_pool_handle()
+        # A pool that no graph is in any more cannot be used again.
+        self._keeper: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, operation: Operation) -> Callable[[], Timing]:
         """Capture the operation, and return what times its replays."""
@@ -101,7 +129,9 @@ class CudaTimer:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(self._stream):
-                plainly()  # whatever a first call does on a stream happens before the capture
+                # Whatever a first call does on a stream happens before the capture.
+                if waits_for_device(plainly):
+                    return plainly
                 self._stream.synchronize()
                 graph.capture_begin(pool=self._pool)
                 try:
@@ -110,9 +140,11 @@ class CudaTimer:
                     graph.capture_end()
         except RuntimeError:
             torch.cuda.synchronize(self._device)
+            self._pool = torch.cuda.graph_pool_handle()  # the old one may be left half-way
             return plainly
         finally:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._keeper = graph
         return graph.replay
 
     def _overwrite_cache(self) -> None:

@@ -1,13 +1,16 @@
 """What is timed comes from memory and not from the cache; on a GPU, against what a GPU can do."""
 
 import contextlib
+import gc
+import warnings
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kernels.triton import cuda_timer
-from kernels.triton.cuda_timer import CudaTimer, Plan, plan
+from kernels.triton.cuda_timer import CudaTimer, Plan, plan, waits_for_device
 from kernels.triton.measure import Operation
 
 MIB = 1 << 20
@@ -45,6 +48,8 @@ class PretendedCuda:
         self.captured = None
         self.pools = []
         self.captures = 0
+        self.mode = 0
+        self.graphs = weakref.WeakSet()
         cuda = self
 
         class Event:
@@ -62,6 +67,9 @@ class PretendedCuda:
 
         class CUDAGraph:
             def capture_begin(self, pool):
+                if pool in cuda.pools and not cuda.graphs:
+                    raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+                cuda.graphs.add(self)
                 cuda.pools.append(pool)
                 cuda.captured = self.work = []
 
@@ -93,8 +101,17 @@ class PretendedCuda:
             self.captured.append(seconds)
 
     def synchronize(self, device=None):
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
         if self.captured is not None:
             raise RuntimeError("operation not permitted when stream is capturing")
+
+    def get_sync_debug_mode(self):
+        return self.mode
+
+    def set_sync_debug_mode(self, mode):
+        warnings.warn("a prototype feature", UserWarning, stacklevel=2)  # as PyTorch, once
+        self.mode = mode
 
     def current_stream(self, device=None):
         return self.Stream()
@@ -138,7 +155,27 @@ def test_what_waits_for_the_device_is_timed_without_a_graph(cuda):
 
     timing = CudaTimer("cuda")(Operation("waits", [waits], 200 * MIB))()
     assert timing.median == pytest.approx(2e-4)
-    assert cuda.captured is None
+    # Not tried: PyTorch 2.11 captures nothing more after a capture that failed.
+    assert cuda.pools == []
+    assert cuda.mode == 0
+
+
+def test_an_operation_is_captured_when_the_graphs_of_the_one_before_are_gone(cuda):
+    timer = CudaTimer("cuda")
+    for _ in range(3):
+        timer(Operation("layer", [lambda: cuda.takes(1e-4)], 200 * MIB))()
+        gc.collect()
+    assert cuda.captures == 3
+    assert len(cuda.graphs) == 1
+
+
+def test_what_fails_fails(cuda):
+    def broken():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        waits_for_device(broken)
+    assert cuda.mode == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
