@@ -5,14 +5,16 @@ from torch import Tensor
 
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
-from kernels.triton.cached_values import KINDS
+from kernels.triton.cached_values import KINDS, PLAIN, columns_of
 from kernels.triton.decode_attention import decode_attention
+from kernels.triton.decode_tiles import product_rows
 from kernels.triton.prefill_attention import prefill_attention
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_HEAD, LARGEST_HEAD, HEAD_MULTIPLE = 16, 256, 16
 LEAST_BLOCK = 8
-MOST_ROWS = 256  # of a program: a token's query heads of one key/value head, or of all decoded
+MOST_ROWS = 128  # of a program: a token's query heads of one key/value head, or of all decoded
+MOST_ELEMENTS = 128 * 128  # of those rows: more do not fit the shared memory of every device
 
 
 def _known(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> bool:
@@ -23,7 +25,8 @@ def _known(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> bool:
     if not LEAST_HEAD <= head_dim <= LARGEST_HEAD or head_dim % HEAD_MULTIPLE:
         return False
     group = q.shape[1] // cache.num_kv_heads
-    if group * max(1, metadata.decode_query_len if metadata.num_decodes else 1) > MOST_ROWS:
+    rows = product_rows(max(1, metadata.decode_query_len if metadata.num_decodes else 1), group)
+    if rows > MOST_ROWS or rows * columns_of(head_dim, PLAIN) > MOST_ELEMENTS:
         return False
     if not (q.stride(2) == 1 and q.stride(1) == head_dim):
         return False

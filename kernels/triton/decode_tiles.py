@@ -73,8 +73,13 @@ def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
     # An 8-bit tile is half as many bytes: another one is needed to have as many on their way.
     stages = 4 if problem.dtypes[1] in ("torch.int8", "torch.float8_e4m3fn") else 3
     large = _tiles(problem, facts, 64, stages, warps)
-    few = large.tiles["resident"] < 2 or head_dim > 128 or rows > 32
-    return _tiles(problem, facts, 32, stages, warps) if few else large
+    if large.tiles["resident"] >= 2 and head_dim <= 128 and rows <= 32:
+        return large
+    chosen = _tiles(problem, facts, 32, stages, warps)
+    while stages > 2 and not chosen.tiles["resident"]:
+        stages -= 1
+        chosen = _tiles(problem, facts, 32, stages, warps)
+    return chosen
 
 
 def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:

@@ -30,3 +30,16 @@ def test_candidates_start_with_the_default_and_fit(shared_memory, tiles, cache_d
     # Two stages of keys and of values are the least that is in shared memory at a time.
     row = 256 * {"int8": 1, "bfloat16": 2, "float32": 4}[cache_dtype]
     assert all(2 * c.tiles["block_n"] * row <= facts.shared_memory for c in found)
+
+
+@pytest.mark.parametrize(("head_dim", "rows"), [(256, 64), (128, 128), (64, 128), (256, 16)])
+@pytest.mark.parametrize("cache_dtype", ["bfloat16", "int8"])
+def test_decodes_of_many_rows_fit_the_least_shared_memory(head_dim, rows, cache_dtype):
+    facts = DeviceFacts("", (8, 9), 142, 101_376)
+    sizes = (head_dim, rows, 16, 512, 8192)
+    problem = Problem("decode_attention", sizes, ("torch.bfloat16", f"torch.{cache_dtype}"))
+    tiles = decode_tiles.default_choice(problem, facts).tiles
+    # Keys and values of all stages but one, the queries, and the weights.
+    row = head_dim * (1 if cache_dtype == "int8" else 2)
+    cached = 2 * tiles["block_n"] * row * (tiles["num_stages"] - 1)
+    assert cached + rows * (row + 4 * tiles["block_n"]) <= facts.shared_memory
