@@ -21,7 +21,8 @@ from kernels.triton.tuning import Choice, Problem
 from kernels.weights import DenseWeight, Fp8Weight, Int8Weight
 
 
-@triton.jit
+# Numbers that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["num_tiles"])
 def expert_matmul_kernel(
     x,
     x_scales,

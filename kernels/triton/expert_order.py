@@ -25,7 +25,8 @@ class ExpertOrder(NamedTuple):
     block_m: int
 
 
-@triton.jit
+# Numbers that change from step to step must not make new kernels of these.
+@triton.jit(do_not_specialize=["num_pairs"])
 def _count_kernel(chosen, counts, num_pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr):
     chunk = tl.program_id(0)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -34,7 +35,7 @@ def _count_kernel(chosen, counts, num_pairs, EXPERTS: tl.constexpr, CHUNK: tl.co
     tl.store(counts + chunk * EXPERTS + tl.arange(0, EXPERTS), held)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_tiles", "chunks"])
 def _place_kernel(
     chosen,
     counts,

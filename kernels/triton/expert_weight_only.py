@@ -20,7 +20,8 @@ from kernels.triton.weight_only_kernels import scale_of
 from kernels.triton.weight_only_unpack import factor, looked_up, table_words, unpacked
 
 
-@triton.jit
+# Numbers that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["num_tiles"])
 def expert_weight_only_kernel(
     x,
     data,

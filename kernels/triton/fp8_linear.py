@@ -82,7 +82,8 @@ def round_by_scale(x: Tensor, scales: Tensor, chosen: Tensor | None = None) -> T
     return data
 
 
-@triton.jit
+# Numbers that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["m"])
 def block_scaled_kernel(
     x,
     x_scales,
@@ -330,7 +331,7 @@ def linear(rows: Tensor, weight: LinearWeight) -> Tensor:
             weight.data.t(),
             scale_a=scales.expand(len(x), 1).contiguous(),
             scale_b=weight.scales[None],
-            bias=weight.bias,
+            bias=None if weight.bias is None else weight.bias.to(rows.dtype),
             out_dtype=rows.dtype,
         )
     return scaled_matmul(

@@ -99,7 +99,8 @@ def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
     return out
 
 
-@triton.jit
+# Numbers that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["num_rows"])
 def _head_rms_norm_kernel(
     x,
     weight,

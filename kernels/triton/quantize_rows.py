@@ -14,7 +14,8 @@ WIDEST_BLOCK = 16_384  # columns that one program holds in registers; more are r
 CHUNK = 8192
 
 
-@triton.jit
+# Numbers that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["num_blocks"])
 def _block_kernel(
     x,
     data,

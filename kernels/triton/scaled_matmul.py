@@ -97,7 +97,8 @@ def either(a, b):
     return a | b
 
 
-@triton.jit
+# Numbers that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["m"])
 def scaled_matmul_kernel(
     x,
     row_scales,

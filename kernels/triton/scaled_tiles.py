@@ -43,7 +43,8 @@ def splits_for(m: int, n: int, k: int, tile: Mapping[str, int], facts: DeviceFac
     """
     if tile["splits"]:
         return tile["splits"]
-    blocks = _cdiv(m, tile["block_m"]) * _cdiv(n, tile["block_n"])
+    # By the rounded number, as tiles are: other numbers of parts would be other kernels.
+    blocks = _cdiv(round_rows(m), tile["block_m"]) * _cdiv(n, tile["block_n"])
     wanted = _cdiv(2 * facts.multiprocessors, blocks)
     if wanted < 3 and blocks >= facts.multiprocessors:
         return 1  # a second wave that is half empty costs less than a merge

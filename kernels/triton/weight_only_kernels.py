@@ -28,7 +28,8 @@ def scale_of(params, PART: tl.constexpr, WORDS: tl.constexpr, HALF_SCALES: tl.co
         return bits.to(tl.float16 if HALF_SCALES else tl.bfloat16, bitcast=True).to(tl.float32)
 
 
-@triton.jit
+# Numbers that change from step to step must not make a new kernel of it.
+@triton.jit(do_not_specialize=["M", "tiles_m", "units_per_split"])
 def weight_only_kernel(
     x,
     data,
