@@ -1,6 +1,6 @@
 """Measures kernels and engine on the GPU at hand and writes JSON: see `scripts/gpu_check.sh`.
 
-    python -m benchmarks.gpu.check --out benchmarks/results --seconds 330
+    python -m benchmarks.gpu.check --out benchmarks/results --seconds 300
     python -m benchmarks.gpu.check --rehearse
 
 The second runs every part on tiny shapes, on a CPU in Triton's interpreter, and saves nothing.
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from benchmarks.gpu.ceilings import Ceilings
     from benchmarks.gpu.timing import Bench
 
-# What each part may take of the whole time; what it does not use is the next one's.
+# What compiling may take of the whole time.
+COMPILING = 0.25
+# What each part may take of the rest; what it does not use is the next one's.
 SHARES = {"attention": 0.25, "linears": 0.25, "elementwise": 0.05, "engine": 0.3, "peer": 0.15}
 
 
@@ -39,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--seconds", type=float, default=330.0, help="time for all measurements")
+    parser.add_argument("--seconds", type=float, default=300.0, help="time for everything")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes, nothing is saved")
+    parser.add_argument("--compile", metavar="PART", help="compile its kernels, measure nothing")
     options = parser.parse_args(arguments)
     from kernels.triton import runtime
 
@@ -59,6 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
+    if options.compile:
+        from benchmarks.gpu import compile_ahead
+        from benchmarks.gpu.timing import Bench
+
+        deadline = time.monotonic() + options.seconds
+        compile_ahead.work()[options.compile](Bench(device, False, deadline, compiling=True))
+        return 0
     place = tempfile.TemporaryDirectory() if options.rehearse else nullcontext(options.out)
     with place as folder:
         return check(device, Path(folder), options.seconds, options.rehearse)
@@ -66,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(device: torch.device, out: Path, seconds: float, rehearsal: bool) -> int:
     """All parts in turn; each one's file is written as soon as it is done."""
-    from benchmarks.gpu import attention, ceilings, elementwise, linears
+    from benchmarks.gpu import attention, ceilings, compile_ahead, elementwise, linears
     from benchmarks.gpu.results import Row
     from benchmarks.gpu.targets import held_against
     from benchmarks.gpu.timing import Bench
@@ -75,7 +85,12 @@ def check(device: torch.device, out: Path, seconds: float, rehearsal: bool) -> i
     folder = out / machine(device)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    most = ceilings.measure(Bench(device, rehearsal, began + seconds))
+    if not rehearsal:
+        compile_ahead.compile_side_by_side(list(compile_ahead.work()), COMPILING * seconds)
+        print(f"{time.monotonic() - began:.0f} s for compiling", flush=True)
+    start = time.monotonic()
+    left = seconds - (start - began)
+    most = ceilings.measure(Bench(device, rehearsal, start + left))
     about = environment(device, rehearsal) | {"ceilings": most.to_json()}
     print(
         f"{about['device']}: copies {most.copy_bandwidth / 1e12:.2f} TB/s, matmul "
@@ -90,7 +105,7 @@ def check(device: torch.device, out: Path, seconds: float, rehearsal: bool) -> i
     def until(part: str) -> Bench:
         nonlocal spent
         spent += SHARES[part]
-        return Bench(device, rehearsal, began + seconds * spent)
+        return Bench(device, rehearsal, start + left * spent)
 
     kernel_parts: dict[str, list[Callable[[Bench], Iterator[Row]]]] = {
         "attention": [attention.decodes, attention.prefills],
@@ -148,7 +163,7 @@ def _engine_steps(
             take(row)
 
     work: dict[str, Callable[[], None]] = {"prefill": lambda: take(engine.prefill_row(bench, most))}
-    work |= {f"decode, {method}": partial(decodes, method) for method in ("none", "int4", "fp8")}
+    work |= {f"decode, {method}": partial(decodes, method) for method in engine.METHODS}
     for name, run in work.items():
         _attempt(name, run, bench, failures)
 

@@ -19,6 +19,7 @@ from engine.engine import Engine
 from engine.models.decoder import Decoder
 from engine.step_record import StepRecord
 
+METHODS = ("none", "int4", "fp8")
 STEPS = 40
 DECODES = ((1, 256), (8, 1024), (64, 1024), (128, 1024))
 PROMPT = 8192
@@ -67,13 +68,12 @@ class Loaded:
         self.vocabulary = (model.TINY if tiny else model.LLAMA_8B)["vocab_size"]
         spec = model.spec_of(model.TINY if tiny else model.LLAMA_8B)
         self.decoder: Decoder = model.random_decoder(spec, bench.device, quantization)
-        memory = {"kv_cache_memory_bytes": 1 << 20} if tiny else {}
         config = EngineConfig(
             device=bench.device.type,
             max_num_batched_tokens=64 if tiny else PROMPT,
             max_num_seqs=8 if tiny else 256,
             enable_prefix_caching=False,
-            **(memory | knobs),
+            **(knobs | ({"kv_cache_memory_bytes": 1 << 20} if tiny else {})),
         )
         self.records: list[StepRecord] = []
         length = spec.max_position

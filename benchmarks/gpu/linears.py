@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -23,14 +23,14 @@ ALLOWED = {"int4": 1e-2, "nf4": 1e-2, "int8": 2e-2, "llm_int8": 2e-2, "fp8": 5e-
 RATES = {"int8": "int8", "llm_int8": "int8", "fp8": "float8_e4m3fn"}
 
 
-def linears(bench: Bench) -> Iterator[Row]:
+def linears(bench: Bench, methods: Sequence[str] = METHODS) -> Iterator[Row]:
     """Every method at every number of rows; weights rotate so that none stays in the cache."""
     shapes = ((64, 128),) if bench.rehearsal else SHAPES
     rows = (1, 20) if bench.rehearsal else ROWS
     for n, k in shapes:
         dense = torch.randn(n, k, device=bench.device).mul_(k**-0.5).bfloat16()
         peers = {m: _peer(bench, dense, m) for m in rows}
-        for method in METHODS:
+        for method in methods:
             weight = forms.pack([quantize_weight(dense, method)], None, torch.bfloat16)
             copies = [weight, *_packed_again(bench, dense, method, weight.nbytes)]
             for m in rows:

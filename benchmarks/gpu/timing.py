@@ -37,12 +37,14 @@ class Bench:
     """The device, and whether this is a rehearsal.
 
     A rehearsal runs everything on tiny shapes wherever it is, in Triton's interpreter on a CPU: it
-    proves that the scripts run, and its times mean nothing.
+    proves that the scripts run, and its times mean nothing. One that is `compiling` runs each call
+    once and times nothing.
     """
 
     device: torch.device
     rehearsal: bool
     deadline: float
+    compiling: bool = False
 
     @property
     def is_late(self) -> bool:
@@ -51,7 +53,8 @@ class Bench:
 
     def copies(self, num_bytes: int) -> int:
         """Operands to rotate among, so that together they are several times any cache."""
-        return 1 if self.rehearsal else max(1, min(64, math.ceil((256 << 20) / max(1, num_bytes))))
+        alone = self.rehearsal or self.compiling
+        return 1 if alone else max(1, min(64, math.ceil((256 << 20) / max(1, num_bytes))))
 
     def time(self, calls: Sequence[Callable[[], object]]) -> Timing:
         """Seconds of one call; `calls` are the same work on different operands.
@@ -59,13 +62,13 @@ class Bench:
         On a GPU a graph of many calls is replayed, so that no launch is in the figure; what cannot
         be captured is timed launch by launch and says so.
         """
-        for call in calls[:2]:
-            call()  # compile, choose algorithms
-        if self.device.type != "cuda":
+        if self.compiling or self.device.type != "cuda":
             start = time.perf_counter()
             calls[0]()
             seconds = time.perf_counter() - start
             return Timing(seconds, seconds, seconds, 1, False)
+        for call in calls[:2]:
+            call()  # compile, choose algorithms
         torch.cuda.synchronize()
         once = _seconds(lambda: [call() for call in calls]) / len(calls)
         rounds = max(1, math.ceil(LONG_ENOUGH / max(once * len(calls), 1e-7)))
