@@ -13,13 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import plain_linear
-from kernels.triton import rounding, tuning
+from kernels.triton import rounding, scaled_tiles, tuning
 from kernels.triton.norm import row_warps
 from kernels.triton.quantize_rows import quantize_rows
 from kernels.triton.rounding import INT8
 from kernels.triton.runtime import DeviceFacts, facts_of
 from kernels.triton.scaled_matmul import chunk_size, merge, scaled_matmul
-from kernels.triton.scaled_tiles import default_choice, triton_choices
 from kernels.triton.tuning import Choice, Problem
 from kernels.weights import Int8Weight, LinearWeight
 
@@ -84,9 +83,21 @@ def split_outliers(x: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]
     return data, row_scales, words
 
 
+def default_choice(problem: Problem, facts: DeviceFacts) -> Choice:
+    """Tiles for this number of rows; outliers of 32 bits take four times the codes' memory."""
+    choice = scaled_tiles.default_choice(problem, facts)
+    if "outliers" in problem.dtypes and "torch.float32" in problem.dtypes:
+        tile = choice.tiles
+        small = {"block_m": min(tile["block_m"], 64), "block_n": 64, "block_k": 128}
+        return Choice("triton", {**tile, **small, "num_warps": 4})
+    return choice
+
+
 def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
     """Triton's tiles, and PyTorch's int8 product where nothing needs padding but rows."""
-    found = triton_choices(problem, facts)
+    default = default_choice(problem, facts)
+    found = scaled_tiles.triton_choices(problem, facts)
+    found = [default, *(choice for choice in found if choice != default)]
     _, n, k = problem.sizes
     if n % 8 == 0 and k % 8 == 0 and "outliers" not in problem.dtypes:
         found.append(Choice("int_mm"))

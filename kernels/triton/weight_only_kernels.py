@@ -167,8 +167,10 @@ def merge_kernel(
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     total = tl.zeros((BLOCK,), tl.float32)
+    # Not a conversion: a size of 1 is a constant, which has none.
+    stride = tl.full((), size, tl.int64)
     for split in tl.static_range(SPLITS):
-        total += tl.load(partial + split * size.to(tl.int64) + at, mask=inside, other=0.0)
+        total += tl.load(partial + split * stride + at, mask=inside, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias + at % N, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
