@@ -120,7 +120,8 @@ def num_blocks_for(
     while the cache stays, not less than its default counts. By default one group has all layers.
 
     Raises:
-        EnvironmentLacks: the budget does not hold one sequence of `max_model_len` tokens.
+        EnvironmentLacks: the budget does not hold one sequence of `max_model_len` tokens; it is
+            below 0 where other things take more than is allowed.
     """
     if groups is None:
         groups = [BlockGroup(0, tuple(range(spec.num_layers)))]
@@ -130,6 +131,13 @@ def num_blocks_for(
     length = -(-max_model_len // size)
     per_sequence = most_owned_blocks(windows, length, size)
     fitting = budget // per_block
+    if budget <= 0 and config.kv_cache_memory_bytes is None:
+        raise EnvironmentLacks(
+            f"no memory is left for the KV cache: gpu_memory_utilization="
+            f"{config.gpu_memory_utilization} is {_mib(-budget)} less than what is in use and the "
+            "largest step take: raise it, lower max_num_batched_tokens or max_num_seqs, or set "
+            "quantization"
+        )
     if fitting < per_sequence:
         tokens = longest_sequence(windows, fitting, size, max_model_len)
         lower = f"set max_model_len to at most {tokens} or " if tokens else ""

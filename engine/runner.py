@@ -85,7 +85,8 @@ class ModelRunner:
     """The `Executor` of a loaded model.
 
     Owns the KV cache's tensors; which blocks are whose is the scheduler's business. On a GPU it is
-    `pipelined`: `launch` does not wait for the device.
+    `pipelined`: `launch` does not wait for the device; and `compiles` kernels when they are first
+    met, which `warmup` does ahead.
 
     Raises:
         EnvironmentLacks: the KV cache does not fit (see `engine.kv_cache`).
@@ -100,7 +101,7 @@ class ModelRunner:
         forward: ForwardPass | None = None,
     ) -> None:
         self.decoder = decoder
-        self.pipelined = decoder.device.type == "cuda"
+        self.pipelined = self.compiles = decoder.device.type == "cuda"
         self.forward = forward or ForwardPass(decoder)
         self._ranks = decoder.ranks
         self._followed = StepBuffer(decoder.device), StepBuffer(decoder.device)
@@ -145,6 +146,8 @@ class ModelRunner:
     def reconfigure(self, config: EngineConfig, max_model_len: int) -> None:
         """Replace the KV cache by one for `config`; what it held is lost.
 
+        Nothing may be running. Where kernels are compiled for a cache, that is done here.
+
         Raises:
             EnvironmentLacks: the new cache does not fit; one of the old shape is in place.
         """
@@ -158,6 +161,8 @@ class ModelRunner:
                 drop_locals(error)
                 self._build_cache(old_config, old_len)
                 raise
+            if self.compiles and self._ranks.rank == 0:  # the others follow
+                self.warmup()
 
     def execute(self, batch: Batch) -> BatchResult:
         """Run one step, see `launch`."""
@@ -215,7 +220,7 @@ class ModelRunner:
             self._config,
             self.max_model_len,
             blocks,
-            compiles=self.decoder.device.type == "cuda",
+            compiles=self.compiles,
             most_captured=self.forward.most_captured,
         ):
             self.execute(batch)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.batch import Batch, ScheduledSequence
+from engine.batch import Batch, BatchResult, ScheduledSequence
 from engine.block_tables import BlockTables
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
@@ -94,6 +94,35 @@ def test_a_cache_that_does_not_fit_leaves_the_old_one(tiny: TinyLlama) -> None:
     assert llm.config.kv_cache_memory_bytes is None
     greedy = SamplingParams(temperature=0.0, max_tokens=5)
     assert llm.generate([[1, 2]], greedy)[0].outputs[0].token_ids == tiny.greedy([1, 2], 5)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_kernels_of_another_cache_are_compiled_before_it_serves(
+    tiny: TinyLlama, monkeypatch: pytest.MonkeyPatch, compiles: bool
+) -> None:
+    runner = runner_of(tiny)
+    runner.compiles = compiles
+    steps: list[tuple[int, int]] = []
+    execute = runner.execute
+
+    def noted(batch: Batch) -> BatchResult:
+        steps.append((batch.num_tokens, runner.cache.block_size))
+        return execute(batch)
+
+    monkeypatch.setattr(runner, "execute", noted)
+    changed = EngineConfig(num_threads=1, block_size=32, max_num_batched_tokens=16, max_num_seqs=4)
+    runner.reconfigure(changed, 64)
+    assert {size for _, size in steps} == ({32} if compiles else set())
+    assert {1, 2, 8, 16} <= {tokens for tokens, _ in steps} or not compiles
+
+
+def test_what_is_missing_is_told_where_nothing_is_left_for_the_cache(tiny: TinyLlama) -> None:
+    spec = tiny.llm()._loaded.spec
+    with pytest.raises(EnvironmentLacks) as told:
+        num_blocks_for(EngineConfig(), spec, torch.float32, 40, -(300 << 20))
+    text = str(told.value)
+    assert "gpu_memory_utilization=0.9 is 300.0 MiB less than" in text
+    assert "raise kv_cache_memory_bytes" not in text
 
 
 def test_threads_are_live(tiny: TinyLlama) -> None:
