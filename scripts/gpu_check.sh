@@ -39,11 +39,11 @@ pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestConfi
 has() { "$PYTHON" -c "import sys, importlib.util as u; sys.exit(u.find_spec('$1') is None)"; }
 if has pytest_timeout; then pytest+=(-p pytest_timeout); fi
 # Tests spend their time compiling, each kernel on one core.
-if has xdist; then pytest+=(-p xdist.plugin -n "$(( ($(nproc) * 3 + 3) / 4 ))"); fi
+if has xdist; then pytest+=(-p xdist.plugin -n "$(( ($(nproc) * 3 + 3) / 4 ))" --dist worksteal); fi
 
 failed=0
 echo "== Kernel tests, compiled"
-timeout 120 "${pytest[@]}" tests/kernels/triton tests/engine/test_sampler_launch.py \
+timeout 130 "${pytest[@]}" tests/kernels/triton tests/engine/test_sampler_launch.py \
     tests/engine/test_parallel_gpu.py || failed=1
 echo "== Errors and times"
 timeout 320 "$PYTHON" -m benchmarks.gpu.check --out "$out" --seconds 300 || failed=1

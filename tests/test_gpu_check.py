@@ -80,6 +80,17 @@ def test_parts_compile_side_by_side_and_no_longer_than_allowed(tmp_path: Path) -
     assert [path.exists() for path in files] == [True] * 3
 
 
+def test_what_there_is_no_time_for_is_left_out_and_no_failure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures: dict[str, str] = {}
+    for deadline in (0.0, time.monotonic() + 60):
+        bench = Bench(torch.device("cpu"), True, deadline)
+        check._attempt("engine", lambda: print("ran"), bench, failures)
+    assert capsys.readouterr().out == "engine: no time is left for it\nran\n"
+    assert not failures
+
+
 def test_what_is_compiled_ahead_is_what_is_measured() -> None:
     names = set(compile_ahead.work())
     assert {"engine int4", "linears fp8", "decodes", "prefills", "elementwise"} <= names
