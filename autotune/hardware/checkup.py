@@ -184,11 +184,11 @@ def _triton_kernels(device: Any, count: int) -> Check:
         tuned = num_tuned(device)
         text = f"{tuned} problems tuned" if tuned else "autotune doctor --tune-kernels tunes them"
         return Check(name, "ok", f"{status.reason}; {text}")
-    remedy = (
-        "pip install 'triton>=3.6'"
-        if "not installed" in status.reason
-        else "use a GPU of compute capability 8.0 or above"
-    )
+    remedy = "use a GPU of compute capability 8.0 or above"
+    if "not installed" in status.reason:
+        remedy = "pip install 'triton>=3.6'"
+    elif "Triton needs" in status.reason:
+        remedy = "install gcc and the headers of this Python (python3-dev)"
     return Check(name, "degraded", f"plain PyTorch is used instead: {status.reason}", remedy)
 
 

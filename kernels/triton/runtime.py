@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -67,6 +70,23 @@ def facts_of(x: Tensor) -> DeviceFacts:
     return INTERPRETED if x.device.type == "cpu" else device_facts(x.device.index or 0)
 
 
+def missing_to_build() -> str:
+    """What Triton lacks on this machine to build what launches its kernels; "" if nothing.
+
+    It is a small extension module in C that Triton compiles when first used, the way
+    ``triton.runtime.build`` looks for a compiler and headers.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler: there is no gcc, no clang and no CC"
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # as Triton on Debian
+    headers = Path(sysconfig.get_paths(scheme)["include"])
+    elsewhere = os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH")
+    if not elsewhere and not (headers / "Python.h").is_file():
+        return f"Triton needs Python's C headers: there is no Python.h in {headers}"
+    return ""
+
+
 @cache
 def status(device: torch.device) -> TritonStatus:
     """Whether the kernels run on `device`; the interpreter is not counted."""
@@ -76,6 +96,8 @@ def status(device: torch.device) -> TritonStatus:
         return TritonStatus(False, "PyTorch sees no CUDA device")
     if importlib.util.find_spec("triton") is None:
         return TritonStatus(False, "Triton is not installed")
+    if missing := missing_to_build():
+        return TritonStatus(False, missing)
     facts = device_facts(device.index or 0)
     if facts.capability < LEAST_CAPABILITY:
         major, minor = facts.capability
