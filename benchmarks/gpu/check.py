@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import json
 import os
 import re
@@ -204,12 +203,14 @@ def machine(device: torch.device) -> str:
 
 def environment(device: torch.device, rehearsal: bool) -> dict[str, Any]:
     """What the figures depend on."""
+    import triton  # not before it is known whether kernels are interpreted
+
     about: dict[str, Any] = {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "rehearsal": rehearsal,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton"),
+        "triton": triton.__version__,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if device.type == "cuda":
