@@ -187,6 +187,8 @@ def _triton_kernels(device: Any, count: int) -> Check:
     remedy = "use a GPU of compute capability 8.0 or above"
     if "not installed" in status.reason:
         remedy = "pip install 'triton>=3.6'"
+    elif "cannot be written" in status.reason:
+        remedy = "set TRITON_CACHE_DIR to a folder that can be written"
     elif "Triton needs" in status.reason:
         remedy = "install gcc and the headers of this Python (python3-dev)"
     return Check(name, "degraded", f"plain PyTorch is used instead: {status.reason}", remedy)

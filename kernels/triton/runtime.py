@@ -71,10 +71,10 @@ def facts_of(x: Tensor) -> DeviceFacts:
 
 
 def missing_to_build() -> str:
-    """What Triton lacks on this machine to build what launches its kernels; "" if nothing.
+    """What Triton lacks on this machine to build and keep its kernels; "" if nothing.
 
-    It is a small extension module in C that Triton compiles when first used, the way
-    ``triton.runtime.build`` looks for a compiler and headers.
+    Beside them that is a small extension module in C, compiled when first used: this looks for a
+    compiler and headers as ``triton.runtime.build`` does, and for the folder of ``triton.knobs``.
     """
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton needs a C compiler: there is no gcc, no clang and no CC"
@@ -84,6 +84,11 @@ def missing_to_build() -> str:
     elsewhere = os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH")
     if not elsewhere and not (headers / "Python.h").is_file():
         return f"Triton needs Python's C headers: there is no Python.h in {headers}"
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # noqa: PTH111 - never raises
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache")).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        return f"Triton needs a folder for what it compiles: {folder} cannot be written"
     return ""
 
 

@@ -206,6 +206,7 @@ def test_embedded_model(tmp_path: Path) -> None:
         (TritonStatus(False, "Triton is not installed"), 0, ("degraded", "plain PyTorch is used")),
         (TritonStatus(False, "T4 has compute capability 7.5"), 0, ("degraded", "capability 7.5")),
         (TritonStatus(False, "Triton needs a C compiler"), 0, ("degraded", "a C compiler")),
+        (TritonStatus(False, "/x cannot be written"), 0, ("degraded", "cannot be written")),
     ],
 )
 def test_gpu_kernels_of_each_gpu(
@@ -222,6 +223,7 @@ def test_gpu_kernels_of_each_gpu(
     remedy = checks[0].remedy or ""
     assert ("pip install 'triton" in remedy) is ("installed" in status.reason)
     assert ("install gcc" in remedy) is ("C compiler" in status.reason)
+    assert ("TRITON_CACHE_DIR" in remedy) is ("written" in status.reason)
     assert bool(remedy) is (not status.available)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert [check.name for check in checkup.check_triton_kernels()] == ["GPU kernels"]
