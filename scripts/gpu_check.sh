@@ -44,7 +44,7 @@ if has xdist; then pytest+=(-p xdist.plugin -n "$(( ($(nproc) * 3 + 3) / 4 ))" -
 failed=0
 echo "== Kernel tests, compiled"
 timeout 130 "${pytest[@]}" tests/kernels/triton tests/engine/test_sampler_launch.py \
-    tests/engine/test_parallel_gpu.py || failed=1
+    tests/engine/test_engine_gpu.py tests/engine/test_parallel_gpu.py || failed=1
 echo "== Errors and times"
 timeout 320 "$PYTHON" -m benchmarks.gpu.check --out "$out" --seconds 300 || failed=1
 exit $failed
