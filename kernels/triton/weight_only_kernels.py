@@ -97,7 +97,7 @@ def weight_only_kernel(
             entries = looked_up(containers, words, x.dtype.element_ty)
         for part in tl.static_range(LANES // SHARING):
             if GROUP == 0:
-                params = 0
+                params = row  # there are none, and nothing reads them
             else:
                 group = (unit * UNIT + part * SHARING * QUARTER) // GROUP
                 if WORDS and ZEROS == 0:
@@ -109,12 +109,11 @@ def weight_only_kernel(
                 scale *= factor(KIND, ZEROS, x.dtype.element_ty, INTERPRETED)
             if ZEROS == 2:
                 shift = tl.load(zeros + group * N + row)
-            else:
-                shift = params
-            if ZEROS == 0:
+                spread = tl.broadcast_to(shift[:, None], (BLOCK_N, WIDTH))
+            elif ZEROS == 0:
                 spread = containers
             else:
-                spread = tl.broadcast_to(shift[:, None], (BLOCK_N, WIDTH))
+                spread = tl.broadcast_to(params[:, None], (BLOCK_N, WIDTH))
             for i in tl.static_range(SHARING):
                 start = unit * UNIT + (part * SHARING + i) * QUARTER + offset
                 if EVEN_K:
