@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, EnvironmentLacks
 from engine.parallel_messages import read_answer
 
 # What a rank that was asked to end gets before it is killed, and what its death gets to be noticed
@@ -182,8 +182,10 @@ class WorkerProcesses:
         if code == LOST:
             with self._changed:
                 self._changed.wait_for(lambda: self.failure is not None, _PATIENCE)
+        # Who kills a process is outside: the system for want of memory, or a person.
+        kind = EnvironmentLacks if code == -signal.SIGKILL else EngineError
         self.fail(
-            EngineError(
+            kind(
                 f"rank {rank} of {self.size} (process {process.pid}) {_ending(code)}: load the "
                 "model again"
             )

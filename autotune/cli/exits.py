@@ -82,7 +82,7 @@ def report(error: BaseException) -> int:
     if debug:
         sys.stderr.write("".join(traceback.format_exception(error)))
     elif code == ExitCode.FAULT:
-        message = f"{message} {_where_traceback(error)}"
+        message = f"{message.rstrip('.')}. {_where_traceback(error)}"
     complain(message)
     return code
 
