@@ -40,20 +40,11 @@ from kernels.triton.cached_values import (
 )
 from kernels.triton.decode_tiles import LEAST_STRETCH, default_choice, problem_of, splits_of
 from kernels.triton.runtime import facts_of
+from kernels.triton.stretches import log_sum_of, store_merged, stretch_of
 
 LOG2_E = math.log2(math.e)
 
 _PLAIN = tl.constexpr(PLAIN)
-
-
-@triton.jit
-def _stretch(context, first, split, splits, BLOCK_N: tl.constexpr, LEAST: tl.constexpr):
-    """The positions [begin, end) of a stretch of the visible context [first, context)."""
-    begin = first // BLOCK_N * BLOCK_N
-    length = tl.maximum(tl.cdiv(context - begin, splits), LEAST)
-    length = tl.cdiv(length, BLOCK_N) * BLOCK_N
-    begin += split * length
-    return begin, tl.minimum(begin + length, context)
 
 
 # Sizes that change from step to step must not make a new kernel of it.
@@ -110,7 +101,7 @@ def _decode_kernel(
     first = 0
     if WINDOWED:
         first = tl.maximum(context - new - window + 1, 0)
-    begin, end = _stretch(context, first, split, splits, BLOCK_N, LEAST)
+    begin, end = stretch_of(context, first, split, splits, BLOCK_N, LEAST)
     if SPLIT and begin >= end:
         return
 
@@ -183,8 +174,7 @@ def _decode_kernel(
     place = (first_token + token).to(tl.int64) * q_heads + q_head
     if SPLIT:
         place = place * splits + split
-        highest = most + tl.log2(summed)
-        tl.store(log_sums + place, highest, mask=in_rows)
+        tl.store(log_sums + place, log_sum_of(most, summed), mask=in_rows)
     store_rows(out + place * HEAD_DIM, in_rows, total, odd_total, KIND, HEAD_DIM)
 
 
@@ -225,23 +215,13 @@ def _merge_kernel(
     if WINDOWED:
         first = tl.maximum(context - new - window + 1, 0)
     each = tl.arange(0, SPLITS)
-    begin, end = _stretch(context, first, each, splits, BLOCK_N, LEAST)
+    begin, end = stretch_of(context, first, each, splits, BLOCK_N, LEAST)
     written = (each < splits) & (begin < end)
     place = ((first_token + token).to(tl.int64) * q_heads + tl.program_id(2)) * splits
     logs = tl.load(log_sums + place + each, mask=written, other=float("-inf"))
-    most = tl.max(logs, 0)
-    most = tl.where(most == float("-inf"), 0.0, most)
-    weights = tl.exp2(logs - most)
-    whole = tl.sum(weights, 0)
-    columns = tl.arange(0, COLUMNS)
-    parts = tl.load(
-        stretches + (place + each)[:, None] * HEAD_DIM + columns[None, :],
-        mask=written[:, None] & (columns < HEAD_DIM)[None, :],
-        other=0.0,
-    )
-    merged = tl.sum(parts * weights[:, None], 0) / tl.where(whole > 0.0, whole, 1.0)
-    target = out + place // splits * HEAD_DIM + columns
-    tl.store(target, merged.to(out.dtype.element_ty), mask=columns < HEAD_DIM)
+    parts = stretches + place * HEAD_DIM
+    target = out + place // splits * HEAD_DIM
+    store_merged(parts, logs, written, target, HEAD_DIM, COLUMNS)
 
 
 def decode_attention(

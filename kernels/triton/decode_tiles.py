@@ -33,13 +33,19 @@ def problem_of(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> Pro
     return Problem("decode_attention", sizes, (str(q.dtype), str(cache.keys.dtype)))
 
 
-def splits_of(programs: int, longest: int, slots: int) -> int:
-    """Into how many stretches contexts of at most `longest` tokens are split.
+def splits_of(
+    programs: int,
+    longest: int,
+    slots: int,
+    least: int = LEAST_STRETCH,
+    most: int = MOST_STRETCHES,
+) -> int:
+    """Into how many stretches contexts of at most `longest` tokens are split, `least` in each.
 
     `programs` are there without splitting, `slots` run at a time. The fewest stretches are taken
     whose waves of programs are about as full as any number's.
     """
-    most = max(1, min(MOST_STRETCHES, longest // LEAST_STRETCH))
+    most = max(1, min(most, longest // least))
     full = [programs * n / (-(-programs * n // slots) * slots) for n in range(1, most + 1)]
     return next(n for n, part in enumerate(full, 1) if part >= 0.95 * max(full))
 

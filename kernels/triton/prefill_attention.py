@@ -1,11 +1,14 @@
 """Causal attention of many new tokens over paged contexts (FlashAttention-2, Dao 2023).
 
 One program takes a tile of new tokens and all query heads that share a key/value head: its rows are
-tokens times heads, so that short chunks fill a tile and a tile's diagonal is short.
+tokens times heads, so that short chunks fill a tile and a tile's diagonal is short. Where that
+leaves a device underfilled, as a short chunk after a long prefix does, contexts are split among
+programs, whose stretches are merged afterwards (Flash-Decoding, Dao et al. 2023).
 """
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,29 +16,22 @@ from torch import Tensor
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 from kernels.triton import tuning
-from kernels.triton.attention_tile import (
-    add_values,
-    factor_of,
-    load_queries,
-    scaled_weights_of,
-    scores_of,
-    store_rows,
-    weights_of,
-)
+from kernels.triton.attention_tile import load_queries, store_rows
 from kernels.triton.cached_values import (
     KINDS,
     PLAIN,
     assembly_for,
     columns_of,
     missing_factor,
-    pages_of,
-    rows_of,
     words_of,
 )
-from kernels.triton.prefill_tiles import default_choice, problem_of
+from kernels.triton.prefill_loops import attend, attend_overlapped
+from kernels.triton.prefill_tiles import LEAST_STRETCH, default_choice, problem_of, splits_for
 from kernels.triton.runtime import facts_of
+from kernels.triton.stretches import log_sum_of, store_merged, stretch_of
 
 LOG2_E = math.log2(math.e)
+LEAST_MERGED = 16  # stretches, as Triton sees it: one merge kernel for all fewer ones
 
 _PLAIN = tl.constexpr(PLAIN)
 
@@ -60,153 +56,16 @@ def _sequence_of(tile, query_start, first_sequence, sequences, TOKENS: tl.conste
 
 
 @triton.jit
-def _attend(
-    begin,
-    end,
-    first,
-    position,
-    queries,
-    odd_queries,
-    row_scale,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    table,
-    kv_heads,
-    window,
-    soft_cap,
-    total,
-    odd_total,
-    sums,
-    most,
-    HEAD_DIM: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    KIND: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
-    MASKED: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Tiles [begin, end) of the context; not MASKED: every row sees all of them."""
-    width: tl.constexpr = HEAD_DIM if KIND == _PLAIN else HEAD_DIM // 2
-    offsets = tl.arange(0, BLOCK_N)
-    columns = tl.arange(0, COLUMNS)
-    factor = factor_of(row_scale, CAPPED)
-    pages = pages_of(table, begin, first, end, BLOCK_SIZE, BLOCK_N)
-    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        key_rows = rows_of(keys, pages, start, kv_heads, width, BLOCK_SIZE, BLOCK_N)
-        value_rows = rows_of(values, pages, start, kv_heads, width, BLOCK_SIZE, BLOCK_N)
-        key_scale = row_scale
-        seen = start + offsets
-        in_context = (seen >= first) & (seen < end)
-        if MASKED:
-            mask = in_context[:, None] & (columns < width)[None, :]
-            key_tile = tl.load(key_rows[:, None] + columns[None, :], mask=mask, other=0)
-            value_tile = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0)
-        elif width != COLUMNS:
-            mask = (columns < width)[None, :]
-            key_tile = tl.load(key_rows[:, None] + columns[None, :], mask=mask, other=0)
-            value_tile = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0)
-        else:
-            key_tile = tl.load(key_rows[:, None] + columns[None, :])
-            value_tile = tl.load(value_rows[:, None] + columns[None, :])
-        if KIND != _PLAIN:
-            scale_rows = rows_of(key_scales, pages, start, kv_heads, 1, BLOCK_SIZE, BLOCK_N)
-            key_scale = tl.load(scale_rows, mask=in_context, other=0.0)
-            scale_rows = rows_of(value_scales, pages, start, kv_heads, 1, BLOCK_SIZE, BLOCK_N)
-            value_scale = tl.load(scale_rows, mask=in_context, other=0.0)
-        pages = pages_of(table, start + BLOCK_N, first, end, BLOCK_SIZE, BLOCK_N)
-        scores = scores_of(
-            queries, odd_queries, key_tile, key_scale, row_scale, soft_cap, KIND, CAPPED, ASSEMBLY
-        )
-        if MASKED:
-            visible = seen[None, :] <= position[:, None]
-            if WINDOWED:
-                visible &= seen[None, :] > position[:, None] - window
-            scores = tl.where(visible & in_context[None, :], scores, float("-inf"))
-        if KIND == _PLAIN:
-            weights, shrink, most = weights_of(scores, factor, most)
-            sums = sums * shrink + tl.sum(weights, 1)
-        else:
-            weights, counted, shrink, most = scaled_weights_of(scores, factor, most, value_scale)
-            sums = sums * shrink + tl.sum(counted, 1)
-            odd_total *= shrink[:, None]
-        total *= shrink[:, None]
-        total, odd_total = add_values(weights, value_tile, total, odd_total, KIND, ASSEMBLY)
-    return total, odd_total, sums, most
-
-
-@triton.jit
-def _attend_overlapped(
-    begin,
-    end,
-    queries,
-    row_scale,
-    keys,
-    values,
-    table,
-    kv_heads,
-    soft_cap,
-    total,
-    sums,
-    most,
-    HEAD_DIM: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    CAPPED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """As ``_attend`` without masks: values are added one tile late.
-
-    Where products are asynchronous (Hopper), the values' product of one tile then runs while the
-    weights of the next are computed. Nothing but the loop may use its result, or it is waited for:
-    so totals are shrunk one tile late as well. The first tile adds itself with weights of zero.
-    Nor may a branch lead around this: ptxas would wait for every single instruction.
-    """
-    columns = tl.arange(0, COLUMNS)
-    factor = factor_of(row_scale, CAPPED)
-    pages = pages_of(table, begin, begin, end, BLOCK_SIZE, BLOCK_N)
-    late_pages = pages_of(table, begin, begin, end, BLOCK_SIZE, BLOCK_N)
-    weights = tl.zeros([queries.shape[0], BLOCK_N], tl.float32)
-    shrink = tl.full([queries.shape[0]], 1.0, tl.float32)
-    mask = (columns < HEAD_DIM)[None, :]
-    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        late_start = tl.maximum(start - BLOCK_N, begin)
-        key_rows = rows_of(keys, pages, start, kv_heads, HEAD_DIM, BLOCK_SIZE, BLOCK_N)
-        value_rows = rows_of(
-            values, late_pages, late_start, kv_heads, HEAD_DIM, BLOCK_SIZE, BLOCK_N
-        )
-        if HEAD_DIM == COLUMNS:
-            key_tile = tl.load(key_rows[:, None] + columns[None, :])
-            value_tile = tl.load(value_rows[:, None] + columns[None, :])
-        else:
-            key_tile = tl.load(key_rows[:, None] + columns[None, :], mask=mask, other=0)
-            value_tile = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0)
-        late_pages = pages_of(table, start, begin, end, BLOCK_SIZE, BLOCK_N)
-        pages = pages_of(table, start + BLOCK_N, begin, end, BLOCK_SIZE, BLOCK_N)
-        scores = scores_of(
-            queries, queries, key_tile, row_scale, row_scale, soft_cap, _PLAIN, CAPPED, 0
-        )
-        total *= shrink[:, None]
-        total = tl.dot(weights.to(queries.dtype), value_tile, total)
-        weights, shrink, most = weights_of(scores, factor, most)
-        sums = sums * shrink + tl.sum(weights, 1)
-    total *= shrink[:, None]
-    late_start = tl.maximum(end - BLOCK_N, begin)
-    value_rows = rows_of(values, late_pages, late_start, kv_heads, HEAD_DIM, BLOCK_SIZE, BLOCK_N)
-    mask = mask & (late_start + tl.arange(0, BLOCK_N) < end)[:, None]
-    value_tile = tl.load(value_rows[:, None] + columns[None, :], mask=mask, other=0)
-    total = tl.dot(weights.to(queries.dtype), value_tile, total)
-    return total, sums, most
+def _place_of(token, q_head, q_heads, split, splits, SPLIT: tl.constexpr):
+    """Where a query head's row is in [token, q head], or if SPLIT in [token, q head, split]."""
+    place = token.to(tl.int64) * q_heads + q_head
+    if SPLIT:
+        place = place * splits + split
+    return place
 
 
 # Sizes that change from step to step must not make a new kernel of it.
-@triton.jit(do_not_specialize=["table_stride", "first_sequence", "sequences", "window"])
+@triton.jit(do_not_specialize=["table_stride", "first_sequence", "sequences", "window", "splits"])
 def _prefill_kernel(
     q,
     keys,
@@ -225,6 +84,8 @@ def _prefill_kernel(
     scale,
     window,
     soft_cap,
+    log_sums,
+    splits,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -234,15 +95,19 @@ def _prefill_kernel(
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     OVERLAPPED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    LEAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """A tile of BLOCK_M // GROUP tokens of the sequences from `first_sequence` on.
 
-    Grid (tiles, kv heads). Tiles run from the last to the first: the long ones of a prompt come
-    first, and the short ones fill the gaps that are left at the end. Tiles of one head run
-    together, so that its keys and values stay in the L2 cache. Other arguments as in decoding.
+    Grid (tiles, kv heads, splits). Tiles run from the last to the first: the long ones of a prompt
+    come first, and the short ones fill the gaps that are left at the end. Tiles of one head run
+    together, so that its keys and values stay in the L2 cache. Other arguments as in decoding, but
+    that stretches and `log_sums` begin with the first token of `first_sequence`, and that those
+    without context have sums of 2^-inf.
     """
     tokens: tl.constexpr = BLOCK_M // GROUP
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -285,10 +150,24 @@ def _prefill_kernel(
     if WINDOWED:
         first = tl.maximum(lowest - window + 1, 0)
         begin = first // BLOCK_N * BLOCK_N
+    first_row = first_token
+    split = 0
+    if SPLIT:
+        split = tl.program_id(2)
+        begin, end = stretch_of(end, first, split, splits, BLOCK_N, LEAST)
+        full = tl.minimum(full, end)
+        first_row = first_token - tl.load(query_start + first_sequence)
+    if SPLIT and begin >= end:
+        place = _place_of(first_row + token, q_head, kv_heads * GROUP, split, splits, SPLIT)
+        tl.store(log_sums + place, float("-inf"), mask=in_rows)
+        return
+    if WINDOWED:
         # And those that the last row sees from their first position need none on the left.
         inside = tl.cdiv(tl.maximum(highest - window + 1, 0), BLOCK_N) * BLOCK_N
         inside = tl.minimum(inside, tl.cdiv(end, BLOCK_N) * BLOCK_N)
-        total, odd_total, sums, most = _attend(
+        if SPLIT:
+            inside = tl.maximum(inside, begin)
+        total, odd_total, sums, most = attend(
             begin, tl.minimum(inside, end), first, position,
             queries, odd_queries, row_scale,
             head_keys, head_values, key_scales, value_scales, table, kv_heads,
@@ -298,20 +177,20 @@ def _prefill_kernel(
         begin = inside
     full = tl.maximum(full, begin)
     if OVERLAPPED:
-        total, sums, most = _attend_overlapped(
+        total, sums, most = attend_overlapped(
             begin, full, queries, row_scale, head_keys, head_values, table, kv_heads,
             soft_cap, total, sums, most,
             HEAD_DIM, COLUMNS, BLOCK_SIZE, CAPPED, BLOCK_N, STAGES,
         )  # fmt: skip
     else:
-        total, odd_total, sums, most = _attend(
+        total, odd_total, sums, most = attend(
             begin, full, first, position,
             queries, odd_queries, row_scale,
             head_keys, head_values, key_scales, value_scales, table, kv_heads,
             window, soft_cap, total, odd_total, sums, most,
             HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, False, False, CAPPED, BLOCK_N, STAGES,
         )  # fmt: skip
-    total, odd_total, sums, most = _attend(
+    total, odd_total, sums, most = attend(
         full, end, first, position,
         queries, odd_queries, row_scale,
         head_keys, head_values, key_scales, value_scales, table, kv_heads,
@@ -322,8 +201,31 @@ def _prefill_kernel(
     inverse = tl.where(sums > 0.0, missing / sums, 0.0)
     total *= inverse[:, None]
     odd_total *= inverse[:, None]
-    place = (first_token + token).to(tl.int64) * (kv_heads * GROUP) + q_head
+    place = _place_of(first_row + token, q_head, kv_heads * GROUP, split, splits, SPLIT)
+    if SPLIT:
+        tl.store(log_sums + place, log_sum_of(most, sums), mask=in_rows)
     store_rows(out + place * HEAD_DIM, in_rows, total, odd_total, KIND, HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge_kernel(
+    stretches,
+    log_sums,
+    out,
+    splits,
+    HEAD_DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Weigh a query head's stretches by their sums. Grid (tokens, q heads).
+
+    Those with sums of 2^-inf were not written; SPLITS is a power of two that holds all.
+    """
+    row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    each = tl.arange(0, SPLITS)
+    logs = tl.load(log_sums + row * splits + each, mask=each < splits, other=float("-inf"))
+    parts = stretches + row * splits * HEAD_DIM
+    store_merged(parts, logs, logs > float("-inf"), out + row * HEAD_DIM, HEAD_DIM, COLUMNS)
 
 
 def prefill_attention(
@@ -334,8 +236,12 @@ def prefill_attention(
     window: int,
     soft_cap: float,
     out: Tensor,
+    splits: int = 0,
 ) -> None:
-    """Attention of the sequences after the decodes into their tokens of ``out`` [T, Hq, Dh]."""
+    """Attention of the sequences after the decodes into their tokens of ``out`` [T, Hq, Dh].
+
+    `splits` forces a number of stretches.
+    """
     facts = facts_of(q)
     problem = problem_of(q, cache, metadata)
     tiles = tuning.choice_for(problem, default_choice, facts).tiles
@@ -345,8 +251,14 @@ def prefill_attention(
     chunks = metadata.query_lens[metadata.num_decodes :]
     # As `_sequence_of` counts them.
     grid = sum(chunks) // (tiles["block_m"] // group) + len(chunks)
+    splits = splits or splits_for(problem, tiles, metadata, heads, kv_heads, window, facts)
     kind = KINDS.get(cache.keys.dtype, PLAIN)
-    _prefill_kernel[grid, kv_heads](
+    target, log_sums = out, out
+    if splits > 1:
+        shape = (sum(chunks), heads, splits)
+        target = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+        log_sums = torch.empty(shape, dtype=torch.float32, device=q.device)
+    _prefill_kernel[grid, kv_heads, splits](
         q,
         words_of(cache.keys),
         words_of(cache.values),
@@ -355,7 +267,7 @@ def prefill_attention(
         metadata.block_tables,
         metadata.context_lens,
         metadata.query_start,
-        out,
+        target,
         q.stride(0),
         metadata.block_tables.stride(0),
         kv_heads,
@@ -364,6 +276,8 @@ def prefill_attention(
         scale * LOG2_E,
         window,
         soft_cap * LOG2_E,
+        log_sums,
+        splits,
         GROUP=group,
         HEAD_DIM=head_dim,
         COLUMNS=columns_of(head_dim, kind),
@@ -373,8 +287,21 @@ def prefill_attention(
         WINDOWED=window > 0,
         CAPPED=soft_cap > 0,
         OVERLAPPED=kind == PLAIN and bool(tiles["overlapped"]),
+        SPLIT=splits > 1,
+        LEAST=LEAST_STRETCH,
         BLOCK_M=tiles["block_m"],
         BLOCK_N=tiles["block_n"],
         STAGES=tiles["num_stages"],
         num_warps=tiles["num_warps"],
     )
+    if splits > 1:
+        _merge_kernel[sum(chunks), heads](
+            target,
+            log_sums,
+            out[sum(metadata.query_lens[: metadata.num_decodes]) :],
+            splits,
+            HEAD_DIM=head_dim,
+            COLUMNS=columns_of(head_dim, PLAIN),
+            SPLITS=max(LEAST_MERGED, triton.next_power_of_2(splits)),
+            num_warps=4,
+        )

@@ -1,4 +1,6 @@
-"""Tiles of prefill attention: the defaults by device, and what may be measured."""
+"""Tiles of prefill attention: defaults by device, what may be measured, how contexts are split."""
+
+from collections.abc import Mapping
 
 import triton
 from torch import Tensor
@@ -6,8 +8,15 @@ from torch import Tensor
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 from kernels.triton import tuning
+from kernels.triton.decode_tiles import MOST_STRETCHES, splits_of
 from kernels.triton.runtime import DeviceFacts
 from kernels.triton.tuning import Choice, Problem
+
+# Tokens of a stretch: below it the float32 rows that a tile passes on for each are as much to
+# write and read as the stretch's keys and values.
+LEAST_STRETCH = 512
+MOST_SCRATCH = 64 << 20  # bytes of stretches that wait for their merge
+MOST_WARPS = 8  # of a multiprocessor, of threads that take up to 255 of its 65,536 registers each
 
 
 def problem_of(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> Problem:
@@ -34,9 +43,8 @@ def _tiles(
     )
 
 
-def _shared_memory(problem: Problem, choice: Choice) -> int:
+def _shared_memory(problem: Problem, tiles: Mapping[str, int]) -> int:
     """Bytes that a program needs at most: queries, keys and values of every stage."""
-    tiles = choice.tiles
     width = int(triton.next_power_of_2(problem.sizes[0]))
     itemsize = 1 if problem.dtypes[1] in ("torch.int8", "torch.float8_e4m3fn") else 2
     cached = 2 * tiles["block_n"] * width * itemsize * tiles["num_stages"]
@@ -74,10 +82,39 @@ def choices(problem: Problem, facts: DeviceFacts) -> list[Choice]:
             tried += [(128, 64, 8, 3, 1), (128, 64, 8, 2, 1), (64, 64, 4, 3, 1)]
     for block_m, block_n, warps, stages, overlapped in tried:
         choice = _tiles(problem, block_m, block_n, warps, stages, overlapped)
-        fits = _shared_memory(problem, choice) <= facts.shared_memory
+        fits = _shared_memory(problem, choice.tiles) <= facts.shared_memory
         if fits and choice not in found:
             found.append(choice)
     return found
+
+
+def splits_for(
+    problem: Problem,
+    tiles: Mapping[str, int],
+    metadata: AttentionMetadata,
+    heads: int,
+    kv_heads: int,
+    window: int,
+    facts: DeviceFacts,
+) -> int:
+    """Into how many stretches contexts are split: 1 where tiles fill the device.
+
+    Else as many as fill it once or twice, of LEAST_STRETCH tokens or more in the longest context,
+    that fit MOST_SCRATCH. Reads the host's lists.
+    """
+    chunks = metadata.query_lens[metadata.num_decodes :]
+    tokens = tiles["block_m"] // problem.sizes[1]
+    programs = kv_heads * sum(-(-new // tokens) for new in chunks)
+    resident = facts.shared_memory // _shared_memory(problem, tiles)
+    slots = facts.multiprocessors * max(1, min(MOST_WARPS // tiles["num_warps"], resident))
+    row = heads * 4 * (problem.sizes[0] + 1)
+    most = min(2 * slots // programs, MOST_SCRATCH // (row * sum(chunks)))
+    if most <= 1:
+        return 1
+    longest = max(metadata.context_lens_list[metadata.num_decodes :])
+    if window:
+        longest = min(longest, window + tokens - 1)
+    return splits_of(programs, longest, slots, LEAST_STRETCH, min(most, MOST_STRETCHES))
 
 
 tuning.announce("prefill_attention", choices)

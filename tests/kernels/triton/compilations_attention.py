@@ -92,6 +92,7 @@ def prefilling(
     kind: int,
     assembly: int = BITS,
     facts: DeviceFacts = H200,
+    split: bool = False,
     **other: Any,
 ) -> Compilation:
     """The prefill kernel with its default tiles, or others."""
@@ -101,19 +102,22 @@ def prefilling(
     constants = {
         **_constants(head_dim, group, block_size, kind, assembly),
         "OVERLAPPED": bool(tiles["overlapped"]),
+        "SPLIT": split,
+        "LEAST": prefill_tiles.LEAST_STRETCH,
         "BLOCK_M": tiles["block_m"],
         "BLOCK_N": tiles["block_n"],
         "STAGES": tiles["num_stages"],
     }
     return Compilation(
         prefill._prefill_kernel,
-        _types(kind),
+        {**_types(kind), "out": "*fp32" if split else "*bf16"},
         constants,
         num_warps=tiles["num_warps"],
         num_stages=tiles["num_stages"],
         aligned=("q_stride",),
         least=90 if facts is H200 else 80,
-        label=f"{NAMES[kind]} head {head_dim} group {group} page {block_size} {facts.name}",
+        label=f"{NAMES[kind]} head {head_dim} group {group} page {block_size} {facts.name}"
+        f"{' split' if split else ''}",
     )
 
 
@@ -137,6 +141,12 @@ def merging(splits: int) -> Compilation:
     return Compilation(decode._merge_kernel, _types(PLAIN), constants, label=f"of {splits}")
 
 
+def merging_prefills(splits: int) -> Compilation:
+    """The merge of up to so many stretches."""
+    constants = {"HEAD_DIM": 128, "COLUMNS": 128, "SPLITS": splits}
+    return Compilation(prefill._merge_kernel, _types(PLAIN), constants, label=f"prefills {splits}")
+
+
 COMPILATIONS = [
     decoding(128, 8, 16, E4M3, False, CONVERSIONS),
     decoding(128, 4, 16, PLAIN, False),
@@ -154,6 +164,8 @@ COMPILATIONS = [
     specialised(decoding(128, 4, 16, INT8, True), "one head", kv_heads=1),
     merging(2),
     merging(64),
+    merging_prefills(prefill.LEAST_MERGED),
+    merging_prefills(64),
     prefilling(128, 4, 128, PLAIN),
     specialised(prefilling(128, 4, 16, PLAIN), "one head", kv_heads=1),
     specialised(prefilling(256, 4, 16, PLAIN), "windowed", WINDOWED=True, CAPPED=True),
@@ -170,4 +182,16 @@ COMPILATIONS = [
             (80, 1, PLAIN),
         ]
     ),
+    *(
+        prefilling(head_dim, group, 16, kind, split=True)
+        for head_dim, group, kind in [
+            (128, 4, PLAIN),
+            (128, 8, INT8),
+            (64, 7, PLAIN),
+            (256, 4, PLAIN),
+            (80, 1, PLAIN),
+        ]
+    ),
+    specialised(prefilling(256, 4, 16, PLAIN, split=True), "windowed", WINDOWED=True, CAPPED=True),
+    specialised(prefilling(128, 8, 16, E4M3, split=True), "windowed", WINDOWED=True),
 ]

@@ -145,14 +145,25 @@ def fp8(n: int, k: int, block: tuple[int, int] | None = None) -> ops.LinearWeigh
 
 def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, new: int) -> None:
     """A decode beside a chunk, and by windows and caps, of one key/value head."""
-    sequences = [(1, 700), (new, new + 9)]
+    for prefix, window, cap in ((9, 0, 0.0), (9, 64, 20.0), (1500, 0, 0.0)):
+        attend_with(dtype, cache_dtype, head_dim, [(1, 700), (new, new + prefix)], window, cap)
+
+
+def attend_with(
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    head_dim: int,
+    sequences: list[tuple[int, int]],
+    window: int,
+    cap: float,
+) -> None:
+    """Attention of sequences of (new tokens, context)."""
     tables = [[0] * -(-context // 16) for _, context in sequences]
     lengths = [[sequence[i] for sequence in sequences] for i in (0, 1)]
     metadata = ops.build_attention_metadata(tables, *lengths, 16)
     q = torch.zeros(metadata.num_tokens, 2, head_dim, dtype=dtype)
     cache = LayerCache.allocate((1, 1, 16, head_dim), cache_dtype)
-    for window, cap in ((0, 0.0), (64, 20.0)):
-        assert attention.paged_attention(q, cache, metadata, 0.1, window, cap) is not None
+    assert attention.paged_attention(q, cache, metadata, 0.1, window, cap) is not None
 
 
 def gated(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kernels.metadata import build_attention_metadata
 from kernels.triton import decode_tiles, prefill_tiles
 from kernels.triton.runtime import DeviceFacts
 from kernels.triton.tuning import Problem, candidates
@@ -12,6 +13,32 @@ def test_stretches_fill_waves():
     assert decode_tiles.splits_of(programs=264, longest=1 << 17, slots=264) == 1
     assert decode_tiles.splits_of(programs=8, longest=1 << 17, slots=264) == 32
     assert decode_tiles.splits_of(programs=8, longest=2048, slots=264) <= 8
+
+
+def splits_for(sequences, kv_heads, window=0, before=()):
+    """How a model of groups of 4 splits prefills of (new tokens, context) on 132 processors."""
+    facts = DeviceFacts("", (9, 0), 132, 232_448)
+    lengths = [[length[i] for length in (*before, *sequences)] for i in (0, 1)]
+    tables = [[0] * -(-context // 128) for context in lengths[1]]
+    metadata = build_attention_metadata(tables, *lengths, 128)
+    sizes = (128, 4, 128, min(1024, max(new for new, _ in sequences)))
+    problem = Problem("prefill_attention", sizes, ("torch.bfloat16", "torch.bfloat16"))
+    tiles = prefill_tiles.default_choice(problem, facts).tiles
+    return prefill_tiles.splits_for(problem, tiles, metadata, 4 * kv_heads, kv_heads, window, facts)
+
+
+def test_prefills_are_split_where_their_tiles_leave_a_device_underfilled(monkeypatch):
+    assert splits_for([(64, 32_768)], kv_heads=8) == 8  # 16 programs without
+    assert splits_for([(64, 32_768)], kv_heads=8, before=[(1, 90_000)] * 40) == 8
+    assert splits_for([(8, 65_536)], kv_heads=1) == 61  # of 64: fewer waste as little
+    assert splits_for([(64, 1600)], kv_heads=8) == 3
+    assert splits_for([(64, 32_768)], kv_heads=8, window=1024) == 2
+    # Full, short, and more to merge than there may be.
+    assert splits_for([(4096, 4096)], kv_heads=8) == 1
+    assert splits_for([(64, 32_768)] * 9, kv_heads=8) == 1
+    assert splits_for([(64, 900), (20, 1000)], kv_heads=2) == 1
+    monkeypatch.setattr(prefill_tiles, "MOST_SCRATCH", 64 * 32 * (128 + 1) * 4 * 5)
+    assert splits_for([(64, 32_768)], kv_heads=8) == 5
 
 
 @pytest.mark.parametrize("shared_memory", [101_376, 232_448])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kernels import ops
+from kernels.triton import prefill_attention as prefill
 from kernels.triton import prefill_tiles, tuning
-from tests.kernels.attention_cases import make_case
+from tests.kernels.attention_cases import RELATIVE_ERROR, expected_of, make_case
 from tests.kernels.triton.attention_on_device import attend, check, moved
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -76,3 +77,40 @@ def test_a_prompt_alone_computes_what_it_computes_among_others(device, generator
     assert torch.equal(attend(alone), together[40:])
     through_ops = ops.paged_attention(case.q, case.cache, case.metadata, case.scale)
     assert torch.equal(through_ops, together)
+
+
+@pytest.mark.parametrize(
+    ("splits", "dtype", "cache_dtype", "head_dim", "group", "block_size", "window", "soft_cap"),
+    [
+        (1, BF16, None, 64, 4, 16, 0, 0.0),
+        (2, FP16, INT8, 128, 8, 8, 0, 0.0),
+        (3, FP32, None, 80, 1, 32, 110, 5.0),
+        (4, BF16, E4M3, 128, 3, 128, 75, 0.0),
+        (5, BF16, None, 80, 2, 16, 0, 20.0),
+        (5, BF16, None, 64, 4, 8, 150, 0.0),
+    ],
+)
+def test_the_number_of_stretches_changes_nothing(
+    device, generator, monkeypatch, splits, dtype, cache_dtype, head_dim, group, block_size,
+    window, soft_cap,
+):  # fmt: skip
+    """Long and short contexts, stretches that some or all rows of a tile see nothing of."""
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    sequences = [(1, 70), (3, draw(400, 560)), (draw(20, 40), draw(200, 300)), (2, 2)]
+    case = make_case(
+        dtype, head_dim, 1, group, block_size, sequences, generator, cache_dtype, window, soft_cap
+    )
+    expected = expected_of(case)[1:]
+    case = moved(case, device)
+    monkeypatch.setattr(prefill, "LEAST_STRETCH", 32)
+    out = torch.full_like(case.q, float("nan"))
+    scale = case.scale
+    prefill.prefill_attention(
+        case.q, case.cache, case.metadata, scale, window, soft_cap, out, splits
+    )
+    assert out[0].isnan().all()  # of the decode
+    error = (out[1:].cpu().double() - expected).norm() / expected.norm()
+    assert error < RELATIVE_ERROR[dtype]
