@@ -15,6 +15,8 @@ from engine.request import Request, SamplingParams
 
 # Kernels for more tokens are those for so many.
 LARGEST = 16384
+# New tokens after a long prefix, whose attention is split over the context by a kernel of its own.
+CHUNKS = (16, 256)
 GREEDY = SamplingParams(temperature=0.0)
 KINDS = (
     GREEDY,
@@ -49,6 +51,8 @@ def warmup_batches(
     seats = config.max_num_seqs
     for size in sizes_up_to(min(config.max_num_batched_tokens, LARGEST)):
         yield from batches.prompts(size, seats)
+    for size in CHUNKS:
+        yield from batches.chunk(min(size, config.max_num_batched_tokens))
     for size in sizes_up_to(seats):
         if size > most_captured:
             yield from batches.decodes(size, 3)
@@ -86,6 +90,11 @@ class _Batches:
         sequences = [self._sequence(i, n, n, GREEDY) for i, n in enumerate(lengths)]
         decodes = len(lengths) if num_tokens == len(lengths) else 0
         yield Batch(sequences, decodes)
+
+    def chunk(self, num_tokens: int) -> Iterator[Batch]:
+        """So many last tokens of the longest prompt."""
+        if num_tokens < self._longest:
+            yield Batch([self._sequence(0, self._longest, num_tokens, GREEDY)], 0)
 
     def decodes(
         self, count: int, context: int, sampling: SamplingParams = GREEDY

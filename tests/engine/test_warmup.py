@@ -43,6 +43,8 @@ def test_every_step_is_one_that_the_engine_may_run(max_model_len: int, captured:
     eager = {len(b.sequences) for b in batches if b.num_decodes and b.sequences[0].end > 1}
     if max_model_len > 2:
         assert eager == {1, 2} | {n for n in sizes_up_to(30) if n > captured}
+    chunks = {b.num_tokens for b in batches if b.sequences[0].start and not b.num_decodes}
+    assert chunks == {n for n in (16, 100) if n < max_model_len - 1}  # after a long prefix
     longest = max(b.sequences[0].end for b in batches if b.num_decodes == 1)
     assert longest == (min(3, max_model_len - 1) if captured else max_model_len - 1)
     assert {b.sequences[0].request.sampling.top_k for b in batches} == {0, 40}
