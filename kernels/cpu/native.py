@@ -123,4 +123,4 @@ def without_amx() -> Iterator[None]:
 
 def takes(x: Tensor) -> bool:
     """Whether the native kernels know this tensor's device and dtype."""
-    return x.device.type == "cpu" and x.dtype in DTYPE_CODES
+    return x.is_cpu and x.dtype in DTYPE_CODES
