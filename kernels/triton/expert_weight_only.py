@@ -16,8 +16,8 @@ from kernels.triton.expert_order import ExpertOrder
 from kernels.triton.runtime import DeviceFacts
 from kernels.triton.scaled_matmul import tile_of
 from kernels.triton.tuning import Choice
-from kernels.triton.weight_only_kernels import scale_of
-from kernels.triton.weight_only_unpack import factor, looked_up, table_words, unpacked
+from kernels.triton.weight_only_kernels import add_step
+from kernels.triton.weight_only_unpack import table_words
 
 
 # Numbers that change from step to step must not make a new kernel of it.
@@ -70,75 +70,23 @@ def expert_weight_only_kernel(
     pair = tl.load(pairs + tile * BLOCK_M + tl.where(row < held, row, 0)).to(tl.int64)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column_ids = tl.minimum(columns, n - 1)
-    QUARTER: tl.constexpr = UNIT // LANES
     WIDTH: tl.constexpr = BLOCK_K // LANES
-    STEPS: tl.constexpr = QUARTER // WIDTH
     within = tl.arange(0, WIDTH)
-    data += expert * units * n * QUARTER
-    data_tile = data + column_ids[:, None] * QUARTER + within[None, :]
+    data += expert * units * n * (UNIT // LANES)
+    data_tile = data + column_ids[:, None] * (UNIT // LANES) + within[None, :]
     x_tile = x + (pair // TOP_K)[None, :] * x_stride + within[:, None]
     scales += expert * scale_stride
     zeros += expert * zero_stride
     table += expert * table_stride
-    IN_UNIT: tl.constexpr = GROUP // QUARTER if GROUP > 0 and UNIT % max(GROUP, 1) == 0 else 1
-    SHARING: tl.constexpr = LANES if GROUP == 0 or GROUP % UNIT == 0 else IN_UNIT
-    LOOK_UP: tl.constexpr = KIND == 1 and not INTERPRETED
-    if LOOK_UP:
-        words = table_words(table, x.dtype.element_ty)
+    words = table_words(table, x.dtype.element_ty) if KIND == 1 and not INTERPRETED else 0
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     # With its own number of stages a loop loads ahead what no matrix instruction takes, too.
-    for step in tl.range(0, units * STEPS, num_stages=STAGES):
-        unit = step // STEPS
-        offset = (step % STEPS) * WIDTH
-        containers = tl.load(data_tile + (unit.to(tl.int64) * n * QUARTER + offset))
-        if LOOK_UP:
-            entries = looked_up(containers, words, x.dtype.element_ty)
-        for part in tl.static_range(LANES // SHARING):
-            if GROUP == 0:
-                params = containers
-            else:
-                group = (unit * UNIT + part * SHARING * QUARTER) // GROUP
-                if WORDS and ZEROS == 0:
-                    params = tl.load(scales + (group // 2) * n + column_ids)
-                else:
-                    params = tl.load(scales + group * n + column_ids)
-                scale = scale_of(params, part % 2 if ZEROS == 0 else 0, WORDS, HALF_SCALES)
-                scale *= factor(KIND, ZEROS, x.dtype.element_ty, INTERPRETED)
-            if ZEROS == 2:
-                params = tl.load(zeros + group * n + column_ids)
-            if ZEROS == 0:
-                spread = containers
-            else:
-                spread = tl.broadcast_to(params[:, None], (BLOCK_N, WIDTH))
-            for i in tl.static_range(SHARING):
-                start = unit * UNIT + (part * SHARING + i) * QUARTER + offset
-                if EVEN_K:
-                    rows_of_x = tl.load(x_tile + start)
-                else:
-                    rows_of_x = tl.load(
-                        x_tile + start, mask=(start + within < k)[:, None], other=0.0
-                    )
-                if LOOK_UP:
-                    w = entries[part * SHARING + i]
-                else:
-                    w = unpacked(
-                        containers,
-                        spread,
-                        table,
-                        part * SHARING + i,
-                        KIND,
-                        ZEROS,
-                        x.dtype.element_ty,
-                        INTERPRETED,
-                    )
-                if GROUP == 0:
-                    acc = tl.dot(w, rows_of_x, acc)
-                elif i == 0:
-                    sums = tl.dot(w, rows_of_x)
-                else:
-                    sums = tl.dot(w, rows_of_x, sums)
-            if GROUP != 0:
-                acc += sums * scale[:, None]
+    for step in tl.range(0, units * (UNIT // BLOCK_K), num_stages=STAGES):
+        acc = add_step(
+            acc, step, x_tile, data_tile, scales, zeros, table, words, column_ids, within, n, k,
+            KIND, ZEROS, WORDS, HALF_SCALES, GROUP, UNIT, LANES, EVEN_K, BLOCK_N, WIDTH,
+            INTERPRETED,
+        )  # fmt: skip
     if GROUP == 0:
         acc *= tl.load(scales + column_ids)[:, None]
     target = pair[None, :] * n + columns[:, None]
@@ -174,7 +122,7 @@ def tiles(block_m: int, columns: int, lanes: int, facts: DeviceFacts) -> list[di
 
 
 def choices(block_m: int, columns: int, lanes: int, facts: DeviceFacts) -> list[Choice]:
-    """The same as choices."""
+    """What may be measured: every one of the tiles."""
     return [Choice("triton", tile) for tile in tiles(block_m, columns, lanes, facts)]
 
 

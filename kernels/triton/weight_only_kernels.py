@@ -28,6 +28,100 @@ def scale_of(params, PART: tl.constexpr, WORDS: tl.constexpr, HALF_SCALES: tl.co
         return bits.to(tl.float16 if HALF_SCALES else tl.bfloat16, bitcast=True).to(tl.float32)
 
 
+@triton.jit
+def add_step(
+    acc,
+    step,
+    x_tile,
+    data_tile,
+    scales,
+    zeros,
+    table,
+    words,
+    row,
+    column,
+    N,
+    K,
+    KIND: tl.constexpr,
+    ZEROS: tl.constexpr,
+    WORDS: tl.constexpr,
+    HALF_SCALES: tl.constexpr,
+    GROUP: tl.constexpr,
+    UNIT: tl.constexpr,
+    LANES: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """acc [BLOCK_N, BLOCK_M] and the product of the columns in one step's containers.
+
+    x_tile and data_tile point to the first step's operands, [WIDTH, BLOCK_M] and [BLOCK_N, WIDTH];
+    row are the tile's outputs, column those of its containers. words: of a table that is looked up.
+    """
+    QUARTER: tl.constexpr = UNIT // LANES  # containers of a unit
+    STEPS: tl.constexpr = QUARTER // WIDTH
+    # Lanes that share a group, and groups of a unit.
+    WHOLE: tl.constexpr = GROUP == 0 or GROUP % UNIT == 0
+    PARTS: tl.constexpr = GROUP != 0 and UNIT % max(GROUP, 1) == 0
+    SHARING: tl.constexpr = LANES if WHOLE else (GROUP // QUARTER if PARTS else 1)
+    LOOK_UP: tl.constexpr = KIND == 1 and not INTERPRETED
+    dtype: tl.constexpr = x_tile.dtype.element_ty
+    unit = step // STEPS
+    offset = (step % STEPS) * WIDTH
+    containers = tl.load(data_tile + (unit.to(tl.int64) * N * QUARTER + offset))
+    if LOOK_UP:
+        entries = looked_up(containers, words, dtype)
+    for part in tl.static_range(LANES // SHARING):
+        if GROUP == 0:
+            params = row  # there are none, and nothing reads them
+        else:
+            group = (unit * UNIT + part * SHARING * QUARTER) // GROUP
+            if WORDS and ZEROS == 0:
+                # Two groups of a unit share a word.
+                params = tl.load(scales + (group // 2) * N + row)
+            else:
+                params = tl.load(scales + group * N + row)
+            scale = scale_of(params, part % 2 if ZEROS == 0 else 0, WORDS, HALF_SCALES)
+            scale *= factor(KIND, ZEROS, dtype, INTERPRETED)
+        if ZEROS == 2:
+            shift = tl.load(zeros + group * N + row)
+            spread = tl.broadcast_to(shift[:, None], (BLOCK_N, WIDTH))
+        elif ZEROS == 0:
+            spread = containers
+        else:
+            spread = tl.broadcast_to(params[:, None], (BLOCK_N, WIDTH))
+        for i in tl.static_range(SHARING):
+            start = unit * UNIT + (part * SHARING + i) * QUARTER + offset
+            if EVEN_K:
+                rows_of_x = tl.load(x_tile + start)
+            else:
+                inside = (start + column < K)[:, None]
+                rows_of_x = tl.load(x_tile + start, mask=inside, other=0.0)
+            if LOOK_UP:
+                w = entries[part * SHARING + i]
+            else:
+                w = unpacked(
+                    containers,
+                    spread,
+                    table,
+                    part * SHARING + i,
+                    KIND,
+                    ZEROS,
+                    dtype,
+                    INTERPRETED,
+                )
+            if GROUP == 0:
+                acc = tl.dot(w, rows_of_x, acc)
+            elif i == 0:
+                product = tl.dot(w, rows_of_x)
+            else:
+                product = tl.dot(w, rows_of_x, product)
+        if GROUP != 0:
+            acc += product * scale[:, None]
+    return acc
+
+
 # Numbers that change from step to step must not make a new kernel of it.
 @triton.jit(do_not_specialize=["M", "tiles_m", "units_per_split"])
 def weight_only_kernel(
@@ -72,82 +166,27 @@ def weight_only_kernel(
     # Rows beyond the last read the last again: loads without masks.
     row = tl.minimum(n, N - 1)
     m = (program % tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_m = m < M
-    QUARTER: tl.constexpr = UNIT // LANES  # containers of a unit
     WIDTH: tl.constexpr = BLOCK_K // LANES
-    STEPS: tl.constexpr = QUARTER // WIDTH
+    STEPS: tl.constexpr = UNIT // BLOCK_K
     column = tl.arange(0, WIDTH)
-    data_tile = data + row[:, None] * QUARTER + column[None, :]
-    x_tile = x + m[None, :].to(tl.int64) * stride_x + column[:, None]
-    # Lanes that share a group, and groups of a unit.
-    WHOLE: tl.constexpr = GROUP == 0 or GROUP % UNIT == 0
-    PARTS: tl.constexpr = GROUP != 0 and UNIT % max(GROUP, 1) == 0
-    SHARING: tl.constexpr = LANES if WHOLE else (GROUP // QUARTER if PARTS else 1)
-    LOOK_UP: tl.constexpr = KIND == 1 and not INTERPRETED
-    if LOOK_UP:
-        words = table_words(table, x.dtype.element_ty)
+    data_tile = data + row[:, None] * (UNIT // LANES) + column[None, :]
+    x_tile = x + tl.minimum(m, M - 1)[None, :].to(tl.int64) * stride_x + column[:, None]
+    words = table_words(table, x.dtype.element_ty) if KIND == 1 and not INTERPRETED else 0
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     begin = split * units_per_split
     end = tl.minimum(begin + units_per_split, units)
     for step in tl.range(begin * STEPS, end * STEPS, num_stages=STAGES):
-        unit = step // STEPS
-        offset = (step % STEPS) * WIDTH
-        containers = tl.load(data_tile + (unit.to(tl.int64) * N * QUARTER + offset))
-        if LOOK_UP:
-            entries = looked_up(containers, words, x.dtype.element_ty)
-        for part in tl.static_range(LANES // SHARING):
-            if GROUP == 0:
-                params = row  # there are none, and nothing reads them
-            else:
-                group = (unit * UNIT + part * SHARING * QUARTER) // GROUP
-                if WORDS and ZEROS == 0:
-                    # Two groups of a unit share a word.
-                    params = tl.load(scales + (group // 2) * N + row)
-                else:
-                    params = tl.load(scales + group * N + row)
-                scale = scale_of(params, part % 2 if ZEROS == 0 else 0, WORDS, HALF_SCALES)
-                scale *= factor(KIND, ZEROS, x.dtype.element_ty, INTERPRETED)
-            if ZEROS == 2:
-                shift = tl.load(zeros + group * N + row)
-                spread = tl.broadcast_to(shift[:, None], (BLOCK_N, WIDTH))
-            elif ZEROS == 0:
-                spread = containers
-            else:
-                spread = tl.broadcast_to(params[:, None], (BLOCK_N, WIDTH))
-            for i in tl.static_range(SHARING):
-                start = unit * UNIT + (part * SHARING + i) * QUARTER + offset
-                if EVEN_K:
-                    rows_of_x = tl.load(x_tile + start, mask=in_m[None, :], other=0.0)
-                else:
-                    inside = (start + column < K)[:, None]
-                    rows_of_x = tl.load(x_tile + start, mask=in_m[None, :] & inside, other=0.0)
-                if LOOK_UP:
-                    w = entries[part * SHARING + i]
-                else:
-                    w = unpacked(
-                        containers,
-                        spread,
-                        table,
-                        part * SHARING + i,
-                        KIND,
-                        ZEROS,
-                        x.dtype.element_ty,
-                        INTERPRETED,
-                    )
-                if GROUP == 0:
-                    acc = tl.dot(w, rows_of_x, acc)
-                elif i == 0:
-                    product = tl.dot(w, rows_of_x)
-                else:
-                    product = tl.dot(w, rows_of_x, product)
-            if GROUP != 0:
-                acc += product * scale[:, None]
+        acc = add_step(
+            acc, step, x_tile, data_tile, scales, zeros, table, words, row, column, N, K,
+            KIND, ZEROS, WORDS, HALF_SCALES, GROUP, UNIT, LANES, EVEN_K, BLOCK_N, WIDTH,
+            INTERPRETED,
+        )  # fmt: skip
     if GROUP == 0:
         acc *= tl.load(scales + row)[:, None]
     if HAS_BIAS:
         acc += tl.load(bias + row).to(tl.float32)[:, None]
     place = (split * M + m).to(tl.int64)[:, None] * N + n[None, :]
-    valid = in_m[:, None] & (n < N)[None, :]
+    valid = (m < M)[:, None] & (n < N)[None, :]
     tl.store(out + place, tl.trans(acc).to(out.dtype.element_ty), mask=valid)
 
 
