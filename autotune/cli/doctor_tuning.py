@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TextColumn
 from rich.table import Table
 
 from autotune.cli.console import data_console, message_console, note, print_json
 from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
+from autotune.cli.terminal_bar import TerminalBar
 
 if TYPE_CHECKING:
     from autotune.kernel_tuning import KernelTuning
@@ -43,34 +43,13 @@ def tune(model: str, budget_s: float, *, as_json: bool) -> None:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-class TuningProgress:
+class TuningProgress(TerminalBar):
     """Draws on stderr: a bar on a terminal, a line now and then otherwise."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        columns = (TextColumn("{task.fields[name]}", markup=False),)
+        super().__init__(console, "", columns, "name")
         self._said = ("", 0.0)
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[name]}", markup=False),
-            console=console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=None, name="")
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
 
     def show(self, title: str, done: int, total: int, name: str) -> None:
         """Show that `done` of `total` operations of a part of the work are measured."""

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TextColumn
+
+from autotune.cli.terminal_bar import TerminalBar
 
 
-class LayerProgress:
+class LayerProgress(TerminalBar):
     """Draws on stderr: a bar on a terminal, a line a layer otherwise.
 
     The time left is judged by the layers of this run; those that an earlier one did cost nothing.
     """
 
     def __init__(self, console: Console, title: str) -> None:
-        self._console = console
-        self._title = title
-        self._first: tuple[int, float] | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
+        columns = (
             TextColumn("{task.fields[layers]}"),
             TextColumn("{task.fields[left]}", style="dim"),
-            console=console,
-            transient=True,
         )
-        self._task = self._bar.add_task(title, total=None, layers="", left="")
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._console.is_terminal:  # else nothing was started, and stopping prints a line
-            self._bar.stop()
+        super().__init__(console, title, columns, "layers", "left")
+        self._title = title
+        self._first: tuple[int, float] | None = None
 
     def layer(self, done: int, total: int) -> None:
         """Show that `done` of `total` layers are finished."""
