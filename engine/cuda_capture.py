@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from engine.errors import first_line
 from engine.graphs import NotCapturable
 
 
@@ -91,7 +92,7 @@ def reason(error: RuntimeError) -> Exception:
     """
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
-    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    first = first_line(error)
     # Instantiating a graph takes memory of the driver's, whose lack comes as a plain CUDA error.
     if isinstance(error, torch.OutOfMemoryError) or "out of memory" in first.lower():
         return torch.OutOfMemoryError(first)

@@ -22,3 +22,8 @@ class EnvironmentLacks(EngineError):
 
 class RequestRefused(EngineError):
     """A request can never be served as asked; the text is the reason."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its type where it has no text."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

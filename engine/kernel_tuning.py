@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine.errors import EngineError, EnvironmentLacks
+from engine.errors import EngineError, EnvironmentLacks, first_line
 from engine.models.decoder import Decoder
 from engine.tunable_operations import Sizes, Tunable, tunable_operations
 from kernels.triton import runtime, tuning, tuning_cache
@@ -166,13 +166,9 @@ def _fail(tunable: Tunable, error: Exception, report: TuningReport) -> None:
             torch.cuda.synchronize()
     except RuntimeError:
         raise EngineError(
-            f"{tunable.name} left the GPU unusable for this process: {_first_line(error)}"
+            f"{tunable.name} left the GPU unusable for this process: {first_line(error)}"
         ) from error
-    report.failures.append(f"{tunable.name}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    report.failures.append(f"{tunable.name}: {first_line(error)}")
 
 
 def tuning_notes(model: str) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from engine.errors import EngineError, EnvironmentLacks
+from engine.errors import EngineError, EnvironmentLacks, first_line
 from engine.packed_step import StepHeader
 
 _T = TypeVar("_T")
@@ -338,11 +338,6 @@ def _abort(group: Any) -> None:
 
 def _is_gloo(group: Any) -> bool:
     return dist.is_gloo_available() and isinstance(group, dist.ProcessGroupGloo)
-
-
-def first_line(error: BaseException) -> str:
-    """An error's first line, or its type where it has no text."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _options(operation: Any) -> Any:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import EngineError
+from engine.errors import EngineError, first_line
 from engine.packed_step import StepHeader
-from engine.parallel import GroupRanks, first_line, leave
+from engine.parallel import GroupRanks, leave
 from engine.parallel_messages import command_bytes, step_bytes
 from engine.parallel_processes import WorkerProcesses
 

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 import torch
 
 from engine.config import EngineConfig
-from engine.errors import EngineError, EnvironmentLacks
+from engine.errors import EngineError, EnvironmentLacks, first_line
 from engine.loading import load_part
 from engine.models.decoder import Decoder
-from engine.parallel import GroupRanks, RankFailed, RanksLost, first_line
+from engine.parallel import GroupRanks, RankFailed, RanksLost
 from engine.parallel_messages import Command, Step, error_line, loaded_line, read_message
 from engine.parallel_processes import LOST
 from engine.quantize.quality import TextFollower

@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.norm import FLOATS
-from kernels.triton.runtime import facts_of
+from kernels.triton.runtime import FLOATS, facts_of
 
 SILU = tl.constexpr(0)
 GELU_ERF = tl.constexpr(1)

@@ -9,8 +9,8 @@ from kernels.triton.cached_values import KINDS, PLAIN, columns_of
 from kernels.triton.decode_attention import decode_attention
 from kernels.triton.decode_tiles import product_rows
 from kernels.triton.prefill_attention import prefill_attention
+from kernels.triton.runtime import FLOATS
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_HEAD, LARGEST_HEAD, HEAD_MULTIPLE = 16, 256, 16
 LEAST_BLOCK = 8
 MOST_ROWS = 128  # of a program: a token's query heads of one key/value head, or of all decoded

@@ -4,10 +4,14 @@ Scores are in units of log2: weights are powers of two. The scales of an 8-bit c
 scores and weights, never elements.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
 from kernels.triton.cached_values import PLAIN, unpack
+
+LOG2_E = math.log2(math.e)  # what the scale of scores is multiplied by
 
 _PLAIN = tl.constexpr(PLAIN)
 _LEAST_SCALE = tl.constexpr(2.0**-100)

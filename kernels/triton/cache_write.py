@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kernels.head_norms import HeadNorms
 from kernels.layer_cache import LayerCache
-from kernels.triton.norm import FLOATS, fits_weight, heads_are_packed
+from kernels.triton.norm import fits_weight, heads_are_packed
 from kernels.triton.rotary import HEADS_PER_PROGRAM, takes_rotary, turn, turned
 from kernels.triton.rounding import code_of, magnitude, rounded, scales
-from kernels.triton.runtime import facts_of
+from kernels.triton.runtime import FLOATS, facts_of
 
 NOT_ROUNDED = tl.constexpr(-1)
 

@@ -9,8 +9,6 @@ Everything that changes between replays of a captured step is read on the device
 tables, new tokens. The number of stretches is fixed by what capturing fixes, their length is not.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +18,7 @@ from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 from kernels.triton import tuning
 from kernels.triton.attention_tile import (
+    LOG2_E,
     add_values,
     factor_of,
     load_queries,
@@ -41,8 +40,6 @@ from kernels.triton.cached_values import (
 from kernels.triton.decode_tiles import LEAST_STRETCH, default_choice, problem_of, splits_of
 from kernels.triton.runtime import facts_of
 from kernels.triton.stretches import log_sum_of, store_merged, stretch_of
-
-LOG2_E = math.log2(math.e)
 
 _PLAIN = tl.constexpr(PLAIN)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from kernels.experts import HALVES, StackedWeight
 from kernels.triton import expert_weight_only, tuning, weight_only
 from kernels.triton.expert_order import ExpertOrder, order_by_expert
-from kernels.triton.fp8_linear import FLOATS, HAS_E4M3, round_by_scale
+from kernels.triton.fp8_linear import HAS_E4M3, round_by_scale
 from kernels.triton.quantize_rows import quantize_rows
-from kernels.triton.runtime import DeviceFacts, facts_of
+from kernels.triton.runtime import FLOATS, DeviceFacts, facts_of
 from kernels.triton.scaled_matmul import product, tile_of
 from kernels.triton.tuning import Choice, Problem
 from kernels.weights import DenseWeight, Fp8Weight, Int8Weight

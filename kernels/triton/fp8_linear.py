@@ -16,13 +16,12 @@ from kernels import plain_linear
 from kernels.rounding import FP8_MAX
 from kernels.triton import rounding, scaled_tiles, tuning
 from kernels.triton.quantize_rows import quantize_rows
-from kernels.triton.runtime import DeviceFacts, facts_of
+from kernels.triton.runtime import FLOATS, DeviceFacts, facts_of
 from kernels.triton.scaled_matmul import merge, product, scaled_matmul, tile_of
 from kernels.triton.scaled_tiles import splits_for
 from kernels.triton.tuning import Choice, Problem
 from kernels.weights import Fp8Weight, LinearWeight
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 HAS_E4M3 = (8, 9)
 _MOST = tl.constexpr(FP8_MAX)
 

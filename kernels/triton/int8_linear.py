@@ -17,12 +17,11 @@ from kernels.triton import rounding, scaled_tiles, tuning
 from kernels.triton.norm import row_warps
 from kernels.triton.quantize_rows import quantize_rows
 from kernels.triton.rounding import INT8
-from kernels.triton.runtime import DeviceFacts, facts_of
+from kernels.triton.runtime import FLOATS, DeviceFacts, facts_of
 from kernels.triton.scaled_matmul import chunk_size, merge, scaled_matmul
 from kernels.triton.tuning import Choice, Problem
 from kernels.weights import Int8Weight, LinearWeight
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 65_536  # columns of a row that one program holds in registers
 
 

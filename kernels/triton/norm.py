@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.runtime import facts_of
+from kernels.triton.runtime import FLOATS, facts_of
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_ROW = 16_384  # elements that one program holds in registers
 ELEMENTS_PER_THREAD = 16  # two 16-byte loads of 16-bit values under way at once
 

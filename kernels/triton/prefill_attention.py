@@ -6,8 +6,6 @@ leaves a device underfilled, as a short chunk after a long prefix does, contexts
 programs, whose stretches are merged afterwards (Flash-Decoding, Dao et al. 2023).
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +14,7 @@ from torch import Tensor
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 from kernels.triton import tuning
-from kernels.triton.attention_tile import load_queries, store_rows
+from kernels.triton.attention_tile import LOG2_E, load_queries, store_rows
 from kernels.triton.cached_values import (
     KINDS,
     PLAIN,
@@ -30,7 +28,6 @@ from kernels.triton.prefill_tiles import LEAST_STRETCH, default_choice, problem_
 from kernels.triton.runtime import facts_of
 from kernels.triton.stretches import log_sum_of, store_merged, stretch_of
 
-LOG2_E = math.log2(math.e)
 LEAST_MERGED = 16  # stretches, as Triton sees it: one merge kernel for all fewer ones
 
 _PLAIN = tl.constexpr(PLAIN)

@@ -6,9 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.plain_linear import SMALLEST_MAXIMUM
-from kernels.triton.norm import FLOATS, row_warps
+from kernels.triton.norm import row_warps
 from kernels.triton.rounding import code_of, magnitude, rounded, scales
-from kernels.triton.runtime import facts_of
+from kernels.triton.runtime import FLOATS, facts_of
 
 WIDEST_BLOCK = 16_384  # columns that one program holds in registers; more are read twice
 CHUNK = 8192

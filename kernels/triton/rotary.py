@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.norm import FLOATS, heads_are_packed, weighted
+from kernels.triton.norm import heads_are_packed, weighted
+from kernels.triton.runtime import FLOATS
 
 HEADS_PER_PROGRAM = 8  # of one token; they share its cosines and sines
 

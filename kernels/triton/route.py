@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.norm import FLOATS
+from kernels.triton.runtime import FLOATS
 
 MOST_EXPERTS = 1024
 

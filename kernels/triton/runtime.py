@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 LEAST_CAPABILITY = (8, 0)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # what activations can be
 
 
 class DeviceFacts(NamedTuple):
