@@ -40,7 +40,8 @@ class RequestRecord:
     `token_times` when each output token was there (the first is the first token, the last the
     finish). `input_tokens` and `output_tokens` are what was processed, `asked_output_tokens` what
     the workload asked for. A refused, failed or timed-out request has the reason in `reason` and
-    is a miss of every limit.
+    is a miss of every limit. `first_scheduled` is when it first ran beside others, None if it
+    never did or the engine does not tell. `output_token_ids` are the tokens that it got.
     """
 
     request_id: str
@@ -55,6 +56,8 @@ class RequestRecord:
     cached_tokens: int = 0
     preemptions: int = 0
     session_id: str | None = None
+    first_scheduled: float | None = None
+    output_token_ids: tuple[int, ...] = ()
 
     @property
     def completed(self) -> bool:
@@ -241,7 +244,7 @@ class RunFolder:
             done = {t for table in tables for t in table.column("trial").unique().to_pylist()}
             tables += [pq.read_table(p) for p in paths if int(p.name.split(".")[0]) not in done]
             if tables:
-                _replace_table(target, pa.concat_tables(tables))
+                _replace_table(target, pa.concat_tables(tables, promote_options="default"))
         # With the parts goes what a crash may have left half-written beside them.
         for path in self.parts.iterdir():
             path.unlink()
@@ -251,12 +254,13 @@ class RunFolder:
         """The request records of one trial, in the order of their intended send."""
         rows = self._rows("requests", self.requests_parquet, trial)
         names = [f.name for f in dataclasses.fields(RequestRecord)]
-        records = [
-            RequestRecord(
-                **{**{n: row[n] for n in names}, "token_times": tuple(row["token_times"])}
-            )
-            for row in rows
-        ]
+        lists = ("token_times", "output_token_ids")
+        records = []
+        for row in rows:
+            # Records of an earlier release lack what has a default.
+            values = {name: row[name] for name in names if name in row}
+            values |= {name: tuple(row.get(name) or ()) for name in lists}
+            records.append(RequestRecord(**values))
         return sorted(records, key=lambda r: (r.intended_send, r.request_id))
 
     def read_steps(self, trial: int) -> list[StepRecord]:
@@ -264,7 +268,8 @@ class RunFolder:
         rows = self._rows("steps", self.steps_parquet, trial)
         names = [f.name for f in dataclasses.fields(StepRecord)]
         return sorted(
-            (StepRecord(**{n: row[n] for n in names}) for row in rows), key=lambda s: s.start
+            (StepRecord(**{n: row[n] for n in names if n in row}) for row in rows),
+            key=lambda s: s.start,
         )
 
     def _part(self, trial: int, name: str) -> Path:
@@ -321,12 +326,14 @@ _REQUEST_SCHEMA = pa.schema(
         ("cached_tokens", pa.int32()),
         ("preemptions", pa.int32()),
         ("session_id", pa.string()),
+        ("first_scheduled", pa.float64()),
+        ("output_token_ids", pa.list_(pa.int32())),
     ]
 )
 _STEP_SCHEMA = pa.schema(
     [("trial", pa.int32())]
     + [
-        (f.name, pa.float64() if f.type in (float, "float") else pa.int64())
+        (f.name, pa.float64() if "float" in str(f.type) else pa.int64())
         for f in dataclasses.fields(StepRecord)
     ]
 )

@@ -50,11 +50,6 @@ class Batch:
         """Tokens of the step that are not decodes."""
         return self.num_tokens - self.num_decodes
 
-    @property
-    def num_kv_tokens(self) -> int:
-        """KV tokens that the step's attention reads: each sequence's context once."""
-        return sum([s.start + s.num_tokens for s in self.sequences])
-
 
 @dataclass(slots=True)
 class BatchResult:
@@ -63,7 +58,8 @@ class BatchResult:
     `tokens[i]` are the tokens chosen for `batch.sequences[i]`: none if it did not sample, one as a
     rule, several with speculation. `logprobs[i]` stands beside it where they were asked for.
     `device_seconds` is the time of the model's forward pass and sampling; `host_seconds` that of
-    preparing its inputs.
+    preparing its inputs. `communication_seconds` is the part of the former that went to
+    collectives among ranks; None where it is not measured.
     """
 
     tokens: list[list[int]]
@@ -72,6 +68,7 @@ class BatchResult:
     logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    communication_seconds: float | None = 0.0
 
 
 def chunk_size(config: EngineConfig, pending: int, budget: int) -> int:

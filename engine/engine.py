@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, cast
 
+from engine.attention_work import AttentionWork, attention_work
 from engine.batch import Batch, Executor, PipelinedExecutor
-from engine.block_groups import ONE_GROUP, BlockGroup, mean_visible_tokens
+from engine.block_groups import ONE_GROUP, BlockGroup
 from engine.blocks import BlockPool
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError, RequestRefused
@@ -318,7 +319,7 @@ class Engine:
             pool.num_cached,
             pool.num_blocks,
             pool.hit_tokens - hits_before,
-            0 if self.on_step is None else self._kv_tokens_read(batch),
+            *self._attention_work(batch),
         )
 
     def _launch(self, step: LaunchedStep) -> None:
@@ -369,12 +370,13 @@ class Engine:
             end = self.clock() if self._in_flight is None else self._in_flight.start
             self.on_step(step.record(result, end, landed.idle_seconds))
 
-    def _kv_tokens_read(self, batch: Batch) -> int:
-        if self.pool.uniform:
-            return batch.num_kv_tokens
-        groups = self._groups
-        seen = (mean_visible_tokens(groups, s.end, s.num_tokens) for s in batch.sequences)
-        return round(sum(seen))
+    def _attention_work(self, batch: Batch) -> tuple[AttentionWork, int]:
+        """What the step's attention does, and the tokens that running requests hold after it."""
+        if self.on_step is None:  # nobody asks
+            return AttentionWork(), 0
+        work = attention_work(batch, self._groups, uniform=self.pool.uniform)
+        held = sum([r.num_computed_tokens for r in self.scheduler.running])
+        return work, held + batch.num_tokens
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         reason = f"the step that computed it failed: {type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from engine.attention_work import AttentionWork
 from engine.batch import Batch, BatchResult, InFlight
 from engine.errors import EngineError
 from engine.step_record import StepRecord
@@ -28,7 +29,8 @@ class LaunchedStep:
     blocks_cached: int
     blocks_total: int
     hit_tokens: int
-    kv_tokens_read: int
+    work: AttentionWork
+    used_tokens: int
     in_flight: InFlight | None = None
     launched: float = 0.0
     returned: float = 0.0
@@ -49,7 +51,7 @@ class LaunchedStep:
             prefill_tokens=batch.num_tokens - batch.num_decodes,
             prefill_sequences=len(batch.sequences) - batch.num_decodes,
             decode_sequences=batch.num_decodes,
-            kv_tokens_read=self.kv_tokens_read,
+            kv_tokens_read=self.work.kv_tokens,
             device_seconds=result.device_seconds,
             # A virtual clock's sums may round below the executor's own account.
             host_seconds=max(result.host_seconds, elapsed - result.device_seconds),
@@ -63,6 +65,11 @@ class LaunchedStep:
             prefix_hit_tokens=self.hit_tokens,
             drafted_tokens=result.drafted_tokens,
             accepted_tokens=result.accepted_tokens,
+            prefill_kv_tokens_read=self.work.prefill_kv_tokens,
+            prefill_pairs=self.work.prefill_pairs,
+            sampled_sequences=sum([s.samples for s in batch.sequences]),
+            communication_seconds=result.communication_seconds,
+            used_tokens=self.used_tokens,
         )
 
 

@@ -125,7 +125,8 @@ class Request:
 
     `num_cached_tokens` are the prompt tokens that prefix caching spared when the request was first
     admitted; `max_total_tokens` ends it; `rank` is its place in the scheduler's order. `refusal`
-    says in one sentence why it was refused or given up.
+    says in one sentence why it was refused or given up. `first_scheduled` is when it first got a
+    seat among the running requests.
 
     Times are seconds on the engine's clock.
     """
@@ -145,6 +146,7 @@ class Request:
     num_preemptions: int = 0
     max_total_tokens: int = 0
     rank: tuple[int, int] = (0, 0)
+    first_scheduled: float | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

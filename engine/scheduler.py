@@ -153,7 +153,7 @@ class Scheduler:
                 budget -= self._append_chunk(sequences, request, budget)
 
         if len(running) < config.max_num_seqs and self._admits(now):
-            self._admit(sequences, budget)
+            self._admit(sequences, budget, now)
         return Batch(sequences, num_decodes, num_preemptions)
 
     def update(self, batch: Batch, result: BatchResult) -> list[Request]:
@@ -282,7 +282,7 @@ class Scheduler:
         wakeup = self.next_wakeup(now)
         return wakeup is not None and wakeup <= now
 
-    def _admit(self, sequences: list[ScheduledSequence], budget: int) -> None:
+    def _admit(self, sequences: list[ScheduledSequence], budget: int, now: float) -> None:
         """Move waiting requests to the running ones while seats, blocks and tokens last."""
         config = self._config
         pool = self.pool
@@ -306,15 +306,16 @@ class Scheduler:
             if not pool.allocate(request.tables, prefix, num_tokens, self._reserve(), end):
                 self._blocked = (request, pool.num_available)
                 return
-            self._start(request, start)
+            self._start(request, start, now)
             if budget > 0:
                 budget -= self._append_chunk(sequences, request, budget)
 
-    def _start(self, request: Request, num_cached_tokens: int) -> None:
+    def _start(self, request: Request, num_cached_tokens: int, now: float) -> None:
         self.waiting.pop()
         request.state = _RUNNING
         request.num_computed_tokens = num_cached_tokens
-        if not request.num_preemptions:
+        if request.first_scheduled is None:
+            request.first_scheduled = now
             request.num_cached_tokens = num_cached_tokens
         insort(self.running, request, key=_rank)
 

@@ -15,6 +15,12 @@ class StepRecord:
     what `Scheduler` took. `kv_tokens_read` counts the cached tokens that each sequence's new ones
     see; where layers have windows, as a mean over the layers. `blocks_used` counts blocks owned by
     requests after the step's allocation; cached blocks that nobody owns are `blocks_cached`.
+
+    `prefill_kv_tokens_read` is the part of `kv_tokens_read` that prompt chunks read,
+    `prefill_pairs` the pairs of query and key that they compute, `sampled_sequences` those that got
+    a token. `communication_seconds` is the part of `device_seconds` that ranks spent in
+    collectives, waiting for each other included; None where it is not measured. `used_tokens`
+    counts the tokens whose keys and values lie in the blocks of running requests, each request's.
     """
 
     start: float
@@ -34,6 +40,11 @@ class StepRecord:
     prefix_hit_tokens: int
     drafted_tokens: int
     accepted_tokens: int
+    prefill_kv_tokens_read: int = 0
+    prefill_pairs: int = 0
+    sampled_sequences: int = 0
+    communication_seconds: float | None = 0.0
+    used_tokens: int = 0
 
     @property
     def seconds(self) -> float:

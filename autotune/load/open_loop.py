@@ -349,4 +349,8 @@ class _Load:
             cached_tokens=last.num_cached_tokens if last else 0,
             preemptions=last.num_preemptions if last else 0,
             session_id=request.session_id,
+            first_scheduled=None
+            if last is None or last.first_scheduled is None
+            else max(send, last.first_scheduled - self.start),
+            output_token_ids=tuple(last.output_token_ids) if last else (),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.attention_work import AttentionWork
 from engine.batch import Batch, BatchResult
 from engine.config import EngineConfig
 from engine.engine import CacheShape, Engine
@@ -231,7 +232,7 @@ def test_a_device_that_works_meanwhile() -> None:
     ],
 )
 def test_time_of_the_callers_own(returned: float, asked: float, idle: float) -> None:
-    step = LaunchedStep(Batch([], 0), 9.0, 0.5, 0, 0, 0, 0, 0, 0, 0)
+    step = LaunchedStep(Batch([], 0), 9.0, 0.5, 0, 0, 0, 0, 0, 0, AttentionWork(), 0)
     step.launched, step.returned = 10.0, returned
     assert step.idle_seconds(asked, device_seconds=2.0) == idle
     record = step.record(BatchResult([], 2.0, host_seconds=0.25), end=14.0, idle_seconds=idle)

@@ -3,7 +3,9 @@ import sys
 
 import pytest
 
+from engine.attention_work import attention_work
 from engine.batch import BatchResult
+from engine.block_groups import ONE_GROUP
 from engine.block_tables import BlockTables, Prefix
 from engine.request import FinishReason, RequestState
 from tests.engine.scheduling import (
@@ -45,11 +47,13 @@ def test_only_the_chunk_that_ends_a_prompt_samples() -> None:
     scheduler.add(make_request("a", 20))
     first = scheduler.schedule(0.0)
     assert [s.samples for s in first.sequences] == [False]
-    assert (first.num_decodes, first.num_tokens, first.num_kv_tokens) == (0, 16, 16)
+    assert (first.num_decodes, first.num_tokens) == (0, 16)
+    assert attention_work(first, ONE_GROUP, uniform=True) == (16, 16, 16 * 17 // 2)
     scheduler.update(first, answer(first))
     second = scheduler.schedule(0.0)
     assert [s.samples for s in second.sequences] == [True]
-    assert (second.num_tokens, second.num_kv_tokens) == (4, 20)
+    assert second.num_tokens == 4
+    assert attention_work(second, ONE_GROUP, uniform=True) == (20, 20, 4 * 16 + 4 * 5 // 2)
 
 
 def test_without_chunking_a_prompt_waits_for_a_step_with_room() -> None:

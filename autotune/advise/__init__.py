@@ -1,0 +1,1 @@
+"""What would help, by how much, at which cost."""

@@ -1,0 +1,1 @@
+"""Why it is slow: findings by metric, from a profile."""

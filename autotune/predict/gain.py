@@ -1,0 +1,30 @@
+"""A predicted gain: how many times better a metric would be, with its interval."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+# How a prediction was made: `replay` runs the recorded traffic through the real scheduler on fitted
+# step costs; `formula` scales the profile's shares (Amdahl); `estimate` rests on published figures.
+Basis = Literal["replay", "formula", "estimate"]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedGain:
+    """Ratio of a metric's values without and with a change, so that above 1 is better.
+
+    `metric` is one of ttft, tpot, e2e, throughput, cost, memory; `statistic` names the latency's
+    (`p95`, `mean`). `low` and `high` bound the central 90%.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    basis: Basis
+    statistic: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)

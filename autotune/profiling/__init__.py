@@ -1,0 +1,1 @@
+"""Where the time of a serving engine goes: from its records to `profile.json`."""

@@ -1,0 +1,401 @@
+"""`profile.json`: everything that diagnosis and advice know of a serving engine.
+
+Units are seconds, bytes, tokens, operations; shares lie in 0..1. What could not be measured is
+None, and `partial` says why. Conditions of the technique table name these fields, so that a field
+that is renamed here is renamed there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROFILE_VERSION = 1
+
+PhaseName = Literal["prefill", "decode", "mixed"]
+Bound = Literal["compute", "bandwidth", "overhead"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Part):
+    """Where the profile comes from.
+
+    `run`: the workload was run for it; `records`: a finished run or bench was read; `metrics`: a
+    server's endpoint was sampled. `where` is the run folder or the endpoint, `server` the dialect
+    of the endpoint, `trial` the number of the trial that was read.
+    """
+
+    kind: Literal["run", "records", "metrics"]
+    where: str | None = None
+    trial: int | None = None
+    server: Literal["vllm", "sglang", "tgi"] | None = None
+    window_s: float | None = None
+
+
+class ModelFacts(_Part):
+    """The model's arithmetic, as served. Bytes are those of one rank's device all together.
+
+    `matmul_parameters` take part in a token's matrix products (of a mixture of experts those that
+    one token meets; the output head only where a token is sampled: `head_parameters`, not among
+    them). `weight_bytes` are read by a decode step at most: the embedding table is not, unless the
+    head is tied to it. `resident_bytes` is all of the weights in memory. `attention_features` are
+    query heads times head size, summed over the layers; a pair of query and key costs four
+    operations for each.
+    """
+
+    name: str
+    path: str | None = None
+    architecture: str | None = None
+    parameters: int
+    matmul_parameters: int
+    head_parameters: int
+    weight_bytes: int
+    resident_bytes: int
+    kv_bytes_per_token: float
+    attention_features: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_model_len: int
+    weight_bits: int
+    dtype: str
+    quantization: str | None = None
+    has_experts: bool = False
+    has_windows: bool = False
+    fingerprint: str | None = None
+
+
+class Ceilings(_Part):
+    """What the device was measured to do: bytes/s and operations/s.
+
+    `bandwidth` is that of main memory, `working_set_bandwidth` that of a buffer as large as the
+    weights, which a cache may hold. `matmul` is by dtype; `compute_dtype` is the one that the
+    engine multiplies in. The ridge, in operations per byte, is `matmul[compute_dtype]` over
+    `working_set_bandwidth`.
+    """
+
+    bandwidth: float
+    working_set_bandwidth: float
+    matmul: dict[str, float]
+    compute_dtype: str
+    ridge: float
+    launch_cost_s: float | None = None
+    graph_launch_cost_s: float | None = None
+
+
+class Phase(_Part):
+    """All steps of one kind. A mixed step has prompt chunks and decodes.
+
+    `share` is of the time of all steps. `mean_batch` counts sequences a step, `tokens` all that the
+    steps computed. `intensity` is flops / bytes moved; `mfu` and `mbu` are over device time and the
+    measured ceilings. `bound` says which ceiling is nearer, or `overhead` where neither is near.
+    """
+
+    name: PhaseName
+    steps: int
+    seconds: float
+    share: float
+    device_seconds: float
+    host_seconds: float
+    tokens: int
+    sampled: int
+    mean_batch: float
+    step_p50: float
+    step_p95: float
+    flops: float | None = None
+    weight_bytes: float | None = None
+    kv_bytes: float | None = None
+    intensity: float | None = None
+    mfu: float | None = None
+    mbu: float | None = None
+    bound: Bound | None = None
+
+
+class Spread(_Part):
+    """Statistics of a quantity over requests or steps."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class Traffic(_Part):
+    """What arrived: `arrival_cv` is the coefficient of variation of the gaps (1 for Poisson).
+
+    `dispersion` is the variance over the mean of arrivals per `dispersion_window_s` (1 for
+    Poisson). `top_output_share` is the part of all output tokens that the longest tenth of the
+    answers has. `prompt_output_ratio` is mean input over mean output tokens. `texts` says whether
+    prompts are recorded ones; synthesised tokens say nothing of acceptance.
+    """
+
+    requests: int
+    completed: int
+    refused: int
+    failed: int
+    timed_out: int
+    duration_s: float
+    rate: float | None
+    input_tokens: Spread | None
+    output_tokens: Spread | None
+    arrival_cv: float | None = None
+    dispersion: float | None = None
+    dispersion_window_s: float | None = None
+    top_output_share: float | None = None
+    prompt_output_ratio: float | None = None
+    texts: bool | None = None
+
+
+class KvCache(_Part):
+    """The KV cache: occupancy is blocks owned by requests over all blocks.
+
+    `fragmentation` is the share of owned slots that hold no token. `hit_rate` is prompt tokens
+    found in the cache over prompt tokens asked for; `attainable_hit_rate` what an unbounded cache
+    would have found on this trace at this block size. `recomputed_share` is the part of prefill
+    tokens that were computed again after a preemption. `blocked_share` is the part of the steps'
+    time in which requests waited while seats and token budget were free, for want of blocks.
+    `seats` is how many mean requests the cache holds at once.
+    """
+
+    blocks_total: int | None = None
+    block_size: int | None = None
+    total_bytes: float | None = None
+    occupancy_mean: float | None = None
+    occupancy_peak: float | None = None
+    fragmentation: float | None = None
+    preemptions: int | None = None
+    preempted_share: float | None = None
+    recomputed_share: float | None = None
+    blocked_share: float | None = None
+    refused_for_size: int | None = None
+    hit_rate: float | None = None
+    attainable_hit_rate: float | None = None
+    seats: float | None = None
+
+
+class Queueing(_Part):
+    """Waiting before the first step.
+
+    `busy_share` is step time over wall time while requests arrive; `utilisation` the offered over
+    the sustainable rate, 1 and above where the queue grows. `wait` is the time from the intended
+    send to the first seat, `wait_share` its part of TTFT, summed over requests.
+    `at_seat_limit_share` is the part of step time with every seat taken and requests waiting,
+    `at_token_budget_share` with the token budget used up and requests waiting, `barrier_share` with
+    seats free and requests waiting for a static batch to end. `growth_per_s` is the trend of
+    waiting and running requests over the arrivals' span, and `stable` whether it is negligible.
+    """
+
+    busy_share: float | None = None
+    utilisation: float | None = None
+    wait: Spread | None = None
+    wait_share: float | None = None
+    queue_mean: float | None = None
+    queue_max: int | None = None
+    running_mean: float | None = None
+    running_max: int | None = None
+    at_seat_limit_share: float | None = None
+    at_token_budget_share: float | None = None
+    barrier_share: float | None = None
+    growth_per_s: float | None = None
+    stable: bool | None = None
+
+
+class Host(_Part):
+    """Time that the device idles between steps because the host works.
+
+    `share` is host seconds over step seconds, `per_step_s` the median of a step's host time,
+    `scheduler_share` the scheduler's part of step time, `decode_share` the share within pure decode
+    steps.
+    """
+
+    share: float
+    decode_share: float | None
+    per_step_s: float
+    scheduler_share: float
+
+
+class Communication(_Part):
+    """Collectives among ranks: their share of device time, and how long the slowest is waited for.
+
+    `imbalance` is the part of the collectives' time beyond what an idle collective takes: ranks
+    waiting for slower ones.
+    """
+
+    ranks: int
+    share: float | None = None
+    per_step_s: float | None = None
+    imbalance: float | None = None
+
+
+class Imbalance(_Part):
+    """How unequal steps are: coefficients of variation of step time and tokens by phase-mix."""
+
+    step_time_cv: float
+    step_tokens_cv: float
+
+
+class AcceptancePosition(_Part):
+    """Drafts that reached position `position` (from 1), and how many were right there."""
+
+    position: int
+    drafted: int
+    accepted: int
+
+
+class Speculation(_Part):
+    """A dry run of prompt lookup on the recorded tokens: what n-gram drafts would have got.
+
+    `tokens_per_step` is accepted drafts plus the model's own token, by the number of draft tokens
+    asked for; `hit_share` the share of decode steps at which a draft was found at all.
+    """
+
+    num_requests: int
+    min_ngram: int
+    max_ngram: int
+    tokens_per_step: dict[int, float]
+    hit_share: float
+    positions: list[AcceptancePosition] = Field(default_factory=list)
+    synthetic_prompts: bool = False
+
+
+class Breakdown(_Part):
+    """Where the time of one metric goes; `parts` are shares by component and sum to 1.
+
+    Of TTFT and TPOT it is of the requests' own time, of throughput of wall time. Components:
+    `queue` (waiting for a seat), `prefill_linear`, `prefill_attention` (its own prompt),
+    `interference` (steps longer through others' prompt chunks, and chunks of others before its
+    own), `weights` (linear layers of decodes while memory bounds them), `linear_compute` (while
+    arithmetic does), `kv_reads` (decode attention), `host`, `communication`, `preempted` (waiting
+    and computing again), `other` (device time that the fitted cost does not explain), `idle`.
+    """
+
+    metric: Literal["ttft", "tpot", "throughput"]
+    seconds: float
+    parts: dict[str, float]
+
+
+class StepFit(_Part):
+    """Cost of a step fitted to the records; see `autotune.predict.step_cost`.
+
+    `coefficients` by term; `median_error` and `p90_error` are relative, of held-out steps.
+    """
+
+    coefficients: dict[str, float]
+    median_error: float
+    p90_error: float
+    steps: int
+
+
+class LinearProbe(_Part):
+    """Seconds of all linear layers of a forward pass, the head apart, measured by rows of a step.
+
+    `head` is the output head at the same rows. One entry a quantization method.
+    """
+
+    method: str
+    rows: list[int]
+    layers_s: list[float]
+    head_s: list[float]
+
+
+class AttentionProbe(_Part):
+    """Seconds of the attention of all layers for decodes, by cache dtype.
+
+    Each point is (sequences, context tokens of each): seconds.
+    """
+
+    kv_cache_dtype: str
+    sequences: list[int]
+    contexts: list[int]
+    seconds: list[float]
+
+
+class Probes(_Part):
+    """What parts of a step cost with each method that is offered here, measured alone."""
+
+    linears: list[LinearProbe] = Field(default_factory=list)
+    attention: list[AttentionProbe] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+class GpuSample(_Part):
+    """One reading; watts, Hz, bytes, bytes/s."""
+
+    at_s: float
+    index: int
+    power_watts: float | None = None
+    clock_sm_hz: int | None = None
+    clock_memory_hz: int | None = None
+    temperature_celsius: int | None = None
+    memory_used_bytes: int | None = None
+    utilisation: float | None = None
+    pcie_rx_bytes_per_s: float | None = None
+    pcie_tx_bytes_per_s: float | None = None
+    throttled_by: list[str] = Field(default_factory=list)
+
+
+class Gpu(_Part):
+    """Samples of the GPUs during the load; `throttled_share` of samples had a slowing reason."""
+
+    samples: list[GpuSample]
+    interval_s: float
+    power_mean_watts: float | None = None
+    power_limit_watts: float | None = None
+    clock_ratio: float | None = None
+    throttled_share: float | None = None
+    throttle_reasons: dict[str, float] = Field(default_factory=dict)
+
+
+class SeriesPoint(_Part):
+    """The engine at one moment of the load, for pictures; at most some hundred of them."""
+
+    at_s: float
+    queue: float
+    running: float
+    occupancy: float | None
+
+
+class Profile(_Part):
+    """A whole profile; see the parts. `metrics` has the keys of `bench --json`."""
+
+    profile_version: int = PROFILE_VERSION
+    created_at: str
+    source: Source
+    engine_config: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
+    slo: str | None = None
+    price: float | None = None
+    model: ModelFacts | None = None
+    ceilings: Ceilings | None = None
+    traffic: Traffic
+    metrics: dict[str, Any] | None = None
+    phases: list[Phase] = Field(default_factory=list)
+    kv: KvCache = Field(default_factory=KvCache)
+    queueing: Queueing = Field(default_factory=Queueing)
+    host: Host | None = None
+    communication: Communication | None = None
+    imbalance: Imbalance | None = None
+    speculation: Speculation | None = None
+    breakdowns: list[Breakdown] = Field(default_factory=list)
+    step_fit: StepFit | None = None
+    probes: Probes | None = None
+    gpu: Gpu | None = None
+    series: list[SeriesPoint] = Field(default_factory=list)
+    partial: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    def phase(self, name: PhaseName) -> Phase | None:
+        """The phase of this name, if there were such steps."""
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+    def breakdown(self, metric: str) -> Breakdown | None:
+        """Where the time of a metric goes, if it is known."""
+        return next((b for b in self.breakdowns if b.metric == metric), None)
