@@ -37,14 +37,16 @@ class Source(_Part):
 
 
 class ModelFacts(_Part):
-    """The model's arithmetic, as served. Bytes are those of one rank's device all together.
+    """The model's arithmetic, as served. Sizes are the whole model's, over all its ranks together.
 
     `matmul_parameters` take part in a token's matrix products (of a mixture of experts those that
     one token meets; the output head only where a token is sampled: `head_parameters`, not among
     them). `weight_bytes` are read by a decode step at most: the embedding table is not, unless the
     head is tied to it. `resident_bytes` is all of the weights in memory. `attention_features` are
     query heads times head size, summed over the layers; a pair of query and key costs four
-    operations for each.
+    operations for each. `kv_bytes_per_token` counts key/value heads as often as ranks hold them.
+    Of a mixture of experts a token meets `experts_per_token` of the `num_experts` of a layer;
+    `expert_bytes` are those of all experts of all layers.
     """
 
     name: str
@@ -70,6 +72,9 @@ class ModelFacts(_Part):
     has_experts: bool = False
     has_windows: bool = False
     fingerprint: str | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_bytes: int = 0
 
 
 class Ceilings(_Part):
