@@ -16,41 +16,20 @@ from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
-from autotune.cli.traffic_options import (
-    BurstinessOption,
-    FormatOption,
-    KeepGridOption,
-    LengthsOption,
-    LoadOption,
-    RateOption,
-    RequestsOption,
-    StartOption,
-    WorkloadOption,
-    traffic_options,
-)
+from autotune.cli.traffic_options import with_traffic
+from autotune.traffic_options import TrafficOptions
 
 if TYPE_CHECKING:
     from autotune.records import LimitResult
 
 
 @with_knobs(without=("seed",))
+@with_traffic(duration="20s")
 def bench(
     slo: Annotated[
         str,
         typer.Option("--slo", help="Limits that goodput is counted by, for instance ttft<200ms."),
     ] = "ttft<200ms,tpot<100ms",
-    workload: WorkloadOption = "chat",
-    workload_format: FormatOption = None,
-    rate: RateOption = None,
-    load: LoadOption = None,
-    scale_lengths: LengthsOption = None,
-    duration: Annotated[
-        str, typer.Option("--duration", help="Length of the load, for instance 20s.")
-    ] = "20s",
-    start: StartOption = "0s",
-    requests: RequestsOption = None,
-    burstiness: BurstinessOption = 1.0,
-    keep_grid: KeepGridOption = False,
     drain: Annotated[
         str,
         typer.Option(
@@ -68,6 +47,7 @@ def bench(
         bool, typer.Option("--json", help="Print one JSON object with the metrics.")
     ] = False,
     *,
+    traffic: TrafficOptions,
     knobs: dict[str, Any],
 ) -> None:
     """Offer a workload to one configuration and measure it.
@@ -77,18 +57,6 @@ def bench(
     from autotune.bench import bench as run_bench
     from autotune.bench import claim_output, save
 
-    options = traffic_options(
-        workload,
-        workload_format,
-        rate,
-        load,
-        scale_lengths,
-        duration,
-        start,
-        requests,
-        burstiness,
-        keep_grid,
-    )
     stopping = "Stopping; what was measured is shown. Press Ctrl-C again to leave at once."
     console = message_console()
     status = console.status("loading") if console.is_terminal else contextlib.nullcontext()
@@ -101,7 +69,7 @@ def bench(
 
             outcome = run_bench(
                 {"seed": seed, **knobs},
-                options,
+                traffic,
                 slo=slo,
                 drain_limit=parse_duration(drain, "--drain"),
                 say=say,

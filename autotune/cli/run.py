@@ -16,20 +16,9 @@ from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
-from autotune.cli.traffic_options import (
-    BurstinessOption,
-    DurationOption,
-    FormatOption,
-    KeepGridOption,
-    LengthsOption,
-    LoadOption,
-    RateOption,
-    RequestsOption,
-    StartOption,
-    WorkloadOption,
-    traffic_options,
-)
+from autotune.cli.traffic_options import with_traffic
 from autotune.errors import BadInput, Interrupted
+from autotune.traffic_options import TrafficOptions
 
 if TYPE_CHECKING:
     from autotune.records import RunFolder, TrialRecord
@@ -38,6 +27,7 @@ _SEARCH = "Search"
 
 
 @with_knobs(without=("seed",))
+@with_traffic()
 def run(
     context: typer.Context,
     slo: Annotated[
@@ -120,16 +110,6 @@ def run(
     seed: Annotated[
         int, typer.Option("--seed", help="Drives everything random.", rich_help_panel=_SEARCH)
     ] = 0,
-    workload: WorkloadOption = "chat",
-    workload_format: FormatOption = None,
-    rate: RateOption = None,
-    load: LoadOption = None,
-    scale_lengths: LengthsOption = None,
-    duration: DurationOption = None,
-    start: StartOption = "0s",
-    requests: RequestsOption = None,
-    burstiness: BurstinessOption = 1.0,
-    keep_grid: KeepGridOption = False,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Run folder. Default: runs/<time>-<model>."),
@@ -152,6 +132,7 @@ def run(
         bool, typer.Option("--json", help="Print one JSON object with the result.")
     ] = False,
     *,
+    traffic: TrafficOptions,
     knobs: dict[str, Any],
 ) -> None:
     """Tune the engine for a workload and an SLO; prove the winner.
@@ -177,18 +158,7 @@ def run(
             budget_s = DEFAULT_BUDGET_S
         options = TuneOptions(
             config={"seed": seed, **knobs},
-            traffic=traffic_options(
-                workload,
-                workload_format,
-                rate,
-                load,
-                scale_lengths,
-                duration,
-                start,
-                requests,
-                burstiness,
-                keep_grid,
-            ),
+            traffic=traffic,
             slo=DEFAULT_SLO if slo is None else slo,
             # Objective refuses an unknown name with the list of known ones.
             objective=Objective(objective, price).name,  # type: ignore[arg-type]

@@ -1,8 +1,17 @@
-"""The options that say which traffic to offer, shared by the commands that offer it."""
+"""The options that say which traffic to offer, shared by the commands that offer it.
+
+    @with_traffic(duration="20s")
+    def bench(..., *, traffic: TrafficOptions) -> None: ...
+
+`traffic` then holds what the options say. Stacks with `with_knobs`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +20,7 @@ from autotune.traffic_options import TrafficOptions
 
 _PANEL = "Traffic"
 
-WorkloadOption = Annotated[
+_WorkloadOption = Annotated[
     str,
     typer.Option(
         "--workload",
@@ -20,7 +29,7 @@ WorkloadOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-FormatOption = Annotated[
+_FormatOption = Annotated[
     str | None,
     typer.Option(
         "--workload-format",
@@ -28,7 +37,7 @@ FormatOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-RateOption = Annotated[
+_RateOption = Annotated[
     str | None,
     typer.Option(
         "--rate",
@@ -37,7 +46,7 @@ RateOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-LoadOption = Annotated[
+_LoadOption = Annotated[
     float | None,
     typer.Option(
         "--load",
@@ -46,7 +55,7 @@ LoadOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-LengthsOption = Annotated[
+_LengthsOption = Annotated[
     float | None,
     typer.Option(
         "--scale-lengths",
@@ -55,7 +64,7 @@ LengthsOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-DurationOption = Annotated[
+_DurationOption = Annotated[
     str | None,
     typer.Option(
         "--duration",
@@ -63,7 +72,7 @@ DurationOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-StartOption = Annotated[
+_StartOption = Annotated[
     str,
     typer.Option(
         "--start",
@@ -71,11 +80,11 @@ StartOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-RequestsOption = Annotated[
+_RequestsOption = Annotated[
     int | None,
     typer.Option("--requests", help="Most requests of one measurement.", rich_help_panel=_PANEL),
 ]
-BurstinessOption = Annotated[
+_BurstinessOption = Annotated[
     float,
     typer.Option(
         "--burstiness",
@@ -83,8 +92,7 @@ BurstinessOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-
-KeepGridOption = Annotated[
+_KeepGridOption = Annotated[
     bool,
     typer.Option(
         "--keep-grid",
@@ -94,32 +102,82 @@ KeepGridOption = Annotated[
 ]
 
 
-def traffic_options(
-    workload: str,
-    workload_format: str | None,
-    rate: str | None,
-    load: float | None,
-    scale_lengths: float | None,
-    duration: str | None,
-    start: str,
-    requests: int | None,
-    burstiness: float,
-    keep_grid: bool,
-) -> TrafficOptions:
-    """The traffic that these options describe.
+# Parameter, its annotation and its default; `--duration` has that of the command.
+_OPTIONS: tuple[tuple[str, Any, Any], ...] = (
+    ("workload", _WorkloadOption, "chat"),
+    ("workload_format", _FormatOption, None),
+    ("rate", _RateOption, None),
+    ("load", _LoadOption, None),
+    ("scale_lengths", _LengthsOption, None),
+    ("duration", _DurationOption, None),
+    ("start", _StartOption, "0s"),
+    ("requests", _RequestsOption, None),
+    ("burstiness", _BurstinessOption, 1.0),
+    ("keep_grid", _KeepGridOption, False),
+)
+TRAFFIC_PARAMETERS = tuple(name for name, _, _ in _OPTIONS)
+
+
+def with_traffic(
+    *, duration: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a Typer command the options of traffic, collected into its parameter `traffic`.
+
+    Arguments:
+        duration: the command's default of `--duration`.
+
+    Raises:
+        TypeError: the command has no keyword parameter `traffic` to receive them.
+    """
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=duration if name == "duration" else default,
+            annotation=annotation,
+        )
+        for name, annotation, default in _OPTIONS
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        if "traffic" not in signature.parameters:
+            raise TypeError(f"{command.__name__} needs a parameter `traffic` to receive them")
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            options = {name: given.pop(name) for name in TRAFFIC_PARAMETERS}
+            command(**given, traffic=traffic_options(options))
+
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in signature.parameters.items()
+            if name != "traffic"
+        ]
+        # Typer reads the annotations beside the signature; both must tell the same.
+        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *added]} | {"return": None}
+        return run
+
+    return decorate
+
+
+def traffic_options(given: Mapping[str, Any]) -> TrafficOptions:
+    """The traffic that these options, by parameter, describe.
 
     Raises:
         BadInput: an option that is no duration or rate, or a contradiction.
     """
+    rate, duration, start = given["rate"], given["duration"], given["start"]
     return TrafficOptions(
-        source=workload,
-        format=workload_format,
+        source=given["workload"],
+        format=given["workload_format"],
         rate=None if rate is None else parse_rate(rate, "--rate"),
-        load_factor=load,
-        length_factor=scale_lengths,
+        load_factor=given["load"],
+        length_factor=given["scale_lengths"],
         duration_s=None if duration is None else parse_duration(duration, "--duration"),
         start_s=0.0 if start in ("0", "0s") else parse_duration(start, "--start"),
-        requests=requests,
-        burstiness=burstiness,
-        keep_grid=keep_grid,
+        requests=given["requests"],
+        burstiness=given["burstiness"],
+        keep_grid=given["keep_grid"],
     )
