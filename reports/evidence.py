@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,13 +18,27 @@ class Step(Protocol):
     @property
     def start(self) -> float: ...  # noqa: D102
     @property
-    def queue_length(self) -> int: ...  # noqa: D102
+    def queue_length(self) -> float: ...  # noqa: D102
     @property
-    def running(self) -> int: ...  # noqa: D102
+    def running(self) -> float: ...  # noqa: D102
     @property
-    def blocks_used(self) -> int: ...  # noqa: D102
+    def blocks_used(self) -> float: ...  # noqa: D102
     @property
-    def blocks_total(self) -> int: ...  # noqa: D102
+    def blocks_total(self) -> float: ...  # noqa: D102
+    @property
+    def preemptions(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A server's gauges at one moment, where there are no steps; a `Step` to the charts."""
+
+    start: float
+    queue_length: float
+    running: float
+    blocks_used: float
+    blocks_total: float = 1.0
+    preemptions: int = 0
 
 
 KNOBS_NOT_COMPARED = ("model", "tokenizer", "device", "seed")
@@ -61,7 +75,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything the report rests on. `winner` is None where there is nothing to compare."""
+    """Everything the report rests on. `winner` is None where there is nothing to compare.
+
+    `profile`, `diagnosis` and `advice` are the files of these names, empty where there are none or
+    they cannot be read.
+    """
 
     folder: Path
     run: Mapping[str, Any]
@@ -69,6 +87,9 @@ class Evidence:
     trials: Sequence[TrialRecord]
     baseline: Side | None
     winner: Side | None
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: Mapping[str, Any] = field(default_factory=dict)
+    advice: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sides(self) -> list[Side]:
@@ -112,13 +133,17 @@ def read_evidence(folder: Path) -> Evidence:
     run = files.read_run()
     trials = files.read_trials()
     result = mapping(run.get("result"))
-    if result:
+    profile = _read_json(folder / "profile.json")
+    if run.get("kind") == "profile":
+        baseline, winner = _profile_side(files, run, profile), None
+    elif result:
         baseline, winner = _proven_sides(files, result, trials)
     elif run.get("kind") == "bench":
         baseline, winner = _bench_side(files, run), None
     else:
         baseline, winner = _sides_so_far(files, trials, run.get("direction") == "minimize")
-    return Evidence(folder, run, result, trials, baseline, winner)
+    diagnosis, advice = (_read_json(folder / f"{n}.json") for n in ("diagnosis", "advice"))
+    return Evidence(folder, run, result, trials, baseline, winner, profile, diagnosis, advice)
 
 
 def best_so_far(trials: Sequence[TrialRecord], *, minimize: bool) -> TrialRecord | None:
@@ -212,24 +237,57 @@ def _sides_so_far(
 
 def _bench_side(files: RunFolder, run: Mapping[str, Any]) -> Side | None:
     """The one side of a folder that `autotune bench` wrote, whose records are those of trial 0."""
-    try:
-        bench = mapping(json.loads((files.path / "bench.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
-    requests, steps = files.read_requests(0), files.read_steps(0)
+    bench = _read_json(files.path / "bench.json")
+    return _only_side(files, run, bench, "bench") if bench else None
+
+
+def _profile_side(
+    files: RunFolder, run: Mapping[str, Any], profile: Mapping[str, Any]
+) -> Side | None:
+    """The same of one that `autotune profile` wrote; of a sampled server there are gauges alone."""
+    return _only_side(files, run, mapping(profile.get("metrics")), "profile.metrics", profile)
+
+
+def _only_side(
+    files: RunFolder,
+    run: Mapping[str, Any],
+    bench: Mapping[str, Any],
+    source: str,
+    profile: Mapping[str, Any] | None = None,
+) -> Side:
+    requests: Sequence[RequestRecord] = files.read_requests(0)
+    steps: Sequence[Step] = files.read_steps(0) or _samples(profile or {})
     config = mapping(run.get("engine_config"))
     return Side(
         "measured",
         "s-winner",
         config,
         bench,
-        "bench",
+        source,
         (),
         (),
         requests,
         steps,
         0 if steps else None,
     )
+
+
+def _samples(profile: Mapping[str, Any]) -> list[Sample]:
+    samples = []
+    for point in map(mapping, sequence(profile.get("series"))):
+        at, queue, running = (number(point.get(name)) for name in ("at_s", "queue", "running"))
+        if at is not None:
+            used = number(point.get("occupancy")) or 0.0
+            samples.append(Sample(at, queue or 0.0, running or 0.0, used))
+    return samples
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object, empty where the file is missing or damaged: the rest is worth showing."""
+    try:
+        return mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def _side(

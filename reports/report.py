@@ -14,6 +14,8 @@ from markupsafe import Markup
 
 from autotune.records import RunFolder, write_atomically
 from reports import pages
+from reports.advice import advice_rows, first_advice, infeasible_rows
+from reports.charts.breakdown import time_breakdown
 from reports.charts.comparison import throughput_comparison
 from reports.charts.distribution import latency_distributions, percentile_rows
 from reports.charts.finalists import finalist_gains
@@ -21,10 +23,14 @@ from reports.charts.frontier import speed_against_quality
 from reports.charts.histogram import workload_histograms
 from reports.charts.history import search_history
 from reports.charts.importance import knob_importances
+from reports.charts.roofline import roofline
+from reports.charts.scoreboard import scoreboard_figure
 from reports.charts.slices import knob_slices
 from reports.charts.timeline import engine_timeline
 from reports.evidence import Evidence, read_evidence
-from reports.formatting import mapping, moment, significant
+from reports.findings import binding_sentence, findings_by_metric, unjudged
+from reports.formatting import mapping, moment, sequence, significant
+from reports.profile import PHASE_COLUMNS, partial_notes, phase_rows, profile_facts
 from reports.quality import quality_table
 from reports.trials import trial_table
 from reports.verdict import judge
@@ -89,6 +95,20 @@ def report_page(evidence: Evidence) -> str:
         frontier=speed_against_quality(evidence),
         quality_columns=quality_columns,
         quality_rows=quality_rows,
+        roofline=roofline(evidence.profile),
+        breakdown=time_breakdown(evidence.profile),
+        phase_columns=PHASE_COLUMNS,
+        phase_rows=phase_rows(evidence.profile),
+        profile_facts=profile_facts(evidence.profile),
+        profile_notes=partial_notes(evidence.profile),
+        binding=binding_sentence(evidence.diagnosis),
+        findings=findings_by_metric(evidence.diagnosis),
+        unjudged=unjudged(evidence.diagnosis),
+        advice=advice_rows(evidence.advice),
+        first=first_advice(evidence.advice),
+        infeasible=infeasible_rows(evidence.advice),
+        advice_notes=[str(note) for note in sequence(evidence.advice.get("notes"))],
+        scoreboard=scoreboard_figure(mapping(evidence.result.get("scoreboard"))),
         notes=pages.run_notes(evidence),
         history=search_history(evidence),
         importances=knob_importances(evidence),

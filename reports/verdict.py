@@ -126,18 +126,20 @@ def changes_of(value: object) -> list[Change]:
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict of a run in whatever state it is."""
-    if evidence.run.get("kind") == "bench":
+    if evidence.run.get("kind") in ("bench", "profile"):
         return _measured(evidence)
     return _final(evidence) if evidence.result else _provisional(evidence)
 
 
 def _measured(evidence: Evidence) -> Verdict:
     doubts = _undelivered(evidence)
+    profiled = evidence.run.get("kind") == "profile"
     return Verdict(
         tone="caution" if doubts else "neutral",
-        badge="Not proven" if doubts else "Measured",
-        headline="One configuration, measured under load",
-        lead="This is a single measurement; there is no other to compare it with.",
+        badge="Not proven" if doubts else "Profiled" if profiled else "Measured",
+        headline="What was profiled" if profiled else "One configuration, measured under load",
+        lead=_worst(evidence)
+        or "This is a single measurement; there is no other to compare it with.",
         reasons=doubts,
         choice="What was measured",
         unchanged="The configuration under “Environment”.",
@@ -147,6 +149,14 @@ def _measured(evidence: Evidence) -> Verdict:
         limits=[],
         trials=[],
     )
+
+
+def _worst(evidence: Evidence) -> str:
+    """The sentence of the binding metric's worst finding, of any metric's if none binds."""
+    findings = [mapping(item) for item in sequence(evidence.diagnosis.get("findings"))]
+    binding = evidence.diagnosis.get("binding")
+    chosen = [f for f in findings if f.get("metric") == binding] or findings
+    return str(chosen[0].get("sentence") or "") if chosen else ""
 
 
 def _final(evidence: Evidence) -> Verdict:

@@ -19,10 +19,12 @@ def engine_timeline(evidence: Evidence) -> Figure | None:
     if not sides:
         return None
     panels: list[tuple[str, str, Callable[[Step], float], bool]] = [
-        ("Queue", "requests waiting", lambda s: float(s.queue_length), False),
-        ("Batch", "sequences running", lambda s: float(s.running), False),
+        ("Queue", "requests waiting", lambda s: s.queue_length, False),
+        ("Batch", "sequences running", lambda s: s.running, False),
         ("KV cache", "blocks owned", _occupancy, True),
     ]
+    if any(step.preemptions for side in sides for step in side.steps):
+        panels.append(("Preemptions", "a step", lambda s: float(s.preemptions), False))
     drawings, rows = [], []
     longest = max(s.steps[-1].start - s.steps[0].start for s in sides) or 1.0
     for title, unit, read, share in panels:
