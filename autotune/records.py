@@ -163,6 +163,9 @@ class RunFolder:
         self.steps_parquet = path / "steps.parquet"
         self.report_html = path / "report.html"
         self.deploy = path / "deploy"
+        self.profile_json = path / "profile.json"
+        self.diagnosis_json = path / "diagnosis.json"
+        self.advice_json = path / "advice.json"
         self.lock = path / "autotune.lock"
         self.parts = path / "parts"
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 # How a prediction was made: `replay` runs the recorded traffic through the real scheduler on fitted
 # step costs; `formula` scales the profile's shares (Amdahl); `estimate` rests on published figures.
 Basis = Literal["replay", "formula", "estimate"]
+Direction = Literal["better", "worse", "no change"]
+# A gain between these is no change: two measurements of one config differ by as much.
+WORSE_BELOW, BETTER_ABOVE = 0.95, 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +31,10 @@ class PredictedGain:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+def direction(gain: float) -> Direction:
+    """What a gain comes to in a word, predicted or measured."""
+    if gain < WORSE_BELOW:
+        return "worse"
+    return "better" if gain > BETTER_ABOVE else "no change"

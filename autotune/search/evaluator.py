@@ -20,10 +20,13 @@ from autotune.search.messages import (
     QUANTIZING,
     Answer,
     BrokeGuard,
+    Command,
     Failed,
     Lacking,
     MeasureCommand,
     Measured,
+    ProbeCommand,
+    Probed,
     Progress,
     decode,
     encode,
@@ -32,6 +35,8 @@ from autotune.search.messages import (
 # Beyond a trial's own limits: loading weights, rebuilding the cache, compiling kernels, or one
 # layer of a quantization that is made for the first time.
 OVERHEAD_LIMIT_S = 300.0
+# Probes stop by themselves where their budget ends; beyond so much of it they hang.
+PROBE_EXCESS = 4.0
 
 
 class Evaluator:
@@ -71,9 +76,28 @@ class Evaluator:
             EnvironmentMissing: the child lacks something that is no fault of the configuration,
                 or dies again and again before its first answer.
         """
+        reply = self._ask(command, time_limit)
+        assert not isinstance(reply, Probed)
+        return reply
+
+    def probe(self, command: ProbeCommand) -> Probed | Failed:
+        """Measure what predictions rest on; whatever goes wrong is an answer here too.
+
+        Raises:
+            Interrupted: `stop` was set.
+            EnvironmentMissing: as `measure` does.
+        """
+        reply = self._ask(command, PROBE_EXCESS * command.budget_s)
+        assert isinstance(reply, (Probed, Failed))
+        return reply
+
+    def _ask(self, command: Command, time_limit: float) -> Answer | Probed:
         child = self._running_child()
         assert child.stdin is not None
         limit = time_limit + OVERHEAD_LIMIT_S
+        quantize_limit = None
+        if isinstance(command, MeasureCommand):
+            quantize_limit = command.quantize_limit
         deadline, quantized_by = time.monotonic() + limit, None
         try:
             child.stdin.write(encode(command))
@@ -87,15 +111,15 @@ class Evaluator:
                 return self._death()
             if line == b"":
                 self.close()
-                if deadline == quantized_by:
+                if deadline == quantized_by and isinstance(command, MeasureCommand):
                     return Failed("timeout", _took_too_long(command))
                 return Failed("timeout", f"no answer within {limit:.0f} s")
             reply = decode(line)
             if isinstance(reply, Progress):
                 now = time.monotonic()
                 if reply.phase == QUANTIZING:
-                    if quantized_by is None and command.quantize_limit is not None:
-                        quantized_by = now + command.quantize_limit
+                    if quantized_by is None and quantize_limit is not None:
+                        quantized_by = now + quantize_limit
                     deadline = min(now + limit, quantized_by or math.inf)
                 elif quantized_by is not None:
                     deadline, quantized_by = now + limit, None
@@ -106,7 +130,7 @@ class Evaluator:
                     f"{reply.reason}; what was measured is kept: put that right and go on with "
                     f"autotune run --resume {self._folder.path}"
                 )
-            elif isinstance(reply, (Measured, BrokeGuard, Failed)):
+            elif isinstance(reply, (Measured, Probed, BrokeGuard, Failed)):
                 self._answered = True
                 return reply
 

@@ -1,8 +1,9 @@
 """What the search and its trial process say to each other: one JSON object a line.
 
-The search sends `MeasureCommand`s on the child's standard input. The child answers each with any
-number of `Progress` and then exactly one `Measured`, `BrokeGuard`, `Failed` or `Lacking`; a child
-that dies answers nothing, which the search reads as a crash.
+The search sends commands on the child's standard input. The child answers each with any number of
+`Progress` and then exactly one other reply: a `MeasureCommand` with `Measured`, `BrokeGuard`,
+`Failed` or `Lacking`, a `ProbeCommand` with `Probed`, `Failed` or `Lacking`. A child that dies
+answers nothing, which the search reads as a crash.
 """
 
 from __future__ import annotations
@@ -41,6 +42,21 @@ class MeasureCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeCommand:
+    """Measure what the machine and the parts of a step can do, for predictions.
+
+    `config` is loaded, as for a measurement. `methods` and `cache_dtypes` are the values of
+    `quantization` and `kv_cache_dtype` that the search may choose; all of it should take no longer
+    than `budget_s` seconds.
+    """
+
+    config: dict[str, Any]
+    methods: list[str]
+    cache_dtypes: list[str]
+    budget_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """What is going on; `finished` of `total` requests of a load, or layers that are quantized."""
 
@@ -55,6 +71,14 @@ class Measured:
 
     metrics: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What the probes found: the profile's `Ceilings` and `Probes` as plain values."""
+
+    ceilings: dict[str, Any]
+    probes: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +103,25 @@ class Lacking:
     reason: str
 
 
-Reply = Progress | Measured | BrokeGuard | Failed | Lacking
+Command = MeasureCommand | ProbeCommand
+Reply = Progress | Measured | Probed | BrokeGuard | Failed | Lacking
 Answer = Measured | BrokeGuard | Failed
-_KINDS: dict[str, type[Reply] | type[MeasureCommand]] = {
+_KINDS: dict[str, type[Reply] | type[Command]] = {
     kind.__name__: kind
-    for kind in (MeasureCommand, Progress, Measured, BrokeGuard, Failed, Lacking)
+    for kind in (
+        *(MeasureCommand, ProbeCommand),
+        *(Progress, Measured, Probed, BrokeGuard, Failed, Lacking),
+    )
 }
 
 
-def encode(message: Reply | MeasureCommand) -> bytes:
+def encode(message: Reply | Command) -> bytes:
     """One line."""
     body = {"message": type(message).__name__, **dataclasses.asdict(message)}
     return json.dumps(body, allow_nan=False).encode() + b"\n"
 
 
-def decode(line: bytes) -> Reply | MeasureCommand:
+def decode(line: bytes) -> Reply | Command:
     """The message in a line.
 
     Raises:
