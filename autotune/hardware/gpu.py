@@ -81,18 +81,15 @@ def read_gpus(nvml: Any = None) -> GpuReadings:
     """
     if nvml is None:
         try:
-            nvml = importlib.import_module("pynvml")
-        except Exception as error:  # a broken installation may raise anything
-            return GpuReadings(
-                problem=f"the NVML bindings cannot be imported: {error}",
-                remedy="pip install nvidia-ml-py",
-            )
+            nvml = import_nvml()
+        except ImportError as error:
+            return GpuReadings(problem=nvml_problem(error), remedy="pip install nvidia-ml-py")
     try:
         nvml.nvmlInit()
     except Exception as error:
         return _failed(error)
     try:
-        driver = _text(_try(nvml.nvmlSystemGetDriverVersion))
+        driver = _text(attempt(nvml.nvmlSystemGetDriverVersion))
         gpus, unreadable = [], {}
         for index in range(int(nvml.nvmlDeviceGetCount())):
             try:
@@ -103,22 +100,41 @@ def read_gpus(nvml: Any = None) -> GpuReadings:
     except Exception as error:
         return _failed(error)
     finally:
-        _try(nvml.nvmlShutdown)
+        attempt(nvml.nvmlShutdown)
+
+
+def import_nvml() -> Any:
+    """The bindings.
+
+    Raises:
+        ImportError: they cannot be used.
+    """
+    try:
+        return importlib.import_module("pynvml")
+    except Exception as error:  # a broken installation may raise anything
+        raise ImportError(str(error)) from error
+
+
+def nvml_problem(error: Exception) -> str:
+    """What keeps NVML from being read."""
+    if isinstance(error, ImportError):
+        return f"the NVML bindings cannot be imported: {error}"
+    return f"NVML: {error}"
 
 
 def _failed(error: Exception) -> GpuReadings:
     kind = type(error).__name__
     for name, remedy in _REMEDIES.items():
         if kind.endswith(name):
-            return GpuReadings(problem=f"NVML: {error}", remedy=remedy)
-    return GpuReadings(problem=f"NVML: {error}", remedy="see what nvidia-smi says")
+            return GpuReadings(problem=nvml_problem(error), remedy=remedy)
+    return GpuReadings(problem=nvml_problem(error), remedy="see what nvidia-smi says")
 
 
 def _read_gpu(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 
     def read(name: str, *arguments: Any) -> Any:
-        return _try(lambda: getattr(nvml, name)(handle, *arguments))
+        return attempt(lambda: getattr(nvml, name)(handle, *arguments))
 
     def clock(name: str, kind: str) -> int | None:
         return _scaled(read(name, getattr(nvml, kind, None)), 1e6)
@@ -131,9 +147,9 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
     return Gpu(
         index=index,
         name=_text(read("nvmlDeviceGetName")),
-        memory_total_bytes=_try(lambda: int(memory.total)),
-        memory_used_bytes=_try(lambda: int(memory.used)),
-        compute_capability=_try(lambda: f"{capability[0]}.{capability[1]}"),
+        memory_total_bytes=attempt(lambda: int(memory.total)),
+        memory_used_bytes=attempt(lambda: int(memory.used)),
+        compute_capability=attempt(lambda: f"{capability[0]}.{capability[1]}"),
         clock_sm_hz=clock("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM"),
         clock_sm_max_hz=clock("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_SM"),
         clock_memory_hz=clock("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM"),
@@ -142,8 +158,8 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
         temperature_celsius=_scaled(
             read("nvmlDeviceGetTemperature", getattr(nvml, "NVML_TEMPERATURE_GPU", 0)), 1
         ),
-        throttle_reasons=_throttle_reasons(read),
-        ecc=_try(lambda: bool(ecc[0])),
+        throttle_reasons=throttle_reasons(read),
+        ecc=attempt(lambda: bool(ecc[0])),
         pcie_generation=_scaled(read("nvmlDeviceGetCurrPcieLinkGeneration"), 1),
         pcie_width=_scaled(read("nvmlDeviceGetCurrPcieLinkWidth"), 1),
     )
@@ -158,7 +174,7 @@ def _throttle_reasons(read: Callable[..., Any]) -> tuple[str, ...] | None:
     return tuple(name for bit, name in _THROTTLE_REASONS.items() if int(bits) & bit)
 
 
-def _try(call: Callable[[], Any]) -> Any:
+def attempt(call: Callable[[], Any]) -> Any:
     """The call's result, or None where the board or the driver withholds it."""
     try:
         return call()

@@ -80,6 +80,12 @@ class StepWork(NamedTuple):
             work.prefill_pairs,
         )
 
+    @classmethod
+    def of_prompt(cls, tokens: int, cached: int = 0) -> StepWork:
+        """The work of a step with one whole prompt of `tokens`, of which `cached` are computed."""
+        new = tokens - cached
+        return cls(new, 1, 0, 1, 0, tokens, new * cached + new * (new + 1) // 2)
+
     @property
     def sequences(self) -> int:
         """Sequences of the step."""

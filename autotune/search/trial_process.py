@@ -28,10 +28,13 @@ from autotune.records import RunFolder
 from autotune.search.messages import (
     QUANTIZING,
     BrokeGuard,
+    Command,
     Failed,
     Lacking,
     MeasureCommand,
     Measured,
+    ProbeCommand,
+    Probed,
     Progress,
     Reply,
     decode,
@@ -67,7 +70,7 @@ class TrialProcess:
         """Answer commands until their stream ends."""
         for line in commands:
             command = decode(line)
-            if not isinstance(command, MeasureCommand):
+            if not isinstance(command, (MeasureCommand, ProbeCommand)):
                 raise ValueError(f"not a command: {command}")
             self._reply(self._answer(command))
 
@@ -75,11 +78,13 @@ class TrialProcess:
         self._replies.write(encode(reply))
         self._replies.flush()
 
-    def _answer(self, command: MeasureCommand) -> Reply:
+    def _answer(self, command: Command) -> Reply:
         try:
             config = EngineConfig.from_mapping(command.config)
             config = with_text_at_hand(config, self._folder.path)
             engine = self._engine_for(config)
+            if isinstance(command, ProbeCommand):
+                return self._probe(config, command)
             # Before the load: it is cheaper, and where the guard breaks there is no load to pay.
             slo = parse_slo(command.slo)
             quality = self._quality_of(config, slo)
@@ -147,6 +152,22 @@ class TrialProcess:
         assert self._model is not None
         self._reply(Progress("scoring the held-out text"))
         return self._quality.measure(self._model, config, load_reference=slo.needs_quality)
+
+    def _probe(self, config: EngineConfig, command: ProbeCommand) -> Reply:
+        from autotune.profiling.machine import calibrate_machine
+        from autotune.profiling.model_facts import model_facts
+
+        assert self._model is not None
+        calibration = calibrate_machine(
+            self._model,
+            config,
+            model_facts(config),
+            command.methods,
+            command.cache_dtypes,
+            budget_s=command.budget_s,
+            say=lambda what: self._reply(Progress(what)),
+        )
+        return Probed(calibration.ceilings.model_dump(), calibration.probes.model_dump())
 
     def _measure(
         self,

@@ -34,7 +34,7 @@ def roofline(profile: Mapping[str, Any]) -> Figure | None:
         Axis("operations per second (log)", bottom, top, True, count=4, text=_rate),
         width=720,
         height=400,
-        left=74,
+        left=108,
     )
     if memory and memory < 0.9 * bandwidth:
         plot.line(_roof(low, high, memory, rate), "s-limit")
