@@ -165,7 +165,8 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
     )
 
 
-def _throttle_reasons(read: Callable[..., Any]) -> tuple[str, ...] | None:
+def throttle_reasons(read: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Names of the bits that NVML sets, None where it tells none; `read` calls it by name."""
     bits = read("nvmlDeviceGetCurrentClocksEventReasons")
     if bits is None:  # the name before driver 535
         bits = read("nvmlDeviceGetCurrentClocksThrottleReasons")
