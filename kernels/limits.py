@@ -100,13 +100,20 @@ def _event_seconds(run: Callable[[], object]) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def memory_bandwidth(device: torch.device, budget: float = 0.5) -> float:
-    """Bytes per second of streaming through a buffer that no cache should hold."""
+def memory_bandwidth(device: torch.device, budget: float = 0.5, nbytes: int | None = None) -> float:
+    """Bytes per second of streaming through a buffer, by default one that no cache should hold.
+
+    With `nbytes` it is of about that size, at least 1 MiB, and the bandwidth that of wherever the
+    device keeps so much: weights that a cache holds are read at the cache's speed.
+    """
     if device.type == "cpu":
-        source = torch.ones(CPU_BUFFER_BYTES // 4)
-        return CPU_BUFFER_BYTES / best_seconds(source.sum, device, budget)
+        size = CPU_BUFFER_BYTES if nbytes is None else max(1 << 20, min(nbytes, 1 << 30))
+        source = torch.ones(size // 4)
+        return (size // 4 * 4) / best_seconds(source.sum, device, budget)
     free = torch.cuda.mem_get_info(device)[0]
-    size = min(CUDA_BUFFER_BYTES, free // 4)
+    # A copy has two buffers.
+    wanted = CUDA_BUFFER_BYTES if nbytes is None else max(1 << 20, nbytes // 2)
+    size = min(CUDA_BUFFER_BYTES, wanted, free // 4)
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     return 2 * size / best_seconds(lambda: target.copy_(source), device, budget)

@@ -46,7 +46,8 @@ class ModelFacts(_Part):
     query heads times head size, summed over the layers; a pair of query and key costs four
     operations for each. `kv_bytes_per_token` counts key/value heads as often as ranks hold them.
     Of a mixture of experts a token meets `experts_per_token` of the `num_experts` of a layer;
-    `expert_bytes` are those of all experts of all layers.
+    `expert_bytes` are those of all experts of all layers. `head_bytes` are those of the output
+    head, which is among `weight_bytes`; `kv_block_bytes` are those of one block of the cache.
     """
 
     name: str
@@ -75,6 +76,8 @@ class ModelFacts(_Part):
     num_experts: int = 0
     experts_per_token: int = 0
     expert_bytes: int = 0
+    head_bytes: int = 0
+    kv_block_bytes: float = 0.0
 
 
 class Ceilings(_Part):
@@ -164,8 +167,8 @@ class KvCache(_Part):
 
     `fragmentation` is the share of owned slots that hold no token. `hit_rate` is prompt tokens
     found in the cache over prompt tokens asked for; `attainable_hit_rate` what an unbounded cache
-    would have found on this trace at this block size. `recomputed_share` is the part of prefill
-    tokens that were computed again after a preemption. `blocked_share` is the part of the steps'
+    would have found on this trace at this block size. `preempted_share` is the part of requests
+    that were preempted, `recomputed_share` that of prefill tokens computed again after it. `blocked_share` is the part of the steps'
     time in which requests waited while seats and token budget were free, for want of blocks.
     `seats` is how many mean requests the cache holds at once.
     """
@@ -312,15 +315,19 @@ class LinearProbe(_Part):
 
 
 class AttentionProbe(_Part):
-    """Seconds of the attention of all layers for decodes, by cache dtype.
+    """Seconds of the attention of all layers, by cache dtype.
 
-    Each point is (sequences, context tokens of each): seconds.
+    Decodes: each point is (sequences, context tokens of each): seconds. Prompt chunks: each point
+    is (new tokens, context tokens with them): seconds.
     """
 
     kv_cache_dtype: str
     sequences: list[int]
     contexts: list[int]
     seconds: list[float]
+    chunk_tokens: list[int] = Field(default_factory=list)
+    chunk_contexts: list[int] = Field(default_factory=list)
+    chunk_seconds: list[float] = Field(default_factory=list)
 
 
 class Probes(_Part):
