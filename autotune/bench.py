@@ -11,28 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.calibration import (
-    CALIBRATION_LIMIT_S,
-    CALIBRATION_REQUESTS,
-    offered_rate,
-    sustained_rate,
-)
-from autotune.errors import BadInput, EnvironmentMissing, Interrupted
+from autotune.errors import BadInput, EnvironmentMissing
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
-from autotune.load.open_loop import run_load
-from autotune.measure import Measurement, at_rate, measure
-from autotune.model_info import read_model_info, with_default_model
-from autotune.quality import QualityMeter, check_measurable, is_reference
+from autotune.measure import Measurement, measure
+from autotune.prepared_load import prepare_load
+from autotune.quality import QualityMeter, is_reference
 from autotune.quality_guard import quality_entries, uncertain_limits
 from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder, utc_now
-from autotune.slo import parse_slo
-from autotune.traffic import load_traffic
 from autotune.traffic_options import TrafficOptions
 from engine.config import EngineConfig
-from engine.loading import load_model
-
-WARMUP_REQUESTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,77 +70,34 @@ def bench(
         Interrupted: `stop` was set before the load began.
         engine.errors.EngineError: the model or the config cannot be used.
     """
-    parsed = parse_slo(slo)
-    base = with_default_model(EngineConfig.from_mapping(knobs))
-    base = base.replace(device=describe_hardware(base.device)["device"])
-    model = read_model_info(base)
-    check_measurable(parsed, base)
-    source = load_traffic(traffic, model, base, base.seed)
-    say("loading the model")
-    loaded = load_model(base)
-    engine = loaded.engine(base)
-    notes = list(loaded.notes)
-    rate = traffic.rate
-    warm = source.burst(WARMUP_REQUESTS)
-    run_load(engine, warm, drain_limit=CALIBRATION_LIMIT_S, stop=stop)
-    _go_on_unless(stop)
-    if traffic.rate_is_measured:
-        say("calibrating: all requests at once")
-        burst = measure(
-            engine,
-            at_rate(source.burst(CALIBRATION_REQUESTS), None),
-            slo=parsed,
-            config=base,
-            drain_limit=CALIBRATION_LIMIT_S,
-            seed=base.seed,
+    with prepare_load(knobs, traffic, slo=slo, say=say, stop=stop) as load:
+        notes = list(load.notes)
+        measurement = measure(
+            load.engine,
+            load.requests,
+            slo=load.slo,
+            config=load.config,
+            drain_limit=drain_limit,
+            seed=load.config.seed,
+            on_progress=lambda done: say(f"measuring: {done.left}/{done.total} requests"),
             stop=stop,
         )
-        _go_on_unless(stop)
-        sustained = sustained_rate(burst.records, burst.metrics["duration_s"])
-        if not sustained:
-            raise BadInput(
-                f"no request of the calibration finished within {CALIBRATION_LIMIT_S:.0f} s: give "
-                "--rate, shorter lengths (--scale-lengths) or a smaller model"
-            )
-        rate, note = offered_rate(traffic, sustained)
-        notes.append(note)
-    assert traffic.duration_s is not None
-    offered = source.windows(rate, traffic.duration_s, count=1)
-    notes += offered.notes
-    requests = offered.windows[0]
-    engine.clear_prefix_cache()
-    _go_on_unless(stop)
-    measurement = measure(
-        engine,
-        requests,
-        slo=parsed,
-        config=base,
-        drain_limit=drain_limit,
-        seed=base.seed,
-        on_progress=lambda done: say(f"measuring: {done.left}/{done.total} requests"),
-        stop=stop,
-    )
-    stopped = stop is not None and stop.is_set()
-    if not stopped and (parsed.needs_quality or not is_reference(base)):
-        say("scoring the held-out text")
-        with tempfile.TemporaryDirectory() as scratch:
-            quality = QualityMeter(Path(scratch)).measure(loaded, base)
-        measurement.metrics.update(quality_entries(quality))
-        notes += uncertain_limits(parsed, quality)
+        stopped = stop is not None and stop.is_set()
+        if not stopped and (load.slo.needs_quality or not is_reference(load.config)):
+            say("scoring the held-out text")
+            with tempfile.TemporaryDirectory() as scratch:
+                quality = QualityMeter(Path(scratch)).measure(load.loaded, load.config)
+            measurement.metrics.update(quality_entries(quality))
+            notes += uncertain_limits(load.slo, quality)
     return BenchOutcome(
-        config=base,
-        model=model.to_json(),
-        workload=offered.description,
+        config=load.config,
+        model=load.model.to_json(),
+        workload=load.offered.description,
         measurement=measurement,
-        slo_text=str(parsed),
-        slo=parsed.evaluate(measurement.metrics),
+        slo_text=str(load.slo),
+        slo=load.slo.evaluate(measurement.metrics),
         notes=notes,
     )
-
-
-def _go_on_unless(stop: threading.Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise Interrupted("Interrupted before anything was measured.")
 
 
 @contextmanager
