@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,10 +19,15 @@ from autotune.search.messages import Progress as TrialProgress
 
 _TITLES: dict[Phase, str] = {
     "calibration": "Calibrating",
+    "advice": "Advising",
     "search": "Searching",
     "proof": "Proving",
     "done": "Done",
 }
+
+# What of findings and advice is told while the search goes on; the rest is in the report.
+SHOWN_FINDINGS = 3
+SHOWN_ADVICE = 5
 
 
 class SearchProgress:
@@ -95,6 +100,18 @@ class SearchProgress:
                 f"  best so far: {best.objective:.4g} {self._unit}, trial {best.number}"
             )
 
+    def advised(
+        self, findings: Sequence[Mapping[str, Any]], advice: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Print what the default's trial shows, and the first of what it advises."""
+        worst = [f for f in findings if f["level"] != "low"][:SHOWN_FINDINGS]
+        for finding in worst:
+            self._console.print(Text(f"finding      {finding['sentence']}"), soft_wrap=True)
+        for item in advice[:SHOWN_ADVICE]:
+            line = Text(f"advice       {item['title']}: {describe_gain(item['gain'])}")
+            line.append("" if item["testable"] else "  not testable here", style="dim")
+            self._console.print(line, soft_wrap=True)
+
     def note(self, text: str) -> None:
         """Print a note."""
         self._console.print(Text(f"note: {text}", style="dim"), soft_wrap=True)
@@ -127,6 +144,14 @@ class SearchProgress:
             line.append(f"  {name} p95 {shown:>9}")
         line.append(f"  {record.source}", style="dim")
         return line
+
+
+def describe_gain(gain: Mapping[str, Any] | None) -> str:
+    """A predicted gain with its interval, for instance `1.62x tpot p95 (1.3 to 2.0)`."""
+    if gain is None:
+        return "gain not predicted"
+    metric = " ".join(filter(None, (gain["metric"], gain.get("statistic"))))
+    return f"{gain['value']:.3g}x {metric} ({gain['low']:.3g} to {gain['high']:.3g}) predicted"
 
 
 def describe_changes(changes: Mapping[str, Any]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from autotune.records import TrialRecord
 from autotune.search.messages import Progress
 
-Phase = Literal["calibration", "search", "proof", "done"]
+Phase = Literal["calibration", "advice", "search", "proof", "done"]
 
 
 class Listener(Protocol):
@@ -26,6 +26,11 @@ class Listener(Protocol):
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """A trial ended and is on disk; `best` is the best search trial so far."""
+
+    def advised(
+        self, findings: Sequence[Mapping[str, Any]], advice: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """What the default's trial shows, and what it advises; as in the files of the run."""
 
     def note(self, text: str) -> None:
         """Something the user should know."""
@@ -47,6 +52,11 @@ class Silent:
         """Ignored."""
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Ignored."""
+
+    def advised(
+        self, findings: Sequence[Mapping[str, Any]], advice: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Ignored."""
 
     def note(self, text: str) -> None:

@@ -36,6 +36,7 @@ class TuneOptions:
         narrowing: values to try by knob, in place of the search space's.
         space_file: a user's search space; None takes the one of the device.
         seed: drives everything random.
+        advice: whether the default's trial is profiled, and the search begins with what follows.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class TuneOptions:
     narrowing: Mapping[str, list[Any]] = field(default_factory=dict)
     space_file: str | None = None
     seed: int = 0
+    advice: bool = True
 
     def __post_init__(self) -> None:
         if self.budget_s is None and self.trials is None:
@@ -108,6 +110,7 @@ class TuneOptions:
             rate = values["traffic"]["rate"]
             rate = None if rate is None else float(rate)
             traffic = TrafficOptions(**{**values["traffic"], "rate": rate})
-            return cls(**{**values, "traffic": traffic})
+            # A run of an earlier release goes on as it began: without advice.
+            return cls(**{"advice": False, **values, "traffic": traffic})
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"run.json holds no usable options: {error}") from error

@@ -21,7 +21,7 @@ from autotune.hardware.versions import library_versions
 from autotune.model_info import ModelInfo, read_model_info, with_default_model
 from autotune.quality import check_measurable, forget_reference
 from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord, utc_now
-from autotune.search.methods_offered import offer_for
+from autotune.search.methods_offered import Offer, offer_for
 from autotune.search.options import TuneOptions
 from autotune.search.schedule import Schedule, plan_schedule
 from autotune.search.sizes_offered import sizes_offered
@@ -43,7 +43,8 @@ CAPACITY_PROBES = 5
 class Prepared:
     """What a search works with; `run` is the content of `run.json`.
 
-    `traffic` is None where a resumed run has its windows on disk already.
+    `traffic` is None where a resumed run has its windows on disk already. `offer` is what a search
+    may choose on this machine, whatever the space holds of it.
     """
 
     run: dict[str, Any]
@@ -51,10 +52,16 @@ class Prepared:
     model: ModelInfo
     base: EngineConfig
     space: SearchSpace
+    offer: Offer
     schedule: Schedule
     traffic: Traffic | None
     notes: list[str] = field(default_factory=list)
     num_windows: int = 1
+
+    @property
+    def advising_s(self) -> float:
+        """Seconds that an earlier process took for advice, if one did."""
+        return float((self.run.get("advice") or {}).get("seconds", 0.0))
 
     def proof_window(self, round_: int) -> int:
         """The window of a round of the proof: one of its own, as far as the traffic goes."""
@@ -143,11 +150,11 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
         )
     check_measurable(options.parsed_slo, base)
     notes: list[str] = []
+    offer = offer_for(hardware, quantized=model.quantization is not None)
+    spec = decoder_spec(open_model_folder(base.model))
+    offer = offer.also("tensor_parallel_size", sizes_offered(hardware, spec))
     if run is None:
         space_file = Path(options.space_file) if options.space_file else None
-        offer = offer_for(hardware, quantized=model.quantization is not None)
-        spec = decoder_spec(open_model_folder(base.model))
-        offer = offer.also("tensor_parallel_size", sizes_offered(hardware, spec))
         space = load_space(hardware["device"], options.narrowing, space_file, offer).nearest(base)
         notes = offer.notes_on(base)
     else:
@@ -165,7 +172,7 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     if run is None or not run["workload"]:
         traffic = load_traffic(traffic_options, model, base, options.seed)
         base = _with_calibration_text(folder, base, space, traffic, notes)
-    prepared = Prepared(run or {}, options, model, base, space, schedule, traffic, notes)
+    prepared = Prepared(run or {}, options, model, base, space, offer, schedule, traffic, notes)
     if run is None:
         prepared.run = _new_run(prepared, hardware, command)
         folder.write_json(folder.run_json, prepared.run)

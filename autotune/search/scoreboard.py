@@ -94,7 +94,11 @@ def _entry(
         **dict.fromkeys(("held", "direction", "direction_right", "error", "why_not")),
     }
     config = advised_config(default.config, item)
-    tried = [t for t in trials if t.kind in ("search", "proof") and t.config == config]
+    tried = [
+        t
+        for t in trials
+        if t.kind in ("search", "proof") and t.config == config and t.config != default.config
+    ]
     entry["trials"] = [t.number for t in tried]
     metric, statistic = entry["metric"], entry["statistic"]
     found = _measured(metric, statistic, default, trials, tried, capacity, at_once)
@@ -237,7 +241,9 @@ def _served(trial: TrialRecord) -> bool:
     """Whether a trial's engine kept up with what arrived."""
     metrics = trial.metrics or {}
     offered, finished = metrics.get("offered_rate"), metrics.get("requests_per_s")
-    return bool(offered) and finished is not None and finished >= SERVED_SHARE * offered
+    if not offered or finished is None:
+        return False
+    return bool(finished >= SERVED_SHARE * offered)
 
 
 def _summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -182,25 +182,29 @@ def combined_improvements(
     space: SearchSpace,
     objective: Objective,
 ) -> dict[str, Any] | None:
-    """The point that joins every single change that beat the default, each knob at its best.
+    """The point that joins the changes that beat the default, of those of a knob the best.
 
     One-at-a-time measurements often add up; the sampler would need many trials to find that out.
-    None if fewer than two knobs helped.
+    A change may be of several knobs that belong together. None if fewer than two changes helped.
     """
-    best: dict[str, tuple[float, Any]] = {}
+    helped: list[tuple[float, int, list[str], Mapping[str, Any]]] = []
     start = {name: default.config[name] for name in space.values}
     reference = default.objective if default.objective is not None else 0.0
     for record in records:
         changed = [n for n in space.values if record.config[n] != start[n]]
-        if len(changed) != 1 or record.objective is None or record.outcome != "ok":
+        if not changed or record.objective is None or record.outcome != "ok":
             continue
         # What breaks the promise further helps nobody, however good its objective.
         if record.missed > default.missed:
             continue
         sign = 1.0 if objective.maximise else -1.0
         gain = sign * (record.objective - reference)
-        if gain > best.get(changed[0], (0.0, None))[0]:
-            best[changed[0]] = (gain, record.config[changed[0]])
-    if len(best) < 2:
-        return None
-    return {**start, **{name: value for name, (_, value) in best.items()}}
+        if gain > 0:
+            helped.append((gain, record.number, changed, record.config))
+    joined: dict[str, Any] = {}
+    changes = 0
+    for _, _, changed, config in sorted(helped, key=lambda change: (-change[0], change[1])):
+        if not any(name in joined for name in changed):
+            joined |= {name: config[name] for name in changed}
+            changes += 1
+    return {**start, **joined} if changes >= 2 else None

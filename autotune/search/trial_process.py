@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 from autotune.calibration_text import with_text_at_hand
 from autotune.load.open_loop import run_load
 from autotune.measure import at_rate, measure
+from autotune.profiling.machine import calibrate_machine
+from autotune.profiling.model_facts import model_facts
 from autotune.quality import QualityMeter
 from autotune.quality_guard import broken_limits, quality_entries
 from autotune.records import RunFolder
@@ -154,9 +156,6 @@ class TrialProcess:
         return self._quality.measure(self._model, config, load_reference=slo.needs_quality)
 
     def _probe(self, config: EngineConfig, command: ProbeCommand) -> Reply:
-        from autotune.profiling.machine import calibrate_machine
-        from autotune.profiling.model_facts import model_facts
-
         assert self._model is not None
         calibration = calibrate_machine(
             self._model,

@@ -10,7 +10,15 @@ from autotune.measure import at_rate
 from autotune.metrics import compute_metrics
 from autotune.quality_guard import broken_limits, quality_entries
 from autotune.records import RequestRecord, RunFolder
-from autotune.search.messages import Answer, BrokeGuard, Failed, MeasureCommand, Measured
+from autotune.search.messages import (
+    Answer,
+    BrokeGuard,
+    Failed,
+    MeasureCommand,
+    Measured,
+    ProbeCommand,
+    Probed,
+)
 from autotune.search.windows import read_windows
 from autotune.slo import parse_slo
 from engine.config import EngineConfig
@@ -34,6 +42,7 @@ class PlayedEvaluator:
     """
 
     play: Play = staticmethod(play_nothing)
+    probed: Probed | Failed = Failed("rejected", "nothing is there to be probed")
     kl: Mapping[str, float] = {}
 
     def __init__(self, folder: RunFolder, stop: threading.Event, _: object) -> None:
@@ -83,6 +92,9 @@ class PlayedEvaluator:
         metrics |= quality_entries(quality)
         self._folder.write_part(command.trial, records, [])
         return Measured(metrics)
+
+    def probe(self, command: ProbeCommand) -> Probed | Failed:
+        return type(self).probed
 
     def _quality(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         method = config["quantization"]

@@ -33,6 +33,7 @@ def options(**changes: Any) -> TuneOptions:
         "trials": 3,
         "rounds": 2,
         "finalists": 1,
+        "advice": False,
         "narrowing": {
             "quantization": ["none", "int8", "int4"],
             "kv_cache_dtype": ["auto"],

@@ -1,0 +1,275 @@
+"""From the default's trial to advice: what the search begins with, and what it need not try.
+
+The parts of a step are timed in the trial process, which holds the model; profile, diagnosis,
+prediction and advice are made here and written into the run folder, so that a resumed run reads
+what it was advised and does not find out anew.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from autotune.profiling.file import read_profile, write_profile
+from autotune.profiling.schema import Ceilings, Probes, Source
+from autotune.records import RunFolder, TrialRecord, utc_now
+from autotune.search.advised_space import AdvisedSpace, advised_space
+from autotune.search.evaluator import Evaluator
+from autotune.search.events import Listener
+from autotune.search.messages import Failed, ProbeCommand
+from autotune.search.prepare import Prepared
+from autotune.search.spending import Spending
+from engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from autotune.advise.advice import AdviceList
+    from autotune.diagnose.finding import Diagnosis
+    from autotune.predict.predictor import Predictor
+    from autotune.profiling.machine import MachineCalibration
+    from autotune.profiling.schema import Profile
+
+# Most of a budget that probes and predictions may take together, and its parts.
+ADVICE_SHARE = 0.1
+PROBES_SHARE = 0.5
+# With less, probes are too short to tell one method from another.
+MIN_ADVICE_S = 4.0
+# With a long budget, or none, more is of no use.
+MAX_PROBES_S = 20.0
+MAX_PREDICTION_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a trial's records say and advise; `irrelevant` says why a knob cannot matter."""
+
+    profile: Profile
+    diagnosis: Diagnosis
+    advice: AdviceList
+    irrelevant: Mapping[str, str]
+
+
+def advise_search(
+    prepared: Prepared,
+    folder: RunFolder,
+    evaluator: Evaluator,
+    listener: Listener,
+    spending: Spending,
+    searched: Sequence[TrialRecord],
+    note: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The advice that follows from the default's trial, as it stands in `advice.json`.
+
+    Made once: `run.json` then says under `advice` that it was, and holds the space that follows
+    from it. What takes advice's place where there is none is a note.
+
+    Raises:
+        Interrupted: the search was stopped.
+    """
+    if not prepared.options.advice:
+        return []
+    if "advice" in prepared.run:
+        return _read_advice(folder, prepared, note)
+    began = time.monotonic()
+    share = _share(prepared)
+    reason = _why_none(spending, searched[0], share)
+    drawn = None
+    if reason is None:
+        left = spending.left()
+        listener.phase("advice", left, None)
+        machine = _probe(prepared, evaluator, min(MAX_PROBES_S, share * PROBES_SHARE), note)
+        prediction_s = min(MAX_PREDICTION_S, share - min(share / 2, time.monotonic() - began))
+        try:
+            drawn = draw_up_advice(prepared, folder, searched[0], machine, prediction_s)
+        except Exception as error:  # the search, and what was measured, must not be lost to it
+            reason = f"a fault of ours ({type(error).__name__}: {error})"
+    if reason is not None:
+        note(f"the search begins without advice: {reason}")
+    advice: list[dict[str, Any]] = []
+    space: AdvisedSpace | None = None
+    if drawn is not None:
+        advice = _keep(folder, drawn)
+        space = _follow(prepared, advice, drawn.irrelevant, note)
+    prepared.run["advice"] = {
+        "given": drawn is not None,
+        "reason": reason,
+        "seconds": time.monotonic() - began,
+        "fixed": {} if space is None else dict(space.fixed),
+        "opened": {} if space is None else {n: list(v) for n, v in space.opened.items()},
+    }
+    prepared.run["notes"] = prepared.notes
+    folder.write_json(folder.run_json, prepared.run)
+    if drawn is not None:
+        listener.advised(drawn.diagnosis.to_json()["findings"], advice)
+    return advice
+
+
+def draw_up_advice(
+    prepared: Prepared,
+    folder: RunFolder,
+    trial: TrialRecord,
+    machine: MachineCalibration | None,
+    prediction_s: float,
+) -> Drawn:
+    """Profile a trial and advise on it; predictions take about `prediction_s` seconds."""
+    from autotune.advise.advise import advise
+    from autotune.advise.relevance import irrelevant_knobs
+    from autotune.diagnose.diagnose import diagnose
+
+    profile, predictor = _profile(prepared, folder, trial, machine, prediction_s)
+    diagnosis = diagnose(profile)
+    slo = prepared.options.parsed_slo
+    advice = advise(profile, diagnosis, predictor, slo=slo, offer=prepared.offer)
+    return Drawn(profile, diagnosis, advice, irrelevant_knobs(profile))
+
+
+def infeasible_winner(
+    prepared: Prepared,
+    folder: RunFolder,
+    result: Mapping[str, Any],
+    note: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Which limits the winner cannot keep, why, and what would be enough instead.
+
+    Empty where the run had no profile: the bounds are those of measured ceilings.
+    """
+    numbers = result["winner_trials"]
+    trial = next((t for t in folder.read_trials() if t.number in numbers and t.metrics), None)
+    if trial is None or not folder.profile_json.exists():
+        return []
+    try:
+        from autotune.advise.feasibility import infeasible_limits
+        from autotune.profiling.machine import MachineCalibration
+
+        known = read_profile(folder.profile_json)
+        machine = None
+        if known.ceilings is not None and known.probes is not None:
+            machine = MachineCalibration(known.ceilings, known.probes)
+        profile, predictor = _profile(prepared, folder, trial, machine, MAX_PREDICTION_S / 3)
+        slo = prepared.options.parsed_slo
+        return [asdict(item) for item in infeasible_limits(profile, slo, predictor, ())]
+    except Exception as error:  # the verdict stands without it
+        note(f"what the SLO would need is not known: {type(error).__name__}: {error}")
+        return []
+
+
+def _profile(
+    prepared: Prepared,
+    folder: RunFolder,
+    trial: TrialRecord,
+    machine: MachineCalibration | None,
+    prediction_s: float,
+) -> tuple[Profile, Predictor]:
+    from autotune.predict.predictor import predictor_for
+    from autotune.profiling.build import build_profile
+    from autotune.profiling.evidence import read_evidence
+    from autotune.profiling.model_facts import model_facts
+
+    options = prepared.options
+    config = EngineConfig.from_mapping(trial.config)
+    evidence = read_evidence(folder, trial.number)
+    profile = build_profile(
+        evidence,
+        config,
+        source=Source(kind="records", where=str(folder.path), trial=trial.number),
+        metrics=trial.metrics,
+        model=model_facts(config),
+        hardware=prepared.run["hardware"],
+        slo=str(options.parsed_slo),
+        price=options.price,
+        machine=machine,
+        created_at=utc_now(),
+    )
+    predictor = predictor_for(
+        profile, evidence, options.parsed_slo, seed=options.seed, budget_s=prediction_s
+    )
+    return profile, predictor
+
+
+def _share(prepared: Prepared) -> float:
+    """Seconds that probes and predictions may take."""
+    most = MAX_PROBES_S + MAX_PREDICTION_S
+    budget = prepared.schedule.budget_s
+    return most if budget is None else min(most, ADVICE_SHARE * budget)
+
+
+def _why_none(spending: Spending, default: TrialRecord, share: float) -> str | None:
+    """Why there will be no advice, None if there will."""
+    if default.metrics is None:
+        return "the default could not be measured"
+    if share < MIN_ADVICE_S:
+        return (
+            f"a tenth of the budget is {share:.1f} s, and probes need {MIN_ADVICE_S:.0f} s; "
+            f"--budget {MIN_ADVICE_S / ADVICE_SHARE:.0f}s is enough"
+        )
+    if spending.search_left() < share + spending.trial_s():
+        return "the budget leaves no time for a trial that would follow it"
+    return None
+
+
+def _probe(
+    prepared: Prepared, evaluator: Evaluator, budget_s: float, note: Callable[[str], None]
+) -> MachineCalibration | None:
+    """Time the machine and the parts of a step, in the process that holds the model."""
+    from autotune.profiling.machine import MachineCalibration
+
+    offer, base = prepared.offer.values, prepared.base
+    command = ProbeCommand(
+        base.to_dict(),
+        list(dict.fromkeys((base.quantization, *offer["quantization"]))),
+        list(dict.fromkeys((base.kv_cache_dtype, *offer["kv_cache_dtype"]))),
+        budget_s,
+    )
+    reply = evaluator.probe(command)
+    if isinstance(reply, Failed):
+        note(f"the machine's limits were not measured, so predictions are rough: {reply.reason}")
+        return None
+    return MachineCalibration(
+        Ceilings.model_validate(reply.ceilings), Probes.model_validate(reply.probes)
+    )
+
+
+def _keep(folder: RunFolder, drawn: Drawn) -> list[dict[str, Any]]:
+    """Put what was found on disk; returns the advice as a resumed run will read it."""
+    write_profile(folder.profile_json, drawn.profile)
+    folder.write_json(folder.diagnosis_json, drawn.diagnosis.to_json())
+    body = json.loads(json.dumps(drawn.advice.to_json()))
+    folder.write_json(folder.advice_json, body)
+    advice: list[dict[str, Any]] = body["advice"]
+    return advice
+
+
+def _follow(
+    prepared: Prepared,
+    advice: Sequence[Mapping[str, Any]],
+    irrelevant: Mapping[str, str],
+    note: Callable[[str], None],
+) -> AdvisedSpace | None:
+    """Change the search space as advised; a file of the user's own stays as it is."""
+    options = prepared.options
+    if options.space_file is not None:
+        return None
+    asked_for = set(options.narrowing)
+    space = advised_space(
+        prepared.space, prepared.base, advice, irrelevant, prepared.offer, asked_for
+    )
+    for sentence in space.notes:
+        note(sentence)
+    prepared.space = space.space
+    prepared.run["search_space"] = {n: list(v) for n, v in space.space.values.items()}
+    return space
+
+
+def _read_advice(
+    folder: RunFolder, prepared: Prepared, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    if not prepared.run["advice"].get("given"):
+        return []
+    try:
+        advice: list[dict[str, Any]] = json.loads(folder.advice_json.read_text("utf-8"))["advice"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        note(f"{folder.advice_json.name} cannot be read, so the search goes on without: {error}")
+        return []
+    return advice

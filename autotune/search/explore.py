@@ -1,0 +1,233 @@
+"""The search trials: the default, what is advised, the extremes, and then the sampler's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from autotune.quality_guard import uncertain_limits
+from autotune.records import RunFolder, TrialRecord
+from autotune.search.advised_space import advised_seeds
+from autotune.search.events import Listener
+from autotune.search.methods_offered import heirs
+from autotune.search.prepare import Prepared
+from autotune.search.proof import ranked
+from autotune.search.spending import Spending
+from autotune.search.study import Study, combined_improvements
+from autotune.search.trials import TrialRunner
+from autotune.search.verdict import changed_knobs
+from engine.config import KNOBS
+from engine.errors import ConfigError
+from engine.quantize.method_table import METHODS
+
+# Of the trials after the default's, as many may follow advice; other seeds stop at half of all.
+ADVISED_SHARE = 0.75
+# How many points are asked for at once, to be measured in the order that reloads least often.
+WAVE = 4
+# The space counts as exhausted after so many suggestions in a row that were measured before.
+MAX_REPEATS = 50
+# Knobs that decide the quality; the model's dtype is the same for all trials.
+QUALITY_KNOBS = ("quantization", "kv_cache_dtype")
+
+
+class Exploration:
+    """Measures points of the space until the budget or the space ends.
+
+    Args:
+        prepared: what the run works with; its space may change between the default and the rest.
+        folder: the run.
+        listener: told of each trial.
+        trials: measures.
+        spending: says how long to go on.
+        searched: search trials so far; each is added as it ends.
+        note: keeps a note for the result and tells it.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        listener: Listener,
+        trials: TrialRunner,
+        spending: Spending,
+        searched: list[TrialRecord],
+        note: Callable[[str], None],
+    ) -> None:
+        self._prepared = prepared
+        self._options = prepared.options
+        self._default = prepared.base.to_dict()
+        self._folder = folder
+        self._listener = listener
+        self._slo = prepared.options.parsed_slo
+        self._objective = prepared.options.parsed_objective
+        self._trials = trials
+        self._spending = spending
+        self._searched = searched
+        self._note = note
+        self._study: Study | None = None
+        self._uncertain_told: set[tuple[str, str]] = set()
+
+    def measure_default(self) -> None:
+        """Measure the default, to which every claim compares, whatever happens later."""
+        if self._searched:
+            return
+        left = self._spending.left()
+        self._listener.phase("search", left, self._spending.expected_trials())
+        start = self._prepared.space.point_of(self._prepared.base)
+        assert start is not None, "the space is widened by the default first"
+        self._measure("default", start)
+
+    def explore(self, advice: Sequence[Mapping[str, Any]]) -> None:
+        """Measure what is advised, the ends of each knob's values, and what the sampler asks for.
+
+        One-at-a-time seeds show what each knob does alone; the sampler needs the other half.
+        """
+        space, base = self._prepared.space, self._prepared.base
+        study = self._open_study()
+        measured, expected = len(self._searched), self._spending.expected_trials()
+        self._listener.phase("search", self._spending.left(), max(0, expected - measured))
+        seeds = space.seeds(base)
+        advised = advised_seeds(space, base, advice)
+        known = [point for _, point in advised]
+        extremes = [s for s in seeds[1:] if s[1] not in known]
+        # What is advised has evidence for it, which the sampler has not yet.
+        most = max(expected // 2, min(len(advised), int((expected - 1) * ADVISED_SHARE)))
+        seeds = [seeds[0], *advised, *extremes][: 1 + max(0, most)]
+        for source, point in seeds:
+            study.enqueue(source, point)
+        for record in self._searched:  # of a resumed run: what was to be tried next
+            self._enqueue_heirs(record)
+        combined = len(self._searched) > len(seeds)
+        repeats = 0
+        while (
+            self._spending.pays_for_trial()
+            and repeats < MAX_REPEATS
+            and len(self._searched) < space.size
+        ):
+            if not combined and len(self._searched) >= len(seeds):
+                combined = True
+                joined = combined_improvements(
+                    self._searched[0], self._searched, space, self._objective
+                )
+                if joined is not None:
+                    study.enqueue("combination of the seeds that helped", joined)
+            wave = [study.ask() for _ in range(self._wave_size(len(seeds)))]
+            wave.sort(key=lambda s: self._reload_rank(s.point))
+            for suggestion in wave:
+                record_known = self._known(suggestion.point) or self._foreseen(suggestion.point)
+                if record_known is not None:
+                    repeats += 1
+                    study.tell(suggestion, record_known)
+                elif self._spending.pays_for_trial():
+                    repeats = 0
+                    record = self._measure(suggestion.source, suggestion.point)
+                    study.tell(suggestion, record)
+                    self._enqueue_heirs(record)
+
+    def importances(self) -> dict[str, float]:
+        """What each knob explains of the objective; see `Study.importances`."""
+        return self._open_study().importances() if self._searched else {}
+
+    def best(self) -> TrialRecord | None:
+        """The best search trial so far."""
+        return next(iter(ranked(self._searched, self._objective)), None)
+
+    def _open_study(self) -> Study:
+        if self._study is None:
+            self._study = Study(
+                self._folder.journal,
+                self._prepared.space,
+                self._objective,
+                self._options.seed,
+                self._searched,
+                self._prepared.base,
+            )
+        return self._study
+
+    def _wave_size(self, num_seeds: int) -> int:
+        """How many points to order together: none may push one out that was meant to come first."""
+        measured = len(self._searched)
+        most = self._options.trials
+        left = WAVE if most is None else min(WAVE, most - measured)
+        return min(left, num_seeds - measured) if measured < num_seeds else left
+
+    def _reload_rank(self, point: Mapping[str, Any]) -> tuple[bool, str]:
+        """Points with the weights that are loaded now come first, equal weights side by side."""
+        weights = {n: v for n, v in point.items() if KNOBS[n].reload == "weights"}
+        current = self._searched[-1].config
+        return any(current.get(n) != v for n, v in weights.items()), str(sorted(weights.items()))
+
+    def _known(self, point: Mapping[str, Any]) -> TrialRecord | None:
+        for record in self._searched:
+            if all(record.config[name] == value for name, value in point.items()):
+                return record
+        return None
+
+    def _foreseen(self, point: Mapping[str, Any]) -> TrialRecord | None:
+        """A trial that tells what this point would come to, as it quantizes in the same way.
+
+        The quality does not depend on other knobs, and neither does what quantizing takes.
+        """
+        for record in self._searched:
+            hopeless = record.outcome == "quality" or (
+                record.outcome == "timeout" and METHODS[record.config["quantization"]].calibrated
+            )
+            if hopeless and all(
+                record.config[n] == point.get(n, self._default[n]) for n in QUALITY_KNOBS
+            ):
+                return record
+        return None
+
+    def _enqueue_heirs(self, record: TrialRecord) -> None:
+        """Where a method broke the guard, try those that are as fast and gentler."""
+        method = record.config["quantization"]
+        if record.outcome != "quality" or METHODS[method].calibrated:
+            return
+        space = self._prepared.space
+        point = {name: record.config[name] for name in space.values}
+        for heir in heirs(method, space.values.get("quantization", ())):
+            candidate = {**point, "quantization": heir}
+            if self._study is not None and not (
+                self._known(candidate) or self._foreseen(candidate)
+            ):
+                self._study.enqueue(f"as fast as {method} and calibrated", candidate)
+
+    def _measure(self, source: str, point: Mapping[str, Any]) -> TrialRecord:
+        default = self._default
+        changes = {n: c[1] for n, c in changed_knobs(default, {**default, **point}).items()}
+        self._listener.trial_started(self._trials.next_number, source, changes)
+        try:
+            config = self._prepared.space.config_of(point, self._prepared.base)
+        except ConfigError as error:
+            record = self._trials.reject(source, {**default, **point}, str(error))
+        else:
+            # Every claim is a gain over the default, so that it is measured whatever its quality.
+            record = self._trials.run(
+                "search",
+                source,
+                config,
+                guarded=bool(self._searched) and self._slo.needs_quality,
+                quantize_limit=self._spending.quantize_limit(),
+            )
+        if not self._searched:
+            self._keep_notes(self._trials.model_notes)
+        self._searched.append(record)
+        self._listener.trial_ended(record, self.best())
+        self._tell_what_is_uncertain(record)
+        return record
+
+    def _keep_notes(self, notes: Sequence[str]) -> None:
+        """Tell what of the checkpoint is served otherwise than stored; a resumed run knows too."""
+        for text in notes:
+            self._note(text)
+        if notes:
+            self._prepared.run["notes"] = self._prepared.notes
+            self._folder.write_json(self._folder.run_json, self._prepared.run)
+
+    def _tell_what_is_uncertain(self, record: TrialRecord) -> None:
+        quality = record.quality
+        told = self._uncertain_told
+        for sentence in uncertain_limits(self._slo, quality):
+            if quality is not None and (quality["variant"], sentence) not in told:
+                told.add((quality["variant"], sentence))
+                self._listener.note(f"{quality['variant']}: {sentence}")
