@@ -59,7 +59,8 @@ class BatchResult:
     rule, several with speculation. `logprobs[i]` stands beside it where they were asked for.
     `device_seconds` is the time of the model's forward pass and sampling; `host_seconds` that of
     preparing its inputs. `communication_seconds` is the part of the former that went to
-    collectives among ranks; None where it is not measured.
+    collectives among ranks, and `waiting_seconds` the part of that beyond what these take among
+    idle ranks; None where it is not measured.
     """
 
     tokens: list[list[int]]
@@ -69,6 +70,7 @@ class BatchResult:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     communication_seconds: float | None = 0.0
+    waiting_seconds: float | None = 0.0
 
 
 def chunk_size(config: EngineConfig, pending: int, budget: int) -> int:

@@ -70,6 +70,7 @@ class LaunchedStep:
             sampled_sequences=sum([s.samples for s in batch.sequences]),
             communication_seconds=result.communication_seconds,
             used_tokens=self.used_tokens,
+            waiting_seconds=result.waiting_seconds,
         )
 
 

@@ -19,8 +19,9 @@ class StepRecord:
     `prefill_kv_tokens_read` is the part of `kv_tokens_read` that prompt chunks read,
     `prefill_pairs` the pairs of query and key that they compute, `sampled_sequences` those that got
     a token. `communication_seconds` is the part of `device_seconds` that ranks spent in
-    collectives, waiting for each other included; None where it is not measured. `used_tokens`
-    counts the tokens whose keys and values lie in the blocks of running requests, each request's.
+    collectives, waiting for each other included, and `waiting_seconds` the part of that beyond
+    what collectives take among idle ranks; None where it is not measured. `used_tokens` counts the
+    tokens whose keys and values lie in the blocks of running requests, each request's.
     """
 
     start: float
@@ -45,6 +46,7 @@ class StepRecord:
     sampled_sequences: int = 0
     communication_seconds: float | None = 0.0
     used_tokens: int = 0
+    waiting_seconds: float | None = 0.0
 
     @property
     def seconds(self) -> float:

@@ -15,7 +15,7 @@ from engine.checkpoints.gguf.file import GgufFile
 from engine.checkpoints.model_folder import ModelFolder, open_model_folder
 from engine.config import EngineConfig
 from engine.errors import EngineError
-from engine.kv_cache import cache_dtype, kv_bytes_per_token
+from engine.kv_cache import cache_bytes, cache_dtype, kv_bytes_per_token
 from engine.loading import resolve_dtype, resolve_max_model_len
 from engine.models.registry import decoder_spec
 from engine.models.sharding import Shard
@@ -62,6 +62,7 @@ def model_facts(config: EngineConfig) -> ModelFacts:
     ranks = config.tensor_parallel_size
     held = ranks * len(Shard(0, ranks).kv_heads(spec.num_kv_heads)) / spec.num_kv_heads
     method = METHODS[config.quantization]
+    max_model_len = resolve_max_model_len(config, spec)
     float_bits = 8 * dtype.itemsize
     bits = stored.bits if stored else float_bits if method.name == "none" else method.weight_bits
     names = folder.config.get("architectures")
@@ -82,7 +83,7 @@ def model_facts(config: EngineConfig) -> ModelFacts:
         head_dim=spec.head_dim,
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
-        max_model_len=resolve_max_model_len(config, spec),
+        max_model_len=max_model_len,
         weight_bits=round(bits),
         dtype=str(dtype).removeprefix("torch."),
         quantization=method.name if method.name != "none" else stored.title if stored else None,
@@ -92,6 +93,8 @@ def model_facts(config: EngineConfig) -> ModelFacts:
         num_experts=spec.experts.num_experts if spec.experts else 0,
         experts_per_token=_top_k(spec),
         expert_bytes=sizes.experts,
+        head_bytes=sizes.head,
+        kv_block_bytes=cache_bytes(config, spec, dtype, max_model_len, 1) * held,
     )
 
 
@@ -101,6 +104,7 @@ class _Sizes:
     read: int
     resident: int
     experts: int
+    head: int
 
 
 def _sizes(spec: DecoderSpec, method: str, stored: _Stored | None, dtype_bytes: int) -> _Sizes:
@@ -141,7 +145,7 @@ def _sizes(spec: DecoderSpec, method: str, stored: _Stored | None, dtype_bytes: 
     read = linear + rest + head_bytes
     shared = tied and method == "none"
     resident = linear + rest + head_bytes + (0 if shared else head * dtype_bytes)
-    return _Sizes(met, read, resident, experts)
+    return _Sizes(met, read, resident, experts, head_bytes)
 
 
 def _top_k(spec: DecoderSpec) -> int:

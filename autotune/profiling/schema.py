@@ -168,9 +168,9 @@ class KvCache(_Part):
     `fragmentation` is the share of owned slots that hold no token. `hit_rate` is prompt tokens
     found in the cache over prompt tokens asked for; `attainable_hit_rate` what an unbounded cache
     would have found on this trace at this block size. `preempted_share` is the part of requests
-    that were preempted, `recomputed_share` that of prefill tokens computed again after it. `blocked_share` is the part of the steps'
-    time in which requests waited while seats and token budget were free, for want of blocks.
-    `seats` is how many mean requests the cache holds at once.
+    that were preempted, `recomputed_share` that of prefill tokens computed again after it.
+    `blocked_share` is the part of the steps' time in which requests waited while seats and token
+    budget were free, for want of blocks. `seats` is how many mean requests the cache holds at once.
     """
 
     blocks_total: int | None = None

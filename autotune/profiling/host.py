@@ -1,0 +1,23 @@
+"""How long the device waits for the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.profiling.schema import Host
+from autotune.profiling.step_columns import StepColumns
+
+
+def host(steps: StepColumns) -> Host | None:
+    """The host's part of the steps' time; None without steps."""
+    total = float(steps.seconds.sum())
+    if total <= 0:
+        return None
+    decodes = (steps.prefill_tokens == 0) & (steps.decodes > 0)
+    in_decodes = float(steps.seconds[decodes].sum())
+    return Host(
+        share=float(steps.host.sum()) / total,
+        decode_share=float(steps.host[decodes].sum()) / in_decodes if in_decodes > 0 else None,
+        per_step_s=float(np.median(steps.host)),
+        scheduler_share=float(steps.scheduler.sum()) / total,
+    )
