@@ -110,6 +110,15 @@ def run(
     seed: Annotated[
         int, typer.Option("--seed", help="Drives everything random.", rich_help_panel=_SEARCH)
     ] = 0,
+    advice: Annotated[
+        bool,
+        typer.Option(
+            "--advice/--no-advice",
+            help="Profile the default's trial and begin the search with what follows from it; "
+            "takes up to a tenth of the budget.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = True,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Run folder. Default: runs/<time>-<model>."),
@@ -171,6 +180,7 @@ def run(
             narrowing=_narrowing(search or []),
             space_file=None if space is None else str(space),
             seed=seed,
+            advice=advice,
         )
         options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
         folder = output or _default_folder(knobs.get("model", ""))
@@ -238,6 +248,8 @@ def _tune_and_report(options: Any, path: Path, as_json: bool, tasks: Sequence[st
                 "changes": result["changes"],
                 "winner_config": result["winner_config"],
                 "quality": result.get("quality") or {},
+                "scoreboard": result.get("scoreboard"),
+                "infeasible": result.get("infeasible") or [],
                 "lm_eval": result.get("lm_eval"),
             }
         )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.advice_outcome import print_infeasible_limits, print_scoreboard
 from autotune.cli.console import data_console
 from autotune.records import RunFolder
 
@@ -29,6 +30,8 @@ def print_summary(run: Mapping[str, Any], folder: RunFolder) -> None:
     _print_comparison(console, run)
     _print_infeasible(console, result.get("quality") or {})
     _print_tasks(console, result.get("lm_eval") or {})
+    print_scoreboard(console, result.get("scoreboard") or {})
+    print_infeasible_limits(console, result.get("infeasible") or ())
     console.print()
     for label, path in (
         ("Report", folder.report_html),
