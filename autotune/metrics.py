@@ -50,6 +50,7 @@ def compute_metrics(
     load_note: str | None,
     steps: Sequence[StepRecord] = (),
     seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """The metrics of one measurement, keyed as in `bench --json`; None where undefined.
 
@@ -67,6 +68,7 @@ def compute_metrics(
         load_note: what to say about that.
         steps: the engine's own records of the same time.
         seed: of the bootstrap.
+        resamples: of the bootstrap; 0 gives the latencies no intervals.
     """
     finished = [record for record in records if record.completed]
     if duration is None:
@@ -81,7 +83,7 @@ def compute_metrics(
     low, high = wilson_interval(good, len(records)) if good is not None else (None, None)
     statistics = _statistics(slo)
     metrics: dict[str, Any] = {
-        metric: _latency(metric, finished, statistics[metric], (seed, index))
+        metric: _latency(metric, finished, statistics[metric], (seed, index), resamples)
         for index, metric in enumerate(LATENCIES)
     }
     metrics |= {
@@ -142,11 +144,11 @@ def bootstrap_intervals(
 
     Requests are drawn with replacement, and with each all of its values: gaps of one request
     depend on each other, so that drawing gaps alone would make ITL look more certain than it is.
-    None with fewer than two requests.
+    None with fewer than two requests, or without resamples.
     """
     _, owners = np.unique(owners, return_inverse=True)
     requests = int(owners.max()) + 1 if owners.size else 0
-    if requests < 2:
+    if requests < 2 or not resamples:
         return dict.fromkeys(statistics)
     order = np.argsort(values, kind="stable")
     values, owners = values[order], owners[order]
@@ -210,10 +212,11 @@ def _latency(
     finished: Sequence[RequestRecord],
     statistics: Sequence[str],
     seed: Sequence[int],
+    resamples: int,
 ) -> dict[str, Any]:
     values, owners = latencies(metric, finished)
     result: dict[str, Any] = {name: statistic_of(values, name) for name in statistics}
-    result["intervals"] = bootstrap_intervals(values, owners, statistics, seed)
+    result["intervals"] = bootstrap_intervals(values, owners, statistics, seed, resamples)
     return result
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from autotune.predict.load_times import NO_TIMES, LoadTimes
 from autotune.predict.step_cost import StepWork
 from autotune.records import Outcome, RequestRecord
 from autotune.workload.materialise import LoadRequest
@@ -80,7 +81,7 @@ def replay(
     *,
     drain_limit: float,
     outputs: Mapping[str, Sequence[int]] | None = None,
-    gap_seconds: float = 0.0,
+    times: LoadTimes = NO_TIMES,
     decoding: Decoding = PLAIN,
     keep_steps: bool = False,
 ) -> Replayed:
@@ -97,12 +98,11 @@ def replay(
         drain_limit: in seconds.
         outputs: the tokens that requests got when they were measured, by id: a prompt that goes on
             from an earlier answer finds it in the cache only if the answer is the same.
-        gap_seconds: between the end of a step and the beginning of the next, for whoever steps the
-            engine.
+        times: what whoever sends requests and steps the engine takes between.
         decoding: what speculation or disaggregation change.
         keep_steps: whether to record the steps, which takes time.
     """
-    run = _Replay(requests, config, cost, cache, drain_limit, outputs or {}, gap_seconds, decoding)
+    run = _Replay(requests, config, cost, cache, drain_limit, outputs or {}, times, decoding)
     steps: list[StepRecord] = []
     if keep_steps:
         run.engine.on_step = steps.append
@@ -231,12 +231,12 @@ class _Replay:
         cache: CacheShape,
         drain_limit: float,
         outputs: Mapping[str, Sequence[int]],
-        gap_seconds: float,
+        times: LoadTimes,
         decoding: Decoding,
     ) -> None:
         self.clock = _VirtualClock()
         self.drain_limit = drain_limit
-        self.gap_seconds = gap_seconds
+        self.gap_seconds = times.gap
         executor = (
             _CostExecutor(cost, self.clock, outputs, cache.groups)
             if decoding.is_plain
@@ -244,7 +244,7 @@ class _Replay:
         )
         self.engine = Engine(config, executor, cache, clock=self.clock)
         self.requests = sorted(requests, key=lambda request: request.arrival_s)
-        self.arrivals = [request.arrival_s for request in self.requests]
+        self.arrivals = [request.arrival_s + times.arrival for request in self.requests]
         if decoding.prompt_share < 1:
             self._after_prompts(cost, 1 - decoding.prompt_share)
         self.stamps: dict[str, list[float]] = {r.request_id: [] for r in requests}

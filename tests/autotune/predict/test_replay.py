@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.model_info import with_default_model
+from autotune.predict.load_times import LoadTimes
 from autotune.predict.replay import Decoding, replay
 from autotune.predict.step_cost import StepWork
 from autotune.workload.materialise import LoadRequest
@@ -198,7 +199,7 @@ def test_the_gap_between_steps_passes_on_the_clock() -> None:
         FixedCost(1.0),
         CacheShape(8, 64),
         drain_limit=9.0,
-        gap_seconds=0.5,
+        times=LoadTimes(gap=0.5),
     )
     assert played.records[0].token_times == (1.0, 2.5, 4.0)
 

@@ -1,0 +1,382 @@
+"""Predictions by replaying the recorded traffic on the real scheduler with fitted step costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.measure import at_rate
+from autotune.metrics import compute_metrics, latencies
+from autotune.predict.apply import UNMEASURED_KNOBS, NotPredictable, apply_change
+from autotune.predict.asked import latency_statistics
+from autotune.predict.cache_after import Served, cache_after
+from autotune.predict.change import Change, Factor, Term
+from autotune.predict.fit import step_cost
+from autotune.predict.gain import Basis, PredictedGain
+from autotune.predict.intervals import Z90, bounds, trial_noise
+from autotune.predict.load_times import LoadTimes, load_times
+from autotune.predict.memory_need import memory_gain
+from autotune.predict.recorded_traffic import (
+    changed_traffic,
+    leading_requests,
+    recorded_outputs,
+    recorded_requests,
+)
+from autotune.predict.replay import Decoding, Replayed, replay
+from autotune.predict.served import served
+from autotune.predict.step_cost import StepCost
+from autotune.profiling.evidence import LoadEvidence
+from autotune.profiling.schema import Profile
+from autotune.records import RequestRecord
+from autotune.slo import Slo, statistic_of
+from autotune.workload.materialise import LoadRequest
+from engine.config import KNOBS, EngineConfig
+from engine.engine import CacheShape
+from engine.errors import EngineError
+
+# Terms that an exchanged function of the cost replaces: knobs are judged by the probes.
+COST_KNOBS = ("quantization", "kv_cache_dtype", "block_size")
+# How much is replayed: a budget of a second pays for so many output tokens, shared by so many
+# replays. A constant rather than a clock, so that equal profiles give equal predictions.
+TOKENS_PER_SECOND = 60_000
+PLANNED_REPLAYS = 120
+FEWEST_TOKENS = 2_000
+FEWEST_REQUESTS = 60
+# With all requests at once batches are large, and a token takes so much less time to play.
+AT_ONCE_TOKENS = 4
+# Standard deviations of logarithms. Between two trials the machine itself changes its speed; a part
+# that a probe measured alone lies so far from what it takes within a step.
+DRIFT = 0.03
+PROBE = 0.05
+# A trial is timed out by the load so long after the last arrival.
+DRAIN_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Situation:
+    """A configuration under some traffic, ready to be replayed."""
+
+    config: EngineConfig
+    cost: StepCost
+    cache: CacheShape
+    requests: Sequence[LoadRequest]
+    decoding: Decoding
+
+
+class ReplayPredictor:
+    """Predicts by replay; made by `replay_predictor`."""
+
+    basis: Basis = "replay"
+
+    def __init__(
+        self,
+        profile: Profile,
+        evidence: LoadEvidence,
+        base: Served,
+        cost: StepCost,
+        cache: CacheShape,
+        slo: Slo | None,
+        seed: int,
+        budget_s: float,
+    ) -> None:
+        self._profile = profile
+        self._evidence = evidence
+        self._base = base
+        self._cost = cost
+        self._cache = cache
+        self._slo = slo
+        self._seed = seed
+        self._times: LoadTimes = load_times(evidence)
+        self._outputs = recorded_outputs(evidence)
+        tokens = max(FEWEST_TOKENS, int(budget_s * TOKENS_PER_SECOND / PLANNED_REPLAYS))
+        requests = recorded_requests(evidence)
+        self._paced = leading_requests(requests, tokens, FEWEST_REQUESTS)
+        self._at_once = at_rate(
+            leading_requests(requests, tokens * AT_ONCE_TOKENS, FEWEST_REQUESTS), None
+        )
+        if all(request.arrival_s == 0.0 for request in requests):
+            self._paced = self._at_once
+        self._statistics = latency_statistics(slo, profile.metrics)
+        self._replays: dict[str, Replayed | None] = {}
+        self._noise: dict[str, float] = {}
+
+    def metrics(
+        self, change: Change | None = None, rate_factor: float | None = 1.0
+    ) -> dict[str, Any] | None:
+        """Metrics after a change, by the keys of `bench`; None where they cannot be predicted."""
+        change = change or Change()
+        played = self._play(change, rate_factor, keep_steps=True)
+        config = self._config(change)
+        if played is None or config is None:
+            return None
+        return compute_metrics(
+            played.records,
+            self._slo,
+            duration=played.duration,
+            config=config,
+            load_delivered=True,
+            load_note=None,
+            steps=played.steps,
+            resamples=0,
+        )
+
+    def gains(self, change: Change) -> tuple[PredictedGain, ...]:
+        """Gains over what was profiled, for each metric that can be judged."""
+        base, changed = self._play(Change(), 1.0), self._play(change, 1.0)
+        if base is None or changed is None:
+            return ()
+        corners = [self._play(corner, 1.0, slower) for corner, slower in self._corners(change)]
+        gains = []
+        for metric, statistic in self._statistics.items():
+            value = _ratio(base, changed, metric, statistic)
+            if value is None:
+                continue
+            others = [_ratio(base, c, metric, statistic) for c in corners if c is not None]
+            low, high = bounds(
+                value, [o for o in others if o is not None], self._noise_of(metric, statistic, base)
+            )
+            gains.append(PredictedGain(metric, value, low, high, "replay", statistic))
+        gains += self._throughput(change)
+        memory = memory_gain(self._profile, self._base, self._served(change), change.factors)
+        return (*gains, *memory)
+
+    def _throughput(self, change: Change) -> list[PredictedGain]:
+        """Requests a second with all of them at once; cost follows.
+
+        Requests that a technique keeps from the model are served too.
+        """
+        base, changed = self._play(Change(), None), self._play(change, None)
+        if base is None or changed is None:
+            return []
+        before, after = _served_per_second(base), _served_per_second(changed)
+        if not before or not after:
+            return []
+        value = after / before / _value(change.factors, "requests")
+        corners = [
+            value * rate / after
+            for corner, slower in self._corners(change)
+            if (play := self._play(corner, None, slower)) is not None
+            and (rate := _served_per_second(play))
+        ]
+        low, high = bounds(value, corners, math.sqrt(2) * DRIFT / 2)
+        price = _value(change.factors, "price")
+        return [
+            PredictedGain("throughput", value, low, high, "replay"),
+            PredictedGain("cost", value / price, low / price, high / price, "replay"),
+        ]
+
+    def _corners(self, change: Change) -> list[tuple[Change, float]]:
+        """The change with its uncertain factors at an end, and the step's time times a factor."""
+        spread = math.exp(Z90 * self._step_spread(change))
+        wide = {term: f for term, f in change.factors.items() if f.low < f.high}
+        if not wide:
+            return [(change, spread), (change, 1 / spread)]
+        ends = []
+        for values in ({t: f.low for t, f in wide.items()}, {t: f.high for t, f in wide.items()}):
+            moved = {term: Factor(v, v, v) for term, v in values.items()}
+            at_end = Change(change.knobs, {**change.factors, **moved})
+            ends += [(at_end, spread), (at_end, 1 / spread)]
+        return ends
+
+    def _step_spread(self, change: Change) -> float:
+        """Standard deviation of the logarithm of a changed step's time over an unchanged one's."""
+        parts = [DRIFT]
+        config = self._base.config
+        if any(
+            name in change.knobs and change.knobs[name] != getattr(config, name)
+            for name in COST_KNOBS
+        ):
+            parts.append(PROBE)
+        fit = self._profile.step_fit
+        if fit is not None and not _is_same(change, config):
+            parts.append(fit.median_error / 2)
+        return math.hypot(*parts)
+
+    def _noise_of(self, metric: str, statistic: str, base: Replayed) -> float:
+        key = f"{statistic}({metric})"
+        if key not in self._noise:
+            found = trial_noise(
+                self._evidence.requests, base.records, metric, statistic, self._seed
+            )
+            self._noise[key] = DRIFT if found is None else found
+        return self._noise[key]
+
+    def _play(
+        self,
+        change: Change,
+        rate_factor: float | None,
+        slower: float = 1.0,
+        keep_steps: bool = False,
+    ) -> Replayed | None:
+        """The replay of a change, its steps `slower` times as long; None if it is not possible."""
+        key = json.dumps(
+            [
+                dict(change.knobs),
+                {term: dataclasses.astuple(f) for term, f in change.factors.items()},
+                rate_factor,
+                slower,
+                keep_steps,
+            ],
+            sort_keys=True,
+        )
+        if key not in self._replays:
+            situation = self._situation(change, rate_factor)
+            self._replays[key] = (
+                None if situation is None else self._replay(situation, slower, keep_steps)
+            )
+        return self._replays[key]
+
+    def _replay(self, situation: _Situation, slower: float, keep_steps: bool) -> Replayed:
+        cost = situation.cost
+        if slower != 1.0:
+            f = cost.factors
+            factors = dataclasses.replace(f, device=f.device * slower, host=f.host * slower)
+            cost = dataclasses.replace(cost, factors=factors)
+        return replay(
+            situation.requests,
+            situation.config,
+            cost,
+            situation.cache,
+            drain_limit=DRAIN_LIMIT_S,
+            outputs=self._outputs,
+            times=self._times,
+            decoding=situation.decoding,
+            keep_steps=keep_steps,
+        )
+
+    def _situation(self, change: Change, rate_factor: float | None) -> _Situation | None:
+        factors = change.factors
+        config = self._config(change)
+        changed = self._served(change)
+        if config is None or changed is None:
+            return None
+        cost = self._cost_of(change)
+        cache = self._cache_of(changed, factors)
+        if cost is None or cache is None:
+            return None
+        requests: Sequence[LoadRequest] = self._at_once if rate_factor is None else self._paced
+        if rate_factor is not None and rate_factor != 1.0:
+            requests = at_rate(requests, rate_factor)
+        terms: Sequence[Term] = ("rate", "input_tokens", "output_tokens", "requests")
+        if any(_value(factors, term) != 1.0 for term in terms):
+            requests = changed_traffic(
+                requests,
+                rate=_value(factors, "rate"),
+                input_tokens=_value(factors, "input_tokens"),
+                output_tokens=_value(factors, "output_tokens"),
+                share=_value(factors, "requests"),
+            )
+        decoding = Decoding(
+            tokens_per_step=_value(factors, "tokens_per_step"),
+            verify_tokens=_value(factors, "verify_tokens"),
+            prompt_share=_value(factors, "prefill_in_decode"),
+        )
+        return _Situation(config, cost, cache, requests, decoding) if requests else None
+
+    def _config(self, change: Change) -> EngineConfig | None:
+        """The changed config; None if it is refused, or a knob's effect is not known."""
+        config = self._base.config
+        if any(name not in KNOBS for name in change.knobs):
+            return None
+        try:
+            return config.replace(**change.knobs)
+        except EngineError:
+            return None
+
+    def _cost_of(self, change: Change) -> StepCost | None:
+        """The changed cost of a step; None if nobody knows it.
+
+        A technique that says what its knob does to the terms is taken at its word.
+        """
+        probes, config = self._profile.probes, self._base.config
+        assert probes is not None
+        knobs = dict(change.knobs)
+        if change.factors:
+            knobs = {n: v for n, v in knobs.items() if n not in UNMEASURED_KNOBS}
+        try:
+            return apply_change(
+                self._cost, Change(knobs, change.factors), self._base.model, config, probes
+            )
+        except NotPredictable:
+            return None
+
+    def _served(self, change: Change) -> Served | None:
+        config = self._config(change)
+        if config is None:
+            return None
+        return self._base if config == self._base.config else served(config, self._base)
+
+    def _cache_of(self, changed: Served, factors: Mapping[Term, Factor]) -> CacheShape | None:
+        capacity, resident = _value(factors, "kv_capacity"), _value(factors, "resident_weights")
+        if changed is self._base and capacity == 1.0 and resident == 1.0:
+            return self._cache
+        hardware = self._profile.hardware or {}
+        return cache_after(
+            self._base,
+            changed,
+            self._profile.kv,
+            on_gpu=hardware.get("device") == "cuda",
+            gpu_bytes=hardware.get("memory_bytes"),
+            capacity=capacity,
+            resident=resident,
+        )
+
+
+def replay_predictor(
+    profile: Profile,
+    evidence: LoadEvidence | None,
+    slo: Slo | None,
+    *,
+    seed: int,
+    budget_s: float,
+) -> ReplayPredictor | None:
+    """A predictor by replay; None if the profile or the records lack what it needs."""
+    model, probes, fit = profile.model, profile.probes, profile.step_fit
+    if evidence is None or not evidence.requests or profile.engine_config is None:
+        return None
+    if model is None or probes is None or fit is None:
+        return None
+    try:
+        config = EngineConfig.from_mapping(profile.engine_config)
+        cost = step_cost(fit, probes, config)
+        base = served(config, None, model)
+    except (EngineError, ValueError):
+        return None
+    if base is None:
+        return None
+    on_gpu = (profile.hardware or {}).get("device") == "cuda"
+    cache = cache_after(base, base, profile.kv, on_gpu=on_gpu)
+    if cache is None:
+        return None
+    return ReplayPredictor(profile, evidence, base, cost, cache, slo, seed, budget_s)
+
+
+def _value(factors: Mapping[Term, Factor], term: Term) -> float:
+    factor = factors.get(term)
+    return 1.0 if factor is None else factor.value
+
+
+def _is_same(change: Change, config: EngineConfig) -> bool:
+    return not change.factors and all(
+        getattr(config, name) == value for name, value in change.knobs.items()
+    )
+
+
+def _ratio(base: Replayed, changed: Replayed, metric: str, statistic: str) -> float | None:
+    """A latency before over after, of the requests that finished in each."""
+    before, after = (_statistic(p.records, metric, statistic) for p in (base, changed))
+    return before / after if before and after else None
+
+
+def _statistic(records: Sequence[RequestRecord], metric: str, statistic: str) -> float | None:
+    values, _ = latencies(metric, [record for record in records if record.completed])
+    return statistic_of(values, statistic)
+
+
+def _served_per_second(played: Replayed) -> float:
+    finished = sum(record.completed for record in played.records)
+    return finished / played.duration if played.duration else 0.0
