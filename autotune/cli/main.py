@@ -12,6 +12,7 @@ from autotune.cli.bench import bench
 from autotune.cli.doctor import doctor
 from autotune.cli.exits import ExitCode, guarded, report
 from autotune.cli.export import export
+from autotune.cli.profile import profile
 from autotune.cli.quantize import quantize
 from autotune.cli.report import report as report_command
 from autotune.cli.run import run
@@ -30,6 +31,7 @@ app = typer.Typer(
 # In the order in which `--help` lists them.
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
+    "profile": profile,
     "bench": bench,
     "quantize": quantize,
     "export": export,
