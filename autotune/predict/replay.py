@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autotune.predict.load_times import NO_TIMES, LoadTimes
+from autotune.predict.pace import STEADY, Pace
 from autotune.predict.step_cost import StepWork
 from autotune.records import Outcome, RequestRecord
 from autotune.workload.materialise import LoadRequest
@@ -82,6 +83,7 @@ def replay(
     drain_limit: float,
     outputs: Mapping[str, Sequence[int]] | None = None,
     times: LoadTimes = NO_TIMES,
+    pace: Pace = STEADY,
     decoding: Decoding = PLAIN,
     keep_steps: bool = False,
 ) -> Replayed:
@@ -99,13 +101,20 @@ def replay(
         outputs: the tokens that requests got when they were measured, by id: a prompt that goes on
             from an earlier answer finds it in the cache only if the answer is the same.
         times: what whoever sends requests and steps the engine takes between.
+        pace: how much slower than their cost steps are, and when.
         decoding: what speculation or disaggregation change.
         keep_steps: whether to record the steps, which takes time.
     """
-    run = _Replay(requests, config, cost, cache, drain_limit, outputs or {}, times, decoding)
+    clock = _VirtualClock()
+    how = (cost, clock, outputs or {}, cache.groups, pace)
+    executor = _CostExecutor(*how) if decoding.is_plain else _ChangedExecutor(*how, decoding)
+    engine = Engine(config, executor, cache, clock=clock)
+    run = _Replay(requests, engine, clock, drain_limit, times)
+    if decoding.prompt_share < 1:
+        run.after_prompts(cost, 1 - decoding.prompt_share)
     steps: list[StepRecord] = []
     if keep_steps:
-        run.engine.on_step = steps.append
+        engine.on_step = steps.append
     run.go()
     return Replayed(run.records(), steps, run.ended_at)
 
@@ -129,15 +138,18 @@ class _CostExecutor:
         clock: _VirtualClock,
         outputs: Mapping[str, Sequence[int]],
         groups: Sequence[BlockGroup],
+        pace: Pace,
     ) -> None:
         self._cost = cost
         self._clock = clock
         self._outputs = outputs
         self._groups = groups
+        self._pace = pace
 
     def execute(self, batch: Batch) -> BatchResult:
         """The made-up result of a batch."""
-        device, host = self.seconds(batch)
+        slower = self._pace.at(self._clock.now)
+        device, host = (slower * seconds for seconds in self.seconds(batch))
         self._clock.now += device + host
         return BatchResult(self.tokens(batch), device, host)
 
@@ -167,9 +179,10 @@ class _ChangedExecutor(_CostExecutor):
         clock: _VirtualClock,
         outputs: Mapping[str, Sequence[int]],
         groups: Sequence[BlockGroup],
+        pace: Pace,
         decoding: Decoding,
     ) -> None:
-        super().__init__(cost, clock, outputs, groups)
+        super().__init__(cost, clock, outputs, groups, pace)
         self._decoding = decoding
         # Of each request, the tokens it is owed beyond whole ones, and what its last step yielded.
         self._owed: dict[str, float] = {}
@@ -226,32 +239,31 @@ class _Replay:
     def __init__(
         self,
         requests: Sequence[LoadRequest],
-        config: EngineConfig,
-        cost: Cost,
-        cache: CacheShape,
+        engine: Engine,
+        clock: _VirtualClock,
         drain_limit: float,
-        outputs: Mapping[str, Sequence[int]],
         times: LoadTimes,
-        decoding: Decoding,
     ) -> None:
-        self.clock = _VirtualClock()
+        self.engine = engine
+        self.clock = clock
         self.drain_limit = drain_limit
         self.gap_seconds = times.gap
-        executor = (
-            _CostExecutor(cost, self.clock, outputs, cache.groups)
-            if decoding.is_plain
-            else _ChangedExecutor(cost, self.clock, outputs, cache.groups, decoding)
-        )
-        self.engine = Engine(config, executor, cache, clock=self.clock)
         self.requests = sorted(requests, key=lambda request: request.arrival_s)
         self.arrivals = [request.arrival_s + times.arrival for request in self.requests]
-        if decoding.prompt_share < 1:
-            self._after_prompts(cost, 1 - decoding.prompt_share)
         self.stamps: dict[str, list[float]] = {r.request_id: [] for r in requests}
         if len(self.stamps) < len(requests):
             raise ValueError("request ids of a load must differ")
         self.last: dict[str, Request] = {}
         self.ended_at = 0.0
+
+    def after_prompts(self, cost: Cost, share: float) -> None:
+        """Move arrivals to when a device of prompts, that takes one after another, is done."""
+        free = 0.0
+        for index, request in enumerate(self.requests):
+            length = len(request.token_ids)
+            work = StepWork(length, 1, 0, 1, 0, length, length * (length + 1) // 2)
+            free = max(free, self.arrivals[index]) + share * cost.device_seconds(work)
+            self.arrivals[index] = free
 
     def go(self) -> None:
         """Send and step until the last request has left."""
@@ -280,15 +292,6 @@ class _Replay:
     def records(self) -> list[RequestRecord]:
         """One for each request, in the order of the intended sends."""
         return [self._record(request) for request in self.requests]
-
-    def _after_prompts(self, cost: Cost, share: float) -> None:
-        """Move arrivals to when a device of prompts, that takes one after another, is done."""
-        free = 0.0
-        for index, request in enumerate(self.requests):
-            length = len(request.token_ids)
-            work = StepWork(length, 1, 0, 1, 0, length, length * (length + 1) // 2)
-            free = max(free, self.arrivals[index]) + share * cost.device_seconds(work)
-            self.arrivals[index] = free
 
     def _send(self, request: LoadRequest, due: float) -> None:
         sampling = _sampling(request.output_tokens)

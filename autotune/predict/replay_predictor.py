@@ -20,6 +20,7 @@ from autotune.predict.gain import Basis, PredictedGain
 from autotune.predict.intervals import Z90, bounds, trial_noise
 from autotune.predict.load_times import LoadTimes, load_times
 from autotune.predict.memory_need import memory_gain
+from autotune.predict.pace import Pace, recorded_pace
 from autotune.predict.recorded_traffic import (
     changed_traffic,
     leading_requests,
@@ -91,6 +92,7 @@ class ReplayPredictor:
         self._slo = slo
         self._seed = seed
         self._times: LoadTimes = load_times(evidence)
+        self._pace = recorded_pace(evidence.steps, cost)
         self._outputs = recorded_outputs(evidence)
         tokens = max(FEWEST_TOKENS, int(budget_s * TOKENS_PER_SECOND / PLANNED_REPLAYS))
         requests = recorded_requests(evidence)
@@ -184,7 +186,7 @@ class ReplayPredictor:
 
     def _step_spread(self, change: Change) -> float:
         """Standard deviation of the logarithm of a changed step's time over an unchanged one's."""
-        parts = [DRIFT]
+        parts = [max(DRIFT, math.sqrt(2) * self._pace.drift)]
         config = self._base.config
         if any(
             name in change.knobs and change.knobs[name] != getattr(config, name)
@@ -224,26 +226,25 @@ class ReplayPredictor:
             sort_keys=True,
         )
         if key not in self._replays:
+            pace = self._pace if rate_factor == 1.0 else self._pace.steady
             situation = self._situation(change, rate_factor)
             self._replays[key] = (
-                None if situation is None else self._replay(situation, slower, keep_steps)
+                None
+                if situation is None
+                else self._replay(situation, pace.slowed(slower), keep_steps)
             )
         return self._replays[key]
 
-    def _replay(self, situation: _Situation, slower: float, keep_steps: bool) -> Replayed:
-        cost = situation.cost
-        if slower != 1.0:
-            f = cost.factors
-            factors = dataclasses.replace(f, device=f.device * slower, host=f.host * slower)
-            cost = dataclasses.replace(cost, factors=factors)
+    def _replay(self, situation: _Situation, pace: Pace, keep_steps: bool) -> Replayed:
         return replay(
             situation.requests,
             situation.config,
-            cost,
+            situation.cost,
             situation.cache,
             drain_limit=DRAIN_LIMIT_S,
             outputs=self._outputs,
             times=self._times,
+            pace=pace,
             decoding=situation.decoding,
             keep_steps=keep_steps,
         )
