@@ -21,6 +21,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from engine.collective_clock import NO_SECONDS, CollectiveClock, CollectiveSeconds
 from engine.errors import EngineError, EnvironmentLacks, first_line
 from engine.packed_step import StepHeader
 
@@ -92,6 +93,11 @@ class Ranks(Protocol):
         """Why the ranks are of no more use, if they are not."""
         ...
 
+    @property
+    def collective_seconds(self) -> CollectiveSeconds | None:
+        """What sums and gathers have taken so far, as this rank saw it; None where not timed."""
+        ...
+
     def check(self, error: Exception | None = None) -> None:
         """Raise the failure, if there is one.
 
@@ -115,6 +121,7 @@ class Alone:
     rank = 0
     size = 1
     failure = None
+    collective_seconds = NO_SECONDS
     _nothing = contextlib.nullcontext()
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -167,6 +174,7 @@ class GroupRanks:
         self.size = size
         self._device = device
         self._group: Any = None
+        self._clock = CollectiveClock(runs=device.type == "cpu")
 
     def join(self, meeting: Path) -> None:
         """Meet the other ranks at a file that does not exist yet, in a folder of our own.
@@ -182,19 +190,28 @@ class GroupRanks:
             else:
                 self._group = _gloo(store, self.rank, self.size)
             self.minimum(0)  # NCCL connects with the first sum
+            self._clock.calibrate(lambda floats: self._sum(torch.zeros(floats)))
         except RuntimeError as error:
             self._failed(error)
 
+    @property
+    def collective_seconds(self) -> CollectiveSeconds | None:
+        """What sums and gathers have taken so far; None on a GPU."""
+        return self._clock.seconds
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over all ranks, in place; returns x."""
-        self._wait(lambda: self._group.allreduce([x], _options(dist.ReduceOp.SUM)))
+        self._clock.time(x.nbytes, lambda: self._sum(x))
         return x
 
     def gather(self, x: Tensor, columns: int) -> Tensor:
         """The first `columns` of what all ranks have side by side; [S, n] -> [S, columns]."""
         rows, each = x.shape
         parts = x.new_empty(self.size * rows, each)
-        self._wait(lambda: self._group._allgather_base(parts, x.contiguous()))
+        own = x.contiguous()
+        self._clock.time(
+            parts.nbytes, lambda: self._wait(lambda: self._group._allgather_base(parts, own))
+        )
         starts = range(0, columns, each)
         pieces = zip(parts.view(self.size, rows, each), starts, strict=False)
         return torch.cat([part[:, : columns - start] for part, start in pieces], dim=1)
@@ -233,6 +250,9 @@ class GroupRanks:
         group = self._group
         if group is not None:
             _abort(group)
+
+    def _sum(self, x: Tensor) -> None:
+        self._wait(lambda: self._group.allreduce([x], _options(dist.ReduceOp.SUM)))
 
     def _wait(self, start: Callable[[], Any]) -> None:
         """On a GPU the stream waits, not the host."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.batch import Batch, BatchResult
 from engine.block_groups import BlockGroup, block_groups
+from engine.collective_clock import CollectiveSeconds
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
 from engine.forward_pass import ForwardPass, most_sequences
@@ -36,9 +37,11 @@ class StepInFlight:
         host_seconds: float,
         stopwatch: Stopwatch,
         ranks: Ranks,
+        collectives: CollectiveSeconds | None,
     ) -> None:
         self._batch = batch
         self._pending = pending
+        self._collectives = collectives
         self._host_seconds = host_seconds
         self._stopwatch = stopwatch
         self._ranks = ranks
@@ -53,6 +56,7 @@ class StepInFlight:
         tokens: list[list[int]] = [[] for _ in sequences]
         logprobs: list[list[TokenLogprobs] | None] = []
         sampled, device_seconds = self._results()
+        collectives = self._collectives
         if sampled is not None:
             sampling: Sequence[int] = range(len(sequences))
             if len(sampled.token_ids) < len(sequences):
@@ -68,6 +72,8 @@ class StepInFlight:
             device_seconds=device_seconds,
             host_seconds=self._host_seconds,
             logprobs=logprobs,
+            communication_seconds=None if collectives is None else collectives.total,
+            waiting_seconds=None if collectives is None else collectives.waiting,
         )
 
     def _results(self) -> tuple[SampledTokens | None, float]:
@@ -185,6 +191,7 @@ class ModelRunner:
             header, buffer = self._inputs.pack(batch, padded_to)
             self._ranks.step(header, buffer.words(header))
             prepared = time.perf_counter()
+            before = self._ranks.collective_seconds
             stopwatch.start()
             scores = forward.run(header, buffer)
             if scores is not None:
@@ -197,7 +204,9 @@ class ModelRunner:
                     likeliest = likeliest[:count]
                 pending = self._sampler.launch(logits, requests, likeliest)
             stopwatch.stop()
-        return StepInFlight(batch, pending, prepared - start, stopwatch, self._ranks)
+        after = self._ranks.collective_seconds
+        collectives = after.since(before) if after is not None and before is not None else None
+        return StepInFlight(batch, pending, prepared - start, stopwatch, self._ranks, collectives)
 
     def follow(self, header: StepHeader, words: Tensor) -> None:
         """Compute a step that the driver has packed, as another of its ranks.
