@@ -94,11 +94,9 @@ def _entry(
         **dict.fromkeys(("held", "direction", "direction_right", "error", "why_not")),
     }
     config = advised_config(default.config, item)
-    tried = [
-        t
-        for t in trials
-        if t.kind in ("search", "proof") and t.config == config and t.config != default.config
-    ]
+    if config == default.config:
+        return {**entry, "why_not": "the default is set so already"}
+    tried = [t for t in trials if t.kind in ("search", "proof") and t.config == config]
     entry["trials"] = [t.number for t in tried]
     metric, statistic = entry["metric"], entry["statistic"]
     found = _measured(metric, statistic, default, trials, tried, capacity, at_once)

@@ -16,13 +16,25 @@ from autotune.errors import EnvironmentMissing, Interrupted
 from autotune.records import RunFolder
 from autotune.search import evaluator as module
 from autotune.search.evaluator import Evaluator
-from autotune.search.messages import BrokeGuard, Failed, MeasureCommand, Measured, Progress
+from autotune.search.messages import (
+    BrokeGuard,
+    Failed,
+    MeasureCommand,
+    Measured,
+    ProbeCommand,
+    Probed,
+    Progress,
+)
 
 CHILD = """
 import json, os, signal, sys, time
 for line in sys.stdin.buffer:
     command = json.loads(line)
     what = command["config"]["what"]
+    if command["message"] == "ProbeCommand" and what == "answer":
+        os.write(1, json.dumps({"message": "Probed", "ceilings": {"pid": os.getpid()},
+                                "probes": {}}).encode() + b"\\n")
+        continue
     def reply(**body):
         os.write(1, json.dumps(body).encode() + b"\\n")
     reply(message="Progress", phase="load", finished=1, total=2)
@@ -99,6 +111,31 @@ def test_quantizing_ends_with_the_time_that_the_budget_leaves_for_it(
 
 def ask(evaluator: Evaluator, what: str) -> Measured | Failed:
     return evaluator.measure(command(what), time_limit=5.0)
+
+
+def test_probes_are_taken_by_the_child_that_holds_the_model(
+    tmp_path: Path, child: tuple[str, ...]
+) -> None:
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        measured = ask(evaluator, "answer")
+        probed = evaluator.probe(ProbeCommand({"what": "answer"}, ["none"], ["auto"], 1.0))
+        assert isinstance(measured, Measured)
+        assert probed == Probed(measured.metrics, {})
+        # A crash there is the end of the probes, and not of the search.
+        crashed = evaluator.probe(ProbeCommand({"what": "segfault"}, ["none"], ["auto"], 1.0))
+        assert isinstance(crashed, Failed)
+        assert "SIGSEGV" in crashed.reason
+        assert isinstance(ask(evaluator, "answer"), Measured)
+
+
+def test_probes_that_hang_end_with_their_time(
+    tmp_path: Path, child: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OVERHEAD_LIMIT_S", 1.0)
+    with Evaluator(RunFolder(tmp_path), threading.Event(), None, child) as evaluator:
+        failed = evaluator.probe(ProbeCommand({"what": "hang"}, ["none"], ["auto"], 0.1))
+    assert isinstance(failed, Failed)
+    assert failed.kind == "timeout"
 
 
 def test_child_is_kept_between_measurements_and_reports_progress(

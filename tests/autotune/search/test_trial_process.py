@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from autotune.profiling.machine import MachineCalibration
+from autotune.profiling.schema import Ceilings, Probes
 from autotune.records import RunFolder
 from autotune.search import trial_process as module
 from autotune.search.messages import (
@@ -19,6 +21,8 @@ from autotune.search.messages import (
     Failed,
     MeasureCommand,
     Measured,
+    ProbeCommand,
+    Probed,
     Progress,
     decode,
     encode,
@@ -83,7 +87,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def answers(tmp_path: Path, *commands: MeasureCommand) -> list[Any]:
+def answers(tmp_path: Path, *commands: MeasureCommand | ProbeCommand) -> list[Any]:
     replies = io.BytesIO()
     process = module.TrialProcess(RunFolder(tmp_path), replies)
     process.serve(io.BytesIO(b"".join(encode(c) for c in commands)))
@@ -138,6 +142,43 @@ def test_quantizing_is_told_layer_by_layer(tmp_path: Path, steps: list[str]) -> 
     assert told.index(Progress(QUANTIZING, 2, 2)) < told.index(
         Progress("scoring the held-out text")
     )
+
+
+def test_probes_use_the_model_that_is_loaded(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def calibrate(
+        model: Any, config: EngineConfig, facts: str, *offered: Any, budget_s: float, say: Any
+    ) -> MachineCalibration:
+        seen.update(facts=facts, offered=offered, budget_s=budget_s, notes=model.notes)
+        say("measuring attention")
+        ceilings = Ceilings(
+            bandwidth=2e10,
+            working_set_bandwidth=1e11,
+            matmul={"bfloat16": 1e12},
+            compute_dtype="bfloat16",
+            ridge=10.0,
+        )
+        return MachineCalibration(ceilings, Probes(seconds=1.5))
+
+    monkeypatch.setattr(module, "calibrate_machine", calibrate)
+    monkeypatch.setattr(module, "model_facts", lambda config: f"facts of {config.model}")
+    loaded = command("int8", guarded=False)
+    probe = ProbeCommand(loaded.config, ["none", "int8"], ["auto"], 2.5)
+    told = answers(tmp_path, loaded, probe)
+    assert steps.count("load") == 1
+    assert told[-2] == Progress("measuring attention")
+    assert isinstance(told[-1], Probed)
+    assert Ceilings.model_validate(told[-1].ceilings).ridge == 10.0
+    assert Probes.model_validate(told[-1].probes).seconds == 1.5
+    assert seen == {
+        "facts": "facts of m",
+        "offered": (["none", "int8"], ["auto"]),
+        "budget_s": 2.5,
+        "notes": ["served in floats"],
+    }
 
 
 def test_a_rank_that_dies_in_a_trial_is_a_crash(
