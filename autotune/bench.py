@@ -104,7 +104,7 @@ def bench(
 def claim_output(path: Path | None) -> Iterator[None]:
     """Make the folder that will take the result, before anything is measured.
 
-    It goes away again if nothing was put into it.
+    It goes away again if nothing was put into it, and so do those made above it.
 
     Raises:
         BadInput: it is in use.
@@ -115,6 +115,7 @@ def claim_output(path: Path | None) -> Iterator[None]:
         return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise BadInput(f"output folder {path} exists and is not empty: choose another with -o")
+    made = [path, *(parent for parent in path.parents if not parent.exists())]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,7 +124,8 @@ def claim_output(path: Path | None) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.rmdir()  # only if it is empty
+            for folder in made:
+                folder.rmdir()  # only if it is empty
 
 
 def save(outcome: BenchOutcome, path: Path, command: Sequence[str]) -> None:

@@ -340,13 +340,12 @@ def _name(model: str, url: str | None) -> str:
 
 def _under_nsys(folder: Path, *, named: bool) -> int:
     """Run this command again under Nsight Systems; its exit code."""
-    from autotune.profiling.nsys import as_typed, nsys_command, run_under_nsys
+    from autotune.profiling.nsys import nsys_command, run_under_nsys
 
     arguments = sys.argv[1:] if named else [*sys.argv[1:], "--output", str(folder)]
     # Beside the folder, which the command makes and wants for itself.
     report = folder.with_name(folder.name + "-nsys")
     command = nsys_command(arguments, report)
-    note(f"Running: {as_typed(command)}")
-    code = run_under_nsys(command, report)
+    code = run_under_nsys(command, report, note)
     note(f"Nsight Systems report: {report}.nsys-rep, for nsys-ui or nsys stats")
     return code

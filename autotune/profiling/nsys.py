@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autotune.errors import BadInput, EnvironmentMissing
@@ -46,8 +46,10 @@ def as_typed(command: Sequence[str]) -> str:
     return shlex.join(command)
 
 
-def run_under_nsys(command: Sequence[str], report: Path) -> int:
-    """Run a command of `nsys_command` in this terminal; its exit code.
+def run_under_nsys(
+    command: Sequence[str], report: Path, say: Callable[[str], None] = lambda _: None
+) -> int:
+    """Say and run a command of `nsys_command` in this terminal; its exit code.
 
     Ctrl-C reaches the command itself, which stops cleanly; this waits for it.
 
@@ -65,6 +67,7 @@ def run_under_nsys(command: Sequence[str], report: Path) -> int:
             "https://developer.nvidia.com/nsight-systems, then run: " + as_typed(command)
         )
     try:
+        say(f"Running: {as_typed(command)}")
         report.parent.mkdir(parents=True, exist_ok=True)
         with subprocess.Popen([program, *command[1:]], env=os.environ) as process:
             while True:
