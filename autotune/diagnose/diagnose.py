@@ -87,7 +87,8 @@ def _finding(metric: Metric, cause: Cause, pressing: float) -> Finding:
 
 
 def _bound_metric(about: tuple[Metric, ...], findings: list[Finding]) -> Metric | None:
-    """Of the metrics that a limit is about, the one with the worst finding."""
+    """Of the metrics that a limit is about, the one with the worst finding; cost only follows."""
+    about = tuple(metric for metric in about if metric != "cost")
     if not about:
         return None
     severity = {

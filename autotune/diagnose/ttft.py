@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.diagnose.cause import Cause, Causes
-from autotune.diagnose.parts import parts_of
+from autotune.diagnose.parts import parts_of, total
 from autotune.diagnose.sentences import percent
 from autotune.diagnose.thresholds import LOSS
 from autotune.diagnose.waiting import waiting_causes
@@ -28,7 +28,9 @@ def ttft_causes(profile: Profile) -> Causes:
     host = parts.get("host", 0.0)
     throttling = throttling_cause(profile, "ttft", slowed * (1 - host))
     parts = {n: v if n == "host" else v * (1 - slowed) for n, v in parts.items()}
-    found = waiting_causes(profile, parts.get("queue", 0.0), parts.get("interference", 0.0))
+    # Others' decodes in the steps with the prompt delay it as others' prompts do.
+    others = total(parts, ("interference", "linear_compute", "kv_reads"))
+    found = waiting_causes(profile, parts.get("queue", 0.0), others)
     found += prefill_causes(profile, "ttft", parts)
     found.append(host_cause(profile, "ttft", host))
     found += communication_causes(profile, "ttft", parts.get("communication", 0.0))

@@ -25,7 +25,7 @@ def waiting_causes(profile: Profile, queued: float, interference: float) -> list
     Args:
         profile: the profile.
         queued: the part of TTFT before the first seat.
-        interference: the part in which others' prompts were computed.
+        interference: the part in which others were computed beside and before the own prompt.
     """
     q, kv = profile.queueing, profile.kv
     blocked = kv.blocked_share or 0.0
@@ -146,8 +146,8 @@ def _arrivals(profile: Profile, queued: float, interference: float) -> Cause:
             share,
             LOSS,
             joined(
-                f"{percent(share)} of the time to the first token goes to the prompts of others, "
-                "computed before and beside a request's own",
+                f"{percent(share)} of the time to the first token goes to what others ask for, "
+                "computed before and beside a request's own prompt",
                 wait,
             ),
             evidence,

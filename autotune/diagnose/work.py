@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.diagnose.cause import Cause
+from autotune.diagnose.cause import Cause, Evidence
 from autotune.diagnose.parts import PREFILL_PARTS, total
 from autotune.diagnose.sentences import joined, number, percent, seconds
 from autotune.diagnose.thresholds import (
@@ -15,7 +15,7 @@ from autotune.diagnose.thresholds import (
     TRAIT,
     WORK,
 )
-from autotune.profiling.schema import Phase, Profile
+from autotune.profiling.schema import Profile
 
 # How a metric's time is called in a sentence.
 TIME_OF = {
@@ -59,8 +59,7 @@ def prefill_causes(profile: Profile, metric: str, parts: dict[str, float]) -> li
                     },
                 )
             )
-    phase = profile.phase("prefill") or profile.phase("mixed")
-    causes.append(_prefill_work(profile, phase, of, work - repeated))
+    causes += _prefill_work(profile, metric, parts, work - repeated)
     ratio = traffic.prompt_output_ratio
     if ratio is not None and ratio >= LONG_PROMPT_RATIO and traffic.input_tokens is not None:
         causes.append(
@@ -80,50 +79,67 @@ def prefill_causes(profile: Profile, metric: str, parts: dict[str, float]) -> li
     return causes
 
 
-def _prefill_work(profile: Profile, phase: Phase | None, of: str, share: float) -> Cause:
+def _prefill_work(
+    profile: Profile, metric: str, parts: dict[str, float], compute: float
+) -> list[Cause]:
+    """Arithmetic of prompts, and the reading of weights in steps that have too little of it."""
+    of = TIME_OF[metric]
+    phase = profile.phase("prefill") or profile.phase("mixed")
     ridge = None if profile.ceilings is None else profile.ceilings.ridge
-    evidence: dict[str, float | int | str | bool | None] = {}
-    reached = None
+    evidence: Evidence = {"ceilings.ridge": ridge}
+    reached = few = None
+    intensity = None
     if phase is not None:
-        where = f"phases.{phase.name}"
-        evidence = {
-            f"{where}.intensity": phase.intensity,
+        where, intensity = f"phases.{phase.name}", phase.intensity
+        evidence |= {
+            f"{where}.intensity": intensity,
             f"{where}.mfu": phase.mfu,
             f"{where}.mbu": phase.mbu,
-            "ceilings.ridge": ridge,
         }
         if phase.mfu is not None:
             reached = (
                 f"the device multiplies at {percent(phase.mfu)} of the rate that was measured of it"
             )
-        if ridge is not None and phase.intensity is not None and phase.intensity < ridge:
-            return Cause(
-                "prefill_bandwidth",
-                share,
-                WORK,
-                joined(
-                    f"{percent(share)} of {of} goes to reading prompts, in steps of so few tokens "
-                    f"({number(phase.tokens / max(1, phase.steps))}) that fetching the weights "
-                    "takes longer than the arithmetic",
-                    f"{number(phase.intensity)} operations a byte, where this device needs "
-                    f"{number(ridge)} to be busy with arithmetic",
-                ),
-                evidence,
-            )
-    return Cause(
-        "prefill_compute",
-        share,
-        WORK,
-        joined(f"{percent(share)} of {of} is arithmetic on the prompts", reached),
-        evidence,
-    )
+        few = f"a step has {number(phase.tokens / max(1, phase.steps))} tokens on average"
+    # Of the time to the first token, all steps are those with the request's prompt in them.
+    reading = parts.get("weights", 0.0) if metric == "ttft" else 0.0
+    known = None
+    if intensity is not None and ridge is not None:
+        known = (
+            f"{number(intensity)} operations a byte, where this device is busy with arithmetic "
+            f"from {number(ridge)} on"
+        )
+        if profile.breakdown(metric) is None and intensity < ridge:
+            # Only waiting was told apart; then the phase says what the rest is.
+            reading, compute = reading + compute, 0.0
+    return [
+        Cause(
+            "prefill_compute",
+            compute,
+            WORK,
+            joined(f"{percent(compute)} of {of} is arithmetic on the prompts", reached),
+            evidence,
+        ),
+        Cause(
+            "prefill_bandwidth",
+            reading,
+            WORK,
+            joined(
+                f"{percent(reading)} of {of} goes to fetching the model's weights for steps with "
+                "so little of prompts in them that their arithmetic is done sooner",
+                few,
+                known,
+            ),
+            evidence,
+        ),
+    ]
 
 
 def decode_causes(profile: Profile, metric: str, parts: dict[str, float]) -> list[Cause]:
     """What computing answers costs, by what a decode step spends its time on."""
     of = TIME_OF[metric]
     phase = profile.phase("decode") or profile.phase("mixed")
-    evidence: dict[str, float | int | str | bool | None] = {}
+    evidence: Evidence = {}
     batch = None
     reached = None
     if phase is not None:
@@ -206,7 +222,7 @@ def communication_causes(profile: Profile, metric: str, share: float) -> list[Ca
     facts = profile.communication
     if facts is None or share <= 0:
         return []
-    evidence: dict[str, float | int | str | bool | None] = {
+    evidence: Evidence = {
         "communication.ranks": facts.ranks,
         "communication.share": facts.share,
         "communication.imbalance": facts.imbalance,
