@@ -40,6 +40,35 @@ def commands_for(
     return tuple(commands)
 
 
+# Options of the traffic, as `autotune.cli.traffic_options` has them; all but the last take a value.
+_TRAFFIC = (
+    "--workload",
+    "--workload-format",
+    "--rate",
+    "--load",
+    "--scale-lengths",
+    "--duration",
+    "--start",
+    "--requests",
+    "--burstiness",
+    "--keep-grid",
+)
+
+
+def traffic_arguments(command: Sequence[str]) -> tuple[str, ...]:
+    """Those of a command's arguments that say which traffic it offered."""
+    found: list[str] = []
+    arguments = iter(command)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name not in _TRAFFIC:
+            continue
+        found.append(argument)
+        if not equals and name != "--keep-grid":
+            found.extend([value] if (value := next(arguments, None)) is not None else [])
+    return tuple(found)
+
+
 def _flag(name: str, value: Any) -> list[str]:
     flag = KNOBS[name].flag
     if isinstance(value, bool):
