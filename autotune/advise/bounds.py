@@ -16,6 +16,9 @@ from autotune.profiling.schema import ModelFacts, Profile, Spread
 from autotune.slo import Slo
 from autotune.slo_grammar import Limit
 
+# Ceilings that were measured a moment ago, on a machine that others may use too, are known to
+# about a tenth; a bound must break a limit by more.
+MARGIN = 1.1
 # Percentiles of lengths that a profile holds.
 _KNOWN = (50.0, 95.0, 99.0)
 
@@ -174,7 +177,7 @@ class Bounds:
                 continue
             for percentile in (0.0, *_KNOWN):
                 bound = self.of_limit(_with_percentile(limit, percentile), slo)
-                if bound is None or limit.met_by(bound.value):
+                if bound is None or bound.value < limit.bound * MARGIN:
                     continue
                 share = percentile / 100
                 if best is None or share < best.value:

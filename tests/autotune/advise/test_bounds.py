@@ -1,0 +1,179 @@
+"""Bounds against figures worked out by hand and against traffic that was made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotune.advise.bounds import Bound, Bounds
+from autotune.profiling.schema import LinearProbe, Probes, Profile, Spread
+from autotune.slo import parse_slo
+from tests.autotune.advise.feasibility_profiles import HARDWARE, ceilings, model, profile, spread
+
+INT8_CPU: dict[str, Any] = {"device": "cpu", "cpu": {"features": ["avx512_vnni"]}, "gpus": []}
+
+
+def bound(of: Profile, limit: str) -> Bound:
+    bounds = Bounds.of(of)
+    assert bounds is not None
+    slo = parse_slo(limit)
+    found = bounds.of_limit(slo.limits[-1], slo)
+    assert found is not None
+    return found
+
+
+def test_a_token_costs_a_pass_over_the_weights_and_its_context() -> None:
+    found = bound(profile(inputs=spread(1000, p95=4000), hardware=HARDWARE), "tpot<1ms")
+    # 20 ms of weights; 4000 tokens of 100 kB, in a cache of 8 bits half, at 100 GB/s.
+    assert found.value == pytest.approx(0.020 + 0.002)
+    assert found.certain
+    assert "1.86 GiB of weights" in found.proof
+    mean = bound(profile(inputs=spread(1000, p95=4000)), "mean(tpot)<1ms")
+    assert mean.value == pytest.approx(0.020 + 0.0005)
+
+
+def test_windows_leave_the_context_out() -> None:
+    windowed = profile(model=model(has_windows=True))
+    assert bound(windowed, "tpot<1ms").value == pytest.approx(0.020)
+
+
+def test_of_experts_only_those_that_a_token_meets_are_read() -> None:
+    facts = model(has_experts=True, num_experts=8, experts_per_token=2, expert_bytes=1_600_000_000)
+    # 400 MB of other weights and a quarter of the experts.
+    assert bound(profile(model=facts), "itl<1ms").value == pytest.approx(0.008)
+
+
+def test_the_best_offered_quantization_is_taken_and_doubted_unless_it_was_probed() -> None:
+    """int8 halves the bytes; unprobed, its weights may lie in a cache that is faster."""
+    found = bound(profile(hardware=INT8_CPU), "itl<1ms")
+    assert found.value == pytest.approx(0.010)
+    assert "as int8" in found.proof
+    assert not found.certain
+    probes = Probes(linears=[LinearProbe(method="int8", rows=[1], layers_s=[0.02], head_s=[0.0])])
+    assert bound(profile(hardware=INT8_CPU, probes=probes), "itl<1ms").certain
+
+
+def test_no_bound_rests_on_a_ceiling_that_a_probe_has_beaten() -> None:
+    quick = LinearProbe(method="none", rows=[1, 1000], layers_s=[0.010, 0.1], head_s=[0.0, 0.0])
+    probed = profile(probes=Probes(linears=[quick]))
+    # The probe read the weights at 200 GB/s and multiplied at 20 Tera operations.
+    assert bound(probed, "itl<1ms").value == pytest.approx(0.010)
+    assert bound(probed, "ttft<1ms").value == pytest.approx(0.1)
+
+
+def test_a_checkpoint_that_is_quantized_stays_as_it_is() -> None:
+    stored = profile(hardware=INT8_CPU, model=model(quantization="gptq 4 bits"))
+    assert bound(stored, "itl<1ms").value == pytest.approx(0.020)
+
+
+def test_gpus_read_together() -> None:
+    gpus = [{"compute_capability": "7.0"}, {"compute_capability": "7.0"}]
+    found = bound(profile(hardware={"device": "cuda", "gpus": gpus}), "itl<1ms")
+    assert found.value == pytest.approx(0.010)
+    assert "2 GPUs" in found.proof
+
+
+def test_a_prompt_costs_its_operations() -> None:
+    found = bound(profile(inputs=spread(1000, p95=2000)), "ttft<1ms")
+    assert found.value == pytest.approx(0.4)
+    facts = model(attention_features=1_000_000)
+    # 2000 tokens: 2e12 pairs of 2 operations for each of the million features, half of 4.
+    assert bound(profile(inputs=spread(2000), model=facts), "ttft<1ms").value == pytest.approx(
+        0.4 + 4 * 1e6 * 2000**2 / 2 / 10e12
+    )
+
+
+def test_a_short_prompt_costs_a_pass_over_the_weights() -> None:
+    found = bound(profile(inputs=spread(10)), "ttft<1ms")
+    assert found.value == pytest.approx(0.020)
+
+
+def test_prompts_may_be_multiplied_in_the_fastest_type_on_offer() -> None:
+    assert bound(profile(hardware=INT8_CPU), "ttft<1ms").value == pytest.approx(0.1)
+
+
+def test_unknown_hits_make_no_proof() -> None:
+    assert bound(profile(hits=0.0), "ttft<1ms").certain
+    assert not bound(profile(hits=None), "ttft<1ms").certain
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("statistic", ["mean", "p50", "p90", "p95", "p99"])
+def test_no_placing_of_the_hits_beats_the_bound_on_prompts(seed: int, statistic: str) -> None:
+    """Whichever prompts the hits shorten, the statistic of what is left is not below the bound."""
+    rng = np.random.default_rng(seed)
+    lengths = np.sort(rng.lognormal(6, 1, 2000))
+    rate = float(rng.uniform(0, 0.3))
+    limit = f"{statistic}(ttft)<1us"
+    q = [float(np.percentile(lengths, p)) for p in (50, 95, 99)]
+    inputs = Spread(mean=float(lengths.mean()), p50=q[0], p95=q[1], p99=q[2], max=lengths[-1])
+    found = bound(
+        profile(inputs=inputs, hits=rate, model=model(weight_bytes=1, head_parameters=0)), limit
+    ).value
+    budget = rate * lengths.sum()
+    for name in ("longest first", "shortest first", "by rank", "at random"):
+        left = lengths.copy()
+        order = {
+            "longest first": np.arange(left.size)[::-1],
+            "shortest first": np.arange(left.size),
+            # Just those that decide the percentile.
+            "by rank": np.argsort(np.abs(np.arange(left.size) - 0.9 * left.size)),
+            "at random": rng.permutation(left.size),
+        }[name]
+        spent = 0.0
+        for index in order:
+            cut = min(left[index] - 1, budget - spent)
+            left[index] -= max(0.0, cut)
+            spent += max(0.0, cut)
+        seconds = 2e9 * left / 10e12
+        true = (
+            seconds.mean() if statistic == "mean" else np.percentile(seconds, float(statistic[1:]))
+        )
+        assert found <= true * (1 + 1e-6), name
+
+
+def test_a_whole_answer_costs_its_prompt_and_its_tokens() -> None:
+    found = bound(profile(), "mean(e2e)<1ms")
+    assert found.value == pytest.approx(0.2 + 99 * 0.020)
+    # Which prompts the longest answers have is not known.
+    assert bound(profile(outputs=spread(100, p95=200)), "e2e<1ms").value == pytest.approx(
+        199 * 0.02
+    )
+
+
+def test_throughput_is_bounded_by_operations_or_by_what_is_asked() -> None:
+    free = profile(rate=None)
+    # A token and ten of a prompt: 22e9 operations.
+    assert bound(free, "throughput>1tok/s").value == pytest.approx(10e12 / 22e9)
+    asked = bound(profile(rate=2.0), "throughput>1tok/s")
+    assert asked.value == pytest.approx(200.0)
+    assert "ask for 200 tok/s" in asked.proof
+
+
+def test_goodput_is_bounded_by_the_share_of_prompts_that_are_short_enough() -> None:
+    mixed = profile(inputs=spread(100, p95=5000))
+    # Half of the prompts need 20 ms, those from the 95th percentile on a second.
+    found = bound(mixed, "ttft<500ms,goodput>=0.99")
+    assert found.value == pytest.approx(0.95)
+    assert bound(mixed, "tpot<10ms,goodput>=0.99").value == 0.0
+    slo = parse_slo("ttft<2s,goodput>=0.99")
+    bounds = Bounds.of(mixed)
+    assert bounds is not None
+    assert bounds.of_limit(slo.limits[1], slo) is None
+
+
+def test_work_above_what_the_device_does_is_told() -> None:
+    bounds = Bounds.of(profile(rate=10.0))
+    assert bounds is not None
+    load = bounds.utilisation()
+    assert load is not None
+    # 1000 prompt and 100 output tokens of 2e9 operations each, ten times a second.
+    assert load.value == pytest.approx(2.2)
+
+
+def test_without_a_model_or_ceilings_nothing_is_bounded() -> None:
+    assert Bounds.of(profile(model=None)) is None
+    assert Bounds.of(profile(ceilings=None)) is None
+    assert Bounds.of(profile(ceilings=ceilings())) is not None
