@@ -1,7 +1,8 @@
 """How long the parts of a step take, each alone: what a prediction of other knobs is made of.
 
 Forms that are compared take turns within each round, so that what else the machine does falls on
-all of them. Each figure is a median over rounds, in seconds of all layers.
+all of them. Each figure is the lower quartile over rounds, in seconds of all layers: what delays a
+run is not the part's own, and the fastest run may be one that found its operands by luck.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CONTEXTS = (32, 128, 512, 2048, 8192)
 # (new tokens, context) of a prompt chunk.
 CHUNKS = ((16, 16), (64, 64), (256, 256), (16, 256), (64, 1024), (512, 512), (256, 2048))
 MOST_DECODE_TOKENS = 16384
-ROUNDS = 5
+ROUNDS = 7
 # Passes through layers are cut to about this long: beyond, arithmetic alone takes the time, and
 # few layers tell of all.
 LONGEST_PASS_S = 0.02
@@ -87,8 +88,11 @@ def probe_linears(
         ladder = row_ladder(most_rows)
         left = budget_s - (clock() - begin)
         for place, rows in enumerate(ladder):
-            share = left / (len(ladder) - place)
+            # Out of time, only the ends of the curve are measured: between them it is straight.
+            if left < 0 and 0 < place < len(ladder) - 1:
+                continue
             start = clock()
+            share = left / (len(ladder) - place)
             _time_linears(decoder, forms, times, rows, rows <= most_sampled, share)
             left -= clock() - start
     return times
@@ -108,15 +112,14 @@ def _time_linears(
     budget_s: float,
 ) -> None:
     passes = [_cut(form.runs(decoder, rows)) for form in forms]
-    heads: list[Runs] = []
-    if with_head:
-        heads = [[form.head_run(decoder, rows)] for form in forms]
-    measured = _take_turns(decoder, [*passes, *heads], forms[0].nbytes, budget_s)
-    for place, (form, entry) in enumerate(zip(forms, times, strict=True)):
+    # The head comes after layers, as in a step: they have taken the cache meanwhile.
+    heads = [form.head_run(decoder, rows) if with_head else None for form in forms]
+    measured = _take_turns(decoder, passes, heads, forms[0].nbytes, budget_s)
+    for form, entry, (layer_s, head_s) in zip(forms, times, measured, strict=True):
         entry.rows.append(rows)
-        entry.layers_s.append(measured[place] * form.num_layers)
+        entry.layers_s.append(layer_s * form.num_layers)
         if with_head:
-            entry.head_s.append(measured[len(forms) + place])
+            entry.head_s.append(head_s)
         else:
             entry.head_s.append(entry.head_s[-1] * rows / entry.rows[-2])
 
@@ -154,8 +157,8 @@ def probe_attention(
             share = (end - clock()) / (len(shapes) - place)
             passes = [_cut(each.runs(decoder, lens, context)) for each in layers]
             nbytes = layers[0].caches[0].nbytes
-            measured = _take_turns(decoder, passes, nbytes, share)
-            for each, entry, seconds in zip(layers, times.values(), measured, strict=True):
+            measured = _take_turns(decoder, passes, [None] * len(passes), nbytes, share)
+            for each, entry, (seconds, _) in zip(layers, times.values(), measured, strict=True):
                 whole = seconds * each.num_layers
                 if place < len(decodes):
                     entry.sequences.append(len(lens))
@@ -187,33 +190,55 @@ def _cut(runs: Runs) -> Runs:
 
 
 def _take_turns(
-    decoder: Decoder, passes: Sequence[Runs], nbytes: int, budget_s: float
-) -> list[float]:
-    """Seconds of one run of each, the median of rounds in which they take turns."""
+    decoder: Decoder,
+    passes: Sequence[Runs],
+    lasts: Sequence[Callable[[], object] | None],
+    nbytes: int,
+    budget_s: float,
+) -> list[tuple[float, float]]:
+    """Seconds of one run of each, and of what comes after its pass, from rounds in turn.
+
+    The lower quartile of each; a pass that nothing comes after has 0 there.
+    """
     if decoder.device.type == "cuda":
-        return [_on_cuda(decoder.device, runs, nbytes) for runs in passes]
-    samples: list[list[float]] = [[] for _ in passes]
+        return [
+            (
+                _on_cuda(decoder.device, runs, nbytes),
+                0.0 if last is None else _on_cuda(decoder.device, [last], nbytes),
+            )
+            for runs, last in zip(passes, lasts, strict=True)
+        ]
+    samples: list[list[tuple[float, float]]] = [[] for _ in passes]
     begin = time.perf_counter()
     for done in range(ROUNDS):
-        for runs, found in zip(passes, samples, strict=True):
+        for runs, last, found in zip(passes, lasts, samples, strict=True):
             _pass(runs)  # those before took the cache
-            found.append(_sample(runs))
+            found.append(_sample(runs, last))
         # Two rounds at least: what was met for the first time takes longer.
         spent = time.perf_counter() - begin
         if done >= 1 and spent * (done + 2) / (done + 1) > budget_s:
             break
-    return [statistics.median(found) for found in samples]
+    return [(_low([run for run, _ in found]), _low([end for _, end in found])) for found in samples]
 
 
-def _sample(runs: Runs) -> float:
-    """Seconds of one run, from as many passes as take long enough for the clock."""
-    passes, start = 0, time.perf_counter()
+def _low(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=4, method="inclusive")[0]
+
+
+def _sample(runs: Runs, last: Callable[[], object] | None) -> tuple[float, float]:
+    """Seconds of one run and of the last, over as many passes as take long enough for the clock."""
+    passes, running, ending = 0, 0.0, 0.0
     while True:
+        start = time.perf_counter()
         _pass(runs)
+        middle = time.perf_counter()
+        running += middle - start
+        if last is not None:
+            last()
+            ending += time.perf_counter() - middle
         passes += 1
-        spent = time.perf_counter() - start
-        if spent > SHORTEST_SAMPLE_S:
-            return spent / passes / len(runs)
+        if running > SHORTEST_SAMPLE_S:
+            return running / passes / len(runs), ending / passes
 
 
 def _pass(runs: Runs) -> None:
