@@ -45,10 +45,7 @@ def print_infeasible_limits(console: Console, limits: Sequence[Mapping[str, Any]
     """Limits that cannot be met, why, and what would be enough, the cheapest first."""
     for limit in limits:
         console.print()
-        proven = "cannot be met here" if limit["proven"] else "is not met by what was tried"
-        console.print(
-            Text(f"{limit['limit']} {proven}: {limit['proof']}", style="bold"), soft_wrap=True
-        )
+        console.print(Text(limit["proof"], style="bold"), soft_wrap=True)
         for relaxation in limit["relaxations"]:
             console.print(Text(f"  {relaxation['sentence']}"), soft_wrap=True)
 

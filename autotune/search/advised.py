@@ -115,14 +115,23 @@ def draw_up_advice(
 ) -> Drawn:
     """Profile a trial and advise on it; predictions take about `prediction_s` seconds."""
     from autotune.advise.advise import advise
+    from autotune.advise.commands import traffic_arguments
     from autotune.advise.relevance import irrelevant_knobs
     from autotune.diagnose.diagnose import diagnose
 
     profile, predictor = _profile(prepared, folder, trial, machine, prediction_s)
     diagnosis = diagnose(profile)
-    slo = prepared.options.parsed_slo
-    advice = advise(profile, diagnosis, predictor, slo=slo, offer=prepared.offer)
-    return Drawn(profile, diagnosis, advice, irrelevant_knobs(profile))
+    advice = advise(
+        profile,
+        diagnosis,
+        predictor,
+        slo=prepared.options.parsed_slo,
+        offer=prepared.offer,
+        workload=traffic_arguments(prepared.run["command"]),
+    )
+    # Each trial of a search for the highest rate bears another load than the default's.
+    fixed = irrelevant_knobs(profile, load_fixed=prepared.options.objective != "capacity")
+    return Drawn(profile, diagnosis, advice, fixed)
 
 
 def infeasible_winner(
