@@ -371,12 +371,14 @@ class Engine:
             self.on_step(step.record(result, end, landed.idle_seconds))
 
     def _attention_work(self, batch: Batch) -> tuple[AttentionWork, int]:
-        """What the step's attention does, and the tokens that running requests hold after it."""
+        """What the step's attention does, and the tokens that lie in owned blocks after it."""
         if self.on_step is None:  # nobody asks
             return AttentionWork(), 0
         work = attention_work(batch, self._groups, uniform=self.pool.uniform)
-        held = sum([r.num_computed_tokens for r in self.scheduler.running])
-        return work, held + batch.num_tokens
+        # Blocks that requests share are full, so that what is not filled is each request's own.
+        reserved = sum([r.tables.capacity - r.num_computed_tokens for r in self.scheduler.running])
+        pool = self.pool
+        return work, pool.num_used * pool.block_size - (reserved - batch.num_tokens)
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         reason = f"the step that computed it failed: {type(error).__name__}: {error}"

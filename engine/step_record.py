@@ -21,7 +21,8 @@ class StepRecord:
     a token. `communication_seconds` is the part of `device_seconds` that ranks spent in
     collectives, waiting for each other included, and `waiting_seconds` the part of that beyond
     what collectives take among idle ranks; None where it is not measured. `used_tokens` counts the
-    tokens whose keys and values lie in the blocks of running requests, each request's.
+    slots of owned blocks that hold a token's keys and values after the step; where layers have
+    windows it means nothing.
     """
 
     start: float

@@ -68,6 +68,12 @@ class Timeline:
         result = np.interp(end, self._knots, heights) - np.interp(begin, self._knots, heights)
         return np.asarray(result, dtype=np.float64)
 
+    def step_end(self, at: Floats) -> Floats:
+        """When the step ends that is under way at a moment; the moment itself if none is."""
+        place = np.searchsorted(self.columns.start, at, side="right") - 1
+        ends = np.where(place >= 0, self.columns.end[np.maximum(place, 0)], at)
+        return np.asarray(np.maximum(ends, at), dtype=np.float64)
+
     def split(self, begin: Floats, end: Floats) -> dict[str, Floats]:
         """Seconds of each interval by part of a step, and those that no step covers (`idle`).
 
@@ -104,9 +110,10 @@ def breakdowns(
 
 
 def ttft(requests: Sequence[RequestRecord], timeline: Timeline) -> Breakdown:
-    """The mean time to first token: the wait for a seat, then the steps until the first token.
+    """The mean time to first token: the wait for a seat, and the steps until the first token.
 
-    Of these steps' prompt work as much is a request's own as it has of their prompt tokens (linear
+    The end of a step that was under way at the send is awaited as one of these, and not as a seat.
+    Of the steps' prompt work as much is a request's own as it has of their prompt tokens (linear
     layers) and of their pairs of query and key (attention); the rest is `interference`.
     """
     sent = _array(r.intended_send for r in requests)
@@ -115,15 +122,19 @@ def ttft(requests: Sequence[RequestRecord], timeline: Timeline) -> Breakdown:
     cached = _array(r.cached_tokens for r in requests)
     new = _array(r.input_tokens for r in requests) - cached
     pairs = new * cached + new * (new + 1) / 2
+    begin = np.minimum(timeline.step_end(sent), seated)
     parts = timeline.split(seated, first)
+    under_way = timeline.split(sent, begin)
     columns = timeline.columns
     own_tokens = _ratio(new, timeline.between(columns.prefill_tokens, seated, first))
     own_pairs = _ratio(pairs, timeline.between(columns.prefill_pairs, seated, first))
     linear, attention = parts["prefill_linear"], parts["prefill_attention"]
+    parts = {name: seconds + under_way[name] for name, seconds in parts.items()}
     parts["interference"] = linear * (1 - own_tokens) + attention * (1 - own_pairs)
+    parts["interference"] += under_way["prefill_linear"] + under_way["prefill_attention"]
     parts["prefill_linear"] = linear * own_tokens
     parts["prefill_attention"] = attention * own_pairs
-    parts["queue"] = seated - sent
+    parts["queue"] = seated - begin
     return _breakdown("ttft", {name: float(v.sum()) for name, v in parts.items()}, len(requests))
 
 

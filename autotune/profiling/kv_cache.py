@@ -126,10 +126,9 @@ def _is_for_size(reason: str | None) -> bool:
 
 
 def _fragmentation(steps: StepColumns, size: int, model: ModelFacts | None) -> float | None:
-    """Slots of owned blocks without a token, over time; where it cannot be told apart, None.
+    """Slots of owned blocks without a token, over time; None of windows, which give blocks up.
 
-    Blocks that requests share count once and their tokens for each, so that with many shared
-    prefixes it is a lower bound; with windows tokens are kept whose blocks are gone.
+    These are the ends of last blocks, and what a prompt was given ahead of its chunks.
     """
     slots = steps.blocks_used * size
     owned = float(steps.seconds @ slots)

@@ -25,6 +25,8 @@ from autotune.profiling.step_columns import Floats, Mask, StepColumns
 
 # Below this share of both ceilings neither is what limits a step: launches and small kernels are.
 NEAR_CEILING = 0.3
+# A phase of less of the time than this is not missed where it cannot be told.
+NOTEWORTHY = 0.05
 
 
 class Work(NamedTuple):
@@ -90,7 +92,8 @@ def phases(
         if not count:
             continue
         enough = count >= LEAST_STEPS
-        if not enough:
+        share = float(steps.seconds[mask].sum()) / whole if whole > 0 else 0.0
+        if not enough and share >= NOTEWORTHY:
             partial.append(
                 lacking(f"the arithmetic of the {name} phase", "steps", LEAST_STEPS, count)
             )
@@ -105,7 +108,7 @@ def phases(
                 name=name,
                 steps=count,
                 seconds=float(seconds.sum()),
-                share=float(seconds.sum()) / whole if whole > 0 else 0.0,
+                share=share,
                 device_seconds=device,
                 host_seconds=float(steps.host[mask].sum()),
                 tokens=int(steps.rows[mask].sum()),

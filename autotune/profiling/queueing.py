@@ -84,7 +84,7 @@ def queueing(
         work = None if cost is None else service_seconds(requests, steps, config, cost)
         offered = None if work is None else rate * work
         stable = _is_stable(growth, rate, offered, steps, first, last)
-        utilisation = _utilisation(offered, stable, requests, rate, first, last)
+        utilisation = _utilisation(offered, stable, requests, rate, first)
     waiting = steps.queue > 0
     continuous = config.batching_mode == "continuous"
     full = steps.running >= config.max_num_seqs
@@ -207,17 +207,16 @@ def _utilisation(
     requests: Sequence[RequestRecord],
     rate: float,
     first: float,
-    last: float,
 ) -> float | None:
     """The estimate from costs, held against what was seen: 1 and above where the queue grew."""
     if stable is None:
         return offered
     if stable:
         return None if offered is None else min(offered, _JUST_SUSTAINED)
-    begin = first + _FILLING * (last - first)
-    left = sum(r.completed and begin <= r.token_times[-1] <= last for r in requests)
-    seen = rate * (last - begin) / left if left else None
-    return max(1.0, offered or 0.0, seen or 0.0)
+    # While more waits than is served, what is served is all that can be, to the last of it.
+    ends = [r.token_times[-1] for r in requests if r.completed]
+    seen = rate * (max(ends) - first) / len(ends) if ends else None
+    return max(1.0, seen or offered or 0.0)
 
 
 def _busy_share(steps: StepColumns, first: float, last: float) -> float:
