@@ -119,6 +119,8 @@ class Bounds:
             if self._hits > 0
             else ""
         )
+        if not self._hits_known:
+            hits += " (how many more a cache could find is not known)"
         proof = (
             f"the {statistic} of prompts has at least {number(tokens)} tokens to compute{hits}: "
             f"{number(value * self._rates.operations_per_s / 1e9)} billion operations, which take "
@@ -222,10 +224,11 @@ class Bounds:
     def _reading(self, more: str, value: float) -> str:
         read, rates = self._rates.read, self._rates
         method = "as they are" if read.method == "none" else f"as {read.method}"
+        doubt = "" if read.measured else ", or a cache holds weights so small, which was not timed"
         return (
             f"each step reads {size(read.weights)} of weights {method}{more}, and the device "
             f"{self._together()}reads at most {size(rates.bytes_per_s)}/s: {seconds(value)} a "
-            "token, unless a step yields several (speculative decoding)"
+            f"token, unless a step yields several (speculative decoding){doubt}"
         )
 
     def _speed(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autotune.profiling.schema import ModelFacts, Profile
-from autotune.search.methods_offered import offer_for
+from autotune.search.methods_offered import offer_for, speed_class
 from engine.quantize.method_table import METHODS
 
 _CACHE_BITS = 8  # of an element of the quantized caches
@@ -97,7 +97,8 @@ def _stored_quantized(profile: Profile) -> bool:
 
 def _least_read(model: ModelFacts, profile: Profile, methods: tuple[str, ...]) -> LeastRead:
     method = min(methods, key=lambda name: _weights(model, name, profile))
-    probed = {name for name, *_ in _probed(profile)}
+    # Methods of one speed class differ in the values of the weights, not in how they are read.
+    probed = {speed_class(name) for name, *_ in _probed(profile)}
     kv = 0.0 if model.has_windows else model.kv_bytes_per_token
     in_use = str((profile.engine_config or {}).get("kv_cache_dtype") or "auto")
     offered = (
@@ -112,7 +113,7 @@ def _least_read(model: ModelFacts, profile: Profile, methods: tuple[str, ...]) -
         method=method,
         weights=_weights(model, method, profile),
         kv_per_token=kv,
-        measured=method == own_method(profile) or method in probed,
+        measured=method == own_method(profile) or speed_class(method) in probed,
     )
 
 

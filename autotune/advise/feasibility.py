@@ -46,14 +46,14 @@ def infeasible_limits(
         bound = bounds.of_limit(limit, slo) if bounds else None
         best = outlook.best()
         if bound is not None and _breaks(limit, bound):
-            proof = f"{limit.text} cannot be met here: {bound.proof}"
+            proof = f"{limit.text} {_cannot(bound)} be met here: {bound.proof}"
             found.append(_infeasible(limit, bound, bound.certain, proof, outlook, best, advice))
             continue
         growth = bounds.utilisation() if bounds and limit.metric in _HURT_BY_GROWTH else None
         if growth is not None and growth.value >= MARGIN:
             proof = (
-                f"{limit.text} cannot be met for long: {growth.proof}, so that the queue grows by "
-                "more than is served"
+                f"{limit.text} {_cannot(growth)} be met for long: {growth.proof}, so that the "
+                "queue grows"
             )
             found.append(_infeasible(limit, bound, growth.certain, proof, outlook, best, advice))
         elif outlook.result is not None and not (best and outlook.meets(best.value)):
@@ -69,6 +69,10 @@ def _breaks(limit: Limit, bound: Bound) -> bool:
     # A share of requests has the margin in the bounds that it counts.
     margin = 1.0 if limit.metric == "goodput" else MARGIN
     return not limit.met_by(bound.value * margin)
+
+
+def _cannot(bound: Bound) -> str:
+    return "cannot" if bound.certain else "can hardly"
 
 
 def _infeasible(

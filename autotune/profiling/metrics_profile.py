@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from autotune.profiling.enough import LEAST_REQUESTS, lacking
 from autotune.profiling.metrics_latency import bench_metrics, undecided_limits
 from autotune.profiling.metrics_queue import queueing_of, series_of
 from autotune.profiling.metrics_sampling import Sampled, sample_endpoint
-from autotune.profiling.metrics_seen import LEAST_REQUESTS, Seen, spread_of
+from autotune.profiling.metrics_seen import Seen, spread_of
 from autotune.profiling.metrics_window import Histogram, Window
 from autotune.profiling.schema import (
     Breakdown,
@@ -88,9 +89,7 @@ def profile_of(
             f"{window.seconds:.1f} s; send the load while sampling, or take a longer window"
         )
     elif seen.finished < LEAST_REQUESTS:
-        partial.append(
-            f"latencies need at least {LEAST_REQUESTS} requests; the window has {seen.finished}"
-        )
+        partial.append(lacking("a latency", "requests", LEAST_REQUESTS, seen.finished))
     partial += _untold(dialect)
     metrics = bench_metrics(seen, slo)
     notes += undecided_limits(seen, slo)

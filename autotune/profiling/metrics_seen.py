@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from autotune.profiling.enough import LEAST_REQUESTS
 from autotune.profiling.metrics_window import Histogram, Window
 from autotune.profiling.schema import Spread
 from autotune.profiling.server_dialects import Dialect
-
-# Fewer requests do not carry a 95th percentile.
-LEAST_REQUESTS = 20
 
 
 class Seen:

@@ -51,6 +51,7 @@ def test_the_best_offered_quantization_is_taken_and_doubted_unless_it_was_probed
     assert found.value == pytest.approx(0.010)
     assert "as int8" in found.proof
     assert not found.certain
+    assert "a cache holds weights so small" in found.proof
     probes = Probes(linears=[LinearProbe(method="int8", rows=[1], layers_s=[0.02], head_s=[0.0])])
     assert bound(profile(hardware=INT8_CPU, probes=probes), "itl<1ms").certain
 

@@ -41,6 +41,14 @@ def test_a_limit_below_the_bound_is_proven_infeasible() -> None:
     assert "of weights" in found.proof
 
 
+def test_a_bound_that_rests_on_what_was_not_measured_is_no_proof() -> None:
+    given = profile({"ttft": 0.5}, hits=None)
+    found = only(infeasible_limits(given, parse_slo("ttft<10ms"), Oracle(linear), ()))
+    assert not found.proven
+    assert "can hardly be met here" in found.proof
+    assert "is not known" in found.proof
+
+
 def test_a_bound_within_the_ceilings_uncertainty_proves_nothing() -> None:
     found = only(
         infeasible_limits(profile({"tpot": 0.030}), parse_slo("tpot<20ms"), Oracle(linear), ())

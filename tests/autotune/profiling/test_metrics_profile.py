@@ -238,7 +238,7 @@ def test_too_few_requests_are_said_and_give_no_quantile() -> None:
     assert profile.metrics is not None
     assert profile.metrics["ttft"]["p95"] is None
     assert profile.metrics["completed"] == 7
-    assert any("need at least 20 requests; the window has 7" in s for s in profile.partial)
+    assert any("needs at least 20 requests; has 7" in s for s in profile.partial)
 
 
 def test_a_live_server_is_watched_over_the_window() -> None:
