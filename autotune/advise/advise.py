@@ -10,7 +10,7 @@ from autotune.advise.advice import Advice, AdviceList
 from autotune.advise.candidates import (
     Candidate,
     candidates,
-    change_of,
+    changes_of,
     fill,
     open_values,
     symptoms,
@@ -20,9 +20,10 @@ from autotune.advise.candidates import (
 from autotune.advise.commands import commands_for
 from autotune.advise.facts import Facts
 from autotune.advise.rank import confidence_of, first_of, harms, helps, ranked
-from autotune.advise.table import Table, factor_of, load_table
+from autotune.advise.table import Table, Technique, factor_of, load_table
 from autotune.diagnose.finding import Diagnosis
-from autotune.predict.gain import Basis, PredictedGain
+from autotune.predict.change import Change
+from autotune.predict.gain import PredictedGain
 from autotune.profiling.schema import Profile
 from autotune.search.methods_offered import Offer, offer_for
 from autotune.slo import Slo
@@ -73,11 +74,7 @@ def advise(
             item = replace(item, why=f"{item.why} It is predicted to break {broken[0]}.")
         advice.append(item)
     listed = {item.technique for item in advice}
-    alternatives = [
-        c.row.id
-        for c in called
-        if c.row.alternative_to is not None and c.row.alternative_to in listed
-    ]
+    alternatives = [c.row.id for c in called if set(c.row.alternative_to) & listed]
     ordered = ranked(advice, breaking, alternatives)
     notes = _notes(useless, unjudged)
     return AdviceList(
@@ -149,18 +146,35 @@ def _gains(
     row = candidate.row
     gains: dict[str, PredictedGain] = {}
     if predictor is not None:
-        change = change_of(
-            row, knobs, facts, testable=testable, replayed=predictor.basis == "replay"
-        )
-        if change.knobs or change.factors:
-            basis: Basis | None = "estimate" if change.factors else None
-            for gain in predictor.gains(change):
-                gains[gain.metric] = gain if basis is None else replace(gain, basis=basis)
+        replayed = predictor.basis == "replay"
+        for change in changes_of(row, knobs, facts, testable=testable, replayed=replayed):
+            found = predictor.gains(change)
+            if found:
+                gains = {g.metric: _based(g, change) for g in found}
+                if row.effort == "buy" and "price" not in change.factors:
+                    gains.pop("cost", None)  # what it costs an hour is not known
+                break
+        gains |= _memory(row, facts) if "memory" not in gains else {}
     for metric, effect in row.outcomes.items():
         factor = factor_of(effect, facts)
         if factor is not None:
             gains[metric] = PredictedGain(metric, factor.value, factor.low, factor.high, "estimate")
     return tuple(gains.values())
+
+
+def _based(gain: PredictedGain, change: Change) -> PredictedGain:
+    """The gain, called an estimate where published factors went into it."""
+    return replace(gain, basis="estimate") if change.factors else gain
+
+
+def _memory(row: Technique, facts: Facts) -> dict[str, PredictedGain]:
+    """Memory of the weights alone, where the cache's use was not measured."""
+    effect = row.effects.get("resident_weights")
+    factor = None if effect is None else factor_of(effect, facts)
+    if factor is None or factor.low <= 0:
+        return {}
+    gain = PredictedGain("memory", 1 / factor.value, 1 / factor.high, 1 / factor.low, "estimate")
+    return {"memory": gain}
 
 
 def _broken_limits(item: Advice, profile: Profile, slo: Slo) -> list[str]:

@@ -138,23 +138,24 @@ def why_not_testable(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> 
     return None
 
 
-def change_of(
+def changes_of(
     row: Technique, knobs: Mapping[str, Any], facts: Facts, *, testable: bool, replayed: bool
-) -> Change:
-    """The change as a prediction understands it.
+) -> list[Change]:
+    """The change as a prediction may understand it, the best founded first.
 
-    Knobs are passed where the engine has them; effects from the table where neither the probes nor
-    the scheduler tell what the knobs bring about.
+    Knobs by themselves where the probes or the replayed scheduler tell what they bring about; then
+    with the table's effects; at last these alone, which a prediction takes at their word.
     """
     usable = dict(knobs) if testable else {}
-    if usable and replayed and all(_is_measured(k, v, facts) for k, v in usable.items()):
-        return Change(knobs=usable)
     factors: dict[Term, Factor] = {}
     for term, effect in row.effects.items():
         factor = factor_of(effect, facts)
         if factor is not None:
             factors[term] = factor
-    return Change(knobs=usable, factors=factors)
+    changes = [Change(knobs=usable, factors=factors), Change(factors=factors)]
+    if usable and replayed and all(_is_measured(k, v, facts) for k, v in usable.items()):
+        changes.insert(0, Change(knobs=usable))
+    return [change for change in changes if change.knobs or change.factors]
 
 
 def fill(text: str, facts: Facts) -> str | None:

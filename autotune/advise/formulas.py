@@ -256,6 +256,27 @@ def device_arithmetic(facts: Facts, *, flops: float) -> Factor | None:
 
 
 @_formula
+def launches(facts: Facts, *, kernels: float) -> Factor | None:
+    """Host time of a step on a GPU over today's: a captured step still starts every kernel.
+
+    `kernels` a layer at 2 us each: 1.3 us at a boundary within a CUDA graph (Hazy Research 2025),
+    5 us for a launch from the host.
+    """
+    model, host = facts.profile.model, facts.profile.host
+    if model is None or host is None or host.per_step_s <= 0:
+        return None
+    each = model.num_layers * kernels / host.per_step_s
+    return Factor(1 + each * 2e-6, 1 + each * 1.3e-6, 1 + each * 5e-6)
+
+
+@_formula
+def price_ratio(facts: Facts, *, low: float, usual: float, high: float) -> Factor | None:
+    """Price of other hardware, USD an hour, over that of this one; None where that is not told."""
+    now = facts.profile.price
+    return None if not now else Factor(usual / now, low / now, high / now)
+
+
+@_formula
 def unthrottled(facts: Facts) -> Factor | None:
     """Device time at full clocks over today's: the mean clock over the highest one."""
     gpu = facts.profile.gpu

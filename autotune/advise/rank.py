@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from autotune.advise.advice import EFFORTS, Advice, Confidence
+from autotune.advise.advice import EFFORTS, Advice, Confidence, Effort
 from autotune.predict.gain import PredictedGain
 
 # Gains within this of 1 are no change: the direction's tolerance of predictions and measurements.
 NO_CHANGE = 0.05
-# Advice whose logarithmic gain differs by less than this is told apart by confidence and effort.
-_STEP = math.log(1.05)
+# What a logarithmic gain counts, by how sure it is and by what it takes: half of a gain that rests
+# on published figures is taken for granted, and hardware has to gain twice what a flag does.
+_TRUST: Mapping[Confidence, float] = {"high": 1.0, "medium": 0.8, "low": 0.5}
+_EASE: Mapping[Effort, float] = {
+    "knob": 1.0,
+    "reload": 0.95,
+    "prepare": 0.8,
+    "deploy": 0.7,
+    "train": 0.5,
+    "buy": 0.5,
+}
 # What to do first: of the advice with so much of the best one's logarithmic gain, the easiest.
 _ENOUGH = 0.5
-_CONFIDENCES: tuple[Confidence, ...] = ("high", "medium", "low")
 
 
 def confidence_of(gain: PredictedGain | None) -> Confidence:
@@ -45,18 +53,20 @@ def ranked(
     What helps the binding metric comes before what helps another or could not be judged, and that
     before what helps nothing; `breaking` names techniques that would break a limit that is met, and
     `alternatives` those that stand in for an easier one: they come after the others of their group.
-    Within a group by the lower bound of the gain, then confidence, role and effort.
+    Within a group by the gain, midway between its value and its lower bound, discounted by
+    confidence and effort.
     """
 
-    def key(item: Advice) -> tuple[int, bool, float, int, bool, int, str]:
+    def key(item: Advice) -> tuple[int, bool, float, bool, int, str]:
         gain = item.gain
-        bound = 0.0 if gain is None else _log(max(gain.low, gain.value / 4))
+        worth = 0.0 if gain is None else _expected(gain) * _TRUST[item.confidence]
+        if worth > 0:
+            worth *= _EASE[item.effort]
         group = 0 if helps(gain) and item.technique not in breaking else 2 if harms(gain) else 1
         return (
             group,
             item.technique in alternatives,
-            -round(bound / _STEP),
-            _CONFIDENCES.index(item.confidence),
+            -round(worth, 3),
             item.role == "secondary",
             EFFORTS.index(item.effort),
             item.technique,
@@ -73,15 +83,19 @@ def first_of(advice: Sequence[Advice]) -> str | None:
     good = [a for a in advice if helps(a.gain) and a.gain is not None]
     if not good:
         return advice[0].technique if advice and not harms(advice[0].gain) else None
-    best = max(_expected(a) for a in good)
-    enough = [a for a in good if _expected(a) >= _ENOUGH * best]
-    return min(enough, key=lambda a: (EFFORTS.index(a.effort), -_expected(a))).technique
+
+    def worth(item: Advice) -> float:
+        return 0.0 if item.gain is None else _expected(item.gain) * _TRUST[item.confidence]
+
+    best = max(map(worth, good))
+    enough = [a for a in good if worth(a) >= _ENOUGH * best]
+    return min(enough, key=lambda a: (EFFORTS.index(a.effort), -worth(a))).technique
 
 
-def _expected(item: Advice) -> float:
+def _expected(gain: PredictedGain) -> float:
     """The logarithm of a gain, midway between its value and its lower bound."""
-    assert item.gain is not None
-    return (_log(item.gain.value) + _log(max(item.gain.low, item.gain.value / 4))) / 2
+    # A bound that says nothing (some are near 0) must not hide a gain whose middle is known.
+    return (_log(gain.value) + _log(max(gain.low, gain.value / 4))) / 2
 
 
 def _log(value: float) -> float:

@@ -71,8 +71,8 @@ class Technique(_Strict):
     `knobs` are set at once; a list or a formula gives values of which the best predicted is taken.
     `opens` are values worth a search. `effects` are factors on terms of the cost: a number, [low,
     value, high], or a formula; `outcomes` are gains of whole metrics that no term expresses.
-    `outside_reach` says why the bundled engine cannot measure it. `alternative_to` names a
-    technique that is as fast and comes before it. `why` and `trade_off` may name facts in braces.
+    `outside_reach` says why the bundled engine cannot measure it. `alternative_to` names
+    techniques that are as fast and come before it. `why` and `trade_off` may name facts in braces.
     """
 
     id: str
@@ -91,7 +91,7 @@ class Technique(_Strict):
     why: str
     source: str
     outside_reach: str | None = None
-    alternative_to: str | None = None
+    alternative_to: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check(self) -> Technique:
@@ -135,7 +135,7 @@ class Table(_Strict):
         if len(rows) < len(self.techniques):
             raise ValueError("two techniques have the same id")
         for row in self.techniques:
-            if row.alternative_to is not None and row.alternative_to not in rows:
+            if not set(row.alternative_to) <= set(rows):
                 raise ValueError(f"{row.id}: alternative_to names no technique")
             strange = set(row.knobs) | set(row.opens)
             strange -= set(KNOBS) | set(self.other_engines_knobs)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from autotune.cli.advise import advise
 from autotune.cli.bench import bench
 from autotune.cli.doctor import doctor
 from autotune.cli.exits import ExitCode, guarded, report
@@ -32,6 +33,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "profile": profile,
+    "advise": advise,
     "bench": bench,
     "quantize": quantize,
     "export": export,
