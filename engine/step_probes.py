@@ -151,30 +151,42 @@ def probe_attention(
             AttentionLayers.make(decoder, dtype, block_size, most)
             for dtype in cache_dtypes.values()
         ]
-        shapes = [((1,) * count, context) for count, context in decodes]
-        shapes += [((new,), context) for new, context in chunks]
-        for place, (lens, context) in enumerate(shapes):
+        ends = _ends(decodes)
+        # (new tokens of each sequence, context, is a chunk); the rest is for the time that is left.
+        shapes = [((1,) * count, context, False) for count, context in ends]
+        shapes += [((new,), context, True) for new, context in chunks]
+        needed = len(shapes)
+        shapes += [((1,) * count, context, False) for count, context in decodes]
+        for place, (lens, context, is_chunk) in enumerate(shapes):
+            if place >= needed and (clock() > end or (len(lens), context) in ends):
+                continue
             share = (end - clock()) / (len(shapes) - place)
             passes = [_cut(each.runs(decoder, lens, context)) for each in layers]
             nbytes = layers[0].caches[0].nbytes
             measured = _take_turns(decoder, passes, [None] * len(passes), nbytes, share)
             for each, entry, (seconds, _) in zip(layers, times.values(), measured, strict=True):
-                whole = seconds * each.num_layers
-                if place < len(decodes):
-                    entry.sequences.append(len(lens))
-                    entry.contexts.append(context)
-                    entry.seconds.append(whole)
-                else:
+                if is_chunk:
                     entry.chunk_tokens.append(lens[0])
                     entry.chunk_contexts.append(context)
-                    entry.chunk_seconds.append(whole)
+                    entry.chunk_seconds.append(seconds * each.num_layers)
+                else:
+                    entry.sequences.append(len(lens))
+                    entry.contexts.append(context)
+                    entry.seconds.append(seconds * each.num_layers)
     return times
+
+
+def _ends(decodes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The fewest and the most sequences, each at their shortest and longest contexts."""
+    few = [point for point in decodes if point[0] == decodes[0][0]]
+    many = [point for point in decodes if point[0] == decodes[-1][0]]
+    return list(dict.fromkeys([few[0], few[-1], many[0], many[-1]]))
 
 
 def _contexts(longest: int) -> list[int]:
     """The contexts to time; at least two, so that a context between them can be told."""
     within = [context for context in CONTEXTS if context < longest]
-    return [*within, longest] if within else [max(1, longest // 4), longest]
+    return [*within, longest] if within else sorted({max(1, longest // 4), longest})
 
 
 def _cut(runs: Runs) -> Runs:
@@ -214,14 +226,16 @@ def _take_turns(
         for runs, last, found in zip(passes, lasts, samples, strict=True):
             _pass(runs)  # those before took the cache
             found.append(_sample(runs, last))
-        # Two rounds at least: what was met for the first time takes longer.
+        # Two rounds, unless one has taken it all: what was met for the first time takes longer.
         spent = time.perf_counter() - begin
-        if done >= 1 and spent * (done + 2) / (done + 1) > budget_s:
+        if spent * (done + 2) / (done + 1) > budget_s and (done >= 1 or spent > budget_s):
             break
     return [(_low([run for run, _ in found]), _low([end for _, end in found])) for found in samples]
 
 
 def _low(seconds: list[float]) -> float:
+    if len(seconds) == 1:  # there was time for one round
+        return seconds[0]
     return statistics.quantiles(seconds, n=4, method="inclusive")[0]
 
 

@@ -105,6 +105,9 @@ class Surface:
             by_sequences.setdefault(float(sequences), []).append((float(context), float(seconds)))
         if not by_sequences:
             raise ValueError("a surface needs at least one point")
+        # One context tells nothing of others; such counts are left out where there are better.
+        told = {count: line for count, line in by_sequences.items() if len(line) > 1}
+        by_sequences = told or by_sequences
         counts = sorted(by_sequences)
         lines = [sorted(by_sequences[count]) for count in counts]
         return cls(
