@@ -85,7 +85,8 @@ def profile_records(
         )
     with claim_output(output):
         facts, partial = _facts(config)
-        machine = _known_machine(folder)
+        known = _known_profile(folder)
+        machine = _known_machine(known)
         if calibrate and machine is None:
             machine, problem = _calibrate(config, run, say, stop or threading.Event())
             partial += problem
@@ -99,6 +100,8 @@ def profile_records(
             slo=None if parsed is None else str(parsed),
             price=price,
             machine=machine,
+            # Samples of the same load; they are kept nowhere else.
+            gpu=known.gpu if known is not None and known.source.trial == chosen.trial else None,
             created_at=utc_now(),
             notes=chosen.notes,
         )
@@ -125,7 +128,8 @@ def _choose(folder: RunFolder, run: Mapping[str, Any], number: int | None) -> _C
     if not trials:
         if number not in (None, 0):
             raise BadInput(f"--trial {number}: {folder.path} holds one measurement, trial 0")
-        return _Chosen(0, _config(folder, run.get("engine_config")), _only_metrics(folder), [])
+        notes = [text for text in run.get("notes") or () if isinstance(text, str)]
+        return _Chosen(0, _config(folder, run.get("engine_config")), _only_metrics(folder), notes)
     measured = [t for t in trials if t.metrics is not None]
     if number is None:
         searched = [t for t in measured if t.kind == "search"] or measured
@@ -184,11 +188,15 @@ def _facts(config: EngineConfig) -> tuple[ModelFacts | None, list[str]]:
         return None, [f"operations and bytes are not known, as the model is not here: {error}"]
 
 
-def _known_machine(folder: RunFolder) -> MachineCalibration | None:
-    """What an earlier profile of this folder measured of the machine."""
-    known: Profile | None = None
+def _known_profile(folder: RunFolder) -> Profile | None:
+    """An earlier profile of this folder, if there is one that can be read."""
     with contextlib.suppress(BadInput):
-        known = read_profile(folder.profile_json)
+        return read_profile(folder.profile_json)
+    return None
+
+
+def _known_machine(known: Profile | None) -> MachineCalibration | None:
+    """What it measured of the machine."""
     if known is None or known.ceilings is None or known.probes is None:
         return None
     return MachineCalibration(known.ceilings, known.probes)

@@ -290,7 +290,7 @@ def _trace(
 ) -> tuple[Path | None, list[str]]:
     """The trace's file; if there is none, why. The profile is worth keeping without it."""
     if not stop.is_set():
-        say(f"tracing steps {steps}")
+        say(f"tracing: steps {steps}")
         load.engine.clear_prefix_cache()
         try:
             done = trace_load(

@@ -99,7 +99,7 @@ def _metrics(profile: Profile) -> Iterator[str]:
     for name in ("ttft", "tpot"):
         values = metrics.get(name) or {}
         shown = [
-            f"{statistic} {_ms(values[statistic])}"
+            f"{statistic} {_time(values[statistic])}"
             for statistic in ("p50", "p95")
             if values.get(statistic) is not None
         ]
@@ -128,7 +128,7 @@ def _print_phases(profile: Profile, console: Console) -> None:
     if not profile.phases:
         return
     table = Table(box=None, pad_edge=False, title=None)
-    headings = ("steps", "time", "count", "p50 ms", "p95 ms", "batch", "op/byte", "MFU", "MBU")
+    headings = ("steps", "time", "count", "p50", "p95", "batch", "op/byte", "MFU", "MBU")
     for heading in (*headings, "bound by"):
         text = heading in ("steps", "bound by")
         table.add_column(heading, justify="left" if text else "right")
@@ -137,8 +137,8 @@ def _print_phases(profile: Profile, console: Console) -> None:
             phase.name,
             _percent(phase.share),
             str(phase.steps),
-            f"{phase.step_p50 * 1e3:.3g}",
-            f"{phase.step_p95 * 1e3:.3g}",
+            _time(phase.step_p50),
+            _time(phase.step_p95),
             f"{phase.mean_batch:.3g}",
             "-" if phase.intensity is None else f"{phase.intensity:.3g}",
             _percent(phase.mfu),
@@ -152,7 +152,7 @@ def _print_phases(profile: Profile, console: Console) -> None:
 def _print_breakdown(breakdown: Breakdown, console: Console) -> None:
     title = _TITLES[breakdown.metric]
     # Over hundreds of requests a sum says nothing; the share of it does.
-    seconds = "" if breakdown.metric == "throughput" else f"  mean {_ms(breakdown.seconds)}"
+    seconds = "" if breakdown.metric == "throughput" else f"  mean {_time(breakdown.seconds)}"
     console.print()
     console.print(Text.assemble((title, "bold"), seconds))
     shown = sorted(breakdown.parts.items(), key=lambda part: -part[1])
@@ -170,7 +170,7 @@ def _kv(profile: Profile) -> Iterator[str]:
         if kv.occupancy_peak is not None:
             text += f", {kv.occupancy_peak:.0%} at the peak"
         if kv.seats is not None:
-            text += f"; room for {kv.seats:.3g} mean requests"
+            text += f"; room for {kv.seats:,.0f} mean requests"
         yield text
     if kv.fragmentation is not None:
         yield f"{kv.fragmentation:.0%} of the slots in use hold no token"
@@ -211,7 +211,7 @@ def _host(profile: Profile) -> Iterator[str]:
     host, ranks = profile.host, profile.communication
     if host is not None:
         yield (
-            f"the device waits for it {host.share:.1%} of step time: {_ms(host.per_step_s)} a "
+            f"the device waits for it {host.share:.1%} of step time: {_time(host.per_step_s)} a "
             f"step, of which the scheduler takes {host.scheduler_share:.1%} of step time"
         )
     if ranks is not None and ranks.share is not None:
@@ -248,15 +248,12 @@ def _gpu(profile: Profile) -> Iterator[str]:
 
 def _print_findings(diagnosis: Diagnosis, console: Console) -> None:
     console.print()
-    binding = diagnosis.binding_limit
-    if binding is not None and diagnosis.binding_ratio is not None:
+    line = Text("Bottlenecks", style="bold")
+    if diagnosis.binding_limit is not None:
         ratio = diagnosis.binding_ratio
-        state = "missed" if ratio > 1 else "met"
-        line = Text.assemble(
-            ("Bottlenecks", "bold"), f"  {binding} binds: {state}, at {ratio:.3g} of it"
-        )
-    else:
-        line = Text("Bottlenecks", style="bold")
+        state = "met" if ratio is not None and ratio <= 1 else "missed"
+        far = "" if ratio is None else f", at {ratio:.3g} times the limit"
+        line.append(f"  {diagnosis.binding_limit} binds: {state}{far}", style="not bold")
     console.print(line, soft_wrap=True)
     if not diagnosis.findings:
         console.print("  none found")
@@ -264,8 +261,14 @@ def _print_findings(diagnosis: Diagnosis, console: Console) -> None:
         found = diagnosis.of(metric)
         if found:
             console.print(Text(f"  {title}", style="bold"))
-        for finding in found:
+        # The first in any case; of the rest what matters, and of small things the names.
+        told = [f for f in found if f is found[0] or f.level != "low"]
+        for finding in told:
             _print_item(_finding(finding), console, indent=4)
+        others = [f"{f.bottleneck} {f.share:.0%}" for f in found if f not in told]
+        if others:
+            line = Text.assemble(("low    ", _STYLES["low"]), f"also {', '.join(others)}")
+            _print_item(line, console, indent=4)
 
 
 def _finding(finding: Finding) -> Text:
@@ -291,11 +294,12 @@ def _print_item(text: Text, console: Console, indent: int = 2) -> None:
 
 
 def _spread(spread: Spread) -> str:
-    return f"p50 {_ms(spread.p50)}, p95 {_ms(spread.p95)}"
+    return f"p50 {_time(spread.p50)}, p95 {_time(spread.p95)}"
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+def _time(seconds: float) -> str:
+    """Milliseconds, or seconds where there are many."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _percent(share: float | None) -> str:
