@@ -40,8 +40,11 @@ def infeasible_limits(
         if slo is None or limit.metric in QUALITY_METRICS:
             continue
         outlook = Outlook(profile, predictor, slo, limit, advice)
-        # What was measured to be met is met, whatever a bound says.
-        if outlook.result is not None and outlook.result.met:
+        # What was measured to be met is met, whatever a bound says; what a server does not tell
+        # of itself is no miss.
+        result = outlook.result
+        untold = profile.source.kind == "metrics" and outlook.measured is None
+        if untold or (result is not None and result.met):
             continue
         bound = bounds.of_limit(limit, slo) if bounds else None
         best = outlook.best()
@@ -56,7 +59,7 @@ def infeasible_limits(
                 "queue grows"
             )
             found.append(_infeasible(limit, bound, growth.certain, proof, outlook, best, advice))
-        elif outlook.result is not None and not (best and outlook.meets(best.value)):
+        elif result is not None and not (best and outlook.meets(best.value)):
             proof = _unproven(limit, outlook, best, bound, tried=not advice)
             found.append(_infeasible(limit, bound, False, proof, outlook, best, advice))
     return tuple(found)

@@ -55,6 +55,8 @@ def standings(profile: Profile) -> list[Standing]:
     found = []
     for limit, result in zip(limits, Slo(tuple(limits)).evaluate(profile.metrics), strict=True):
         measured = result.measured
+        if measured is None and profile.source.kind == "metrics":
+            continue  # a server that is watched does not tell everything
         if measured is None:
             # Either nothing finished, or TPOT of single tokens, which is met.
             ratio = 0.0 if result.met else math.inf

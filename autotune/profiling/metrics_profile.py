@@ -17,7 +17,7 @@ from autotune.profiling.enough import LEAST_REQUESTS, lacking
 from autotune.profiling.metrics_latency import bench_metrics, undecided_limits
 from autotune.profiling.metrics_queue import queueing_of, series_of
 from autotune.profiling.metrics_sampling import Sampled, sample_endpoint
-from autotune.profiling.metrics_seen import Seen, spread_of
+from autotune.profiling.metrics_seen import Seen, first_token_s, mean_wait_s, spread_of
 from autotune.profiling.metrics_window import Histogram, Window
 from autotune.profiling.schema import (
     Breakdown,
@@ -90,7 +90,7 @@ def profile_of(
         )
     elif seen.finished < LEAST_REQUESTS:
         partial.append(lacking("a latency", "requests", LEAST_REQUESTS, seen.finished))
-    partial += _untold(dialect)
+    partial.append(_untold(dialect))
     metrics = bench_metrics(seen, slo)
     notes += undecided_limits(seen, slo)
     if seen.tpot_from_gaps:
@@ -104,6 +104,14 @@ def profile_of(
             f"the server speculates: {accepted / drafts:.2f} accepted tokens a draft in the window"
         )
     input_tokens, output_tokens = seen.lengths()
+    breakdowns = _breakdowns(seen, model, input_tokens)
+    if breakdowns and seen.enough(dialect.queue) is None:
+        notes.append("the mean wait is that of Little's law: requests waiting over arrivals")
+    if breakdowns:
+        notes.append(
+            "the server does not tell how long a prompt shares its steps with the work of others; "
+            "of the time to the first token, all but the waiting counts as the prompt's own"
+        )
     return Profile(
         created_at=utc_now(),
         source=Source(
@@ -116,8 +124,8 @@ def profile_of(
         metrics=metrics,
         phases=_phases(seen),
         kv=_kv_cache(seen, model, input_tokens, output_tokens),
-        queueing=queueing_of(window, dialect, seen.enough(dialect.queue), seen.arrived),
-        breakdowns=_breakdowns(seen, model, input_tokens),
+        queueing=queueing_of(seen),
+        breakdowns=breakdowns,
         series=series_of(window, dialect),
         partial=partial,
         notes=notes,
@@ -155,14 +163,14 @@ def _arrivals(seen: Seen) -> list[float]:
     return [float(Seen(Window(pair), seen.dialect).arrived) for pair in pairs]
 
 
-def _untold(dialect: Dialect) -> list[str]:
+def _untold(dialect: Dialect) -> str:
     """What this server's metrics cannot answer, said once."""
-    parts = ["the host's and the device's share of a step", "step times by batch"]
+    parts = ["what single steps do"]
     if not dialect.occupancy:
-        parts.append("the KV cache")
+        parts.append("how full the KV cache is")
     if not dialect.ttft:
         parts.append("the time to the first token")
-    return [f"{dialect.title}'s metrics do not tell: {', '.join(parts)}"]
+    return f"{dialect.title}'s metrics do not tell {' nor '.join(parts)}"
 
 
 def _kv_cache(
@@ -242,19 +250,15 @@ def _phases(seen: Seen) -> list[Phase]:
 
 
 def _breakdowns(seen: Seen, model: ModelFacts | None, inputs: Spread | None) -> list[Breakdown]:
-    """TTFT as waiting and prompt, where the server tells both.
-
-    What other requests' work in the same steps took is not told; it counts to the prompt.
-    """
-    ttft = seen.enough(seen.dialect.ttft)
-    queue = seen.enough(seen.dialect.queue)
-    prefill = seen.enough(seen.dialect.prefill)
-    if ttft is None or queue is None or not ttft.mean:
+    """TTFT as waiting and prompt, where the server tells both."""
+    first, wait = first_token_s(seen), mean_wait_s(seen)
+    if not first or wait is None:
         return []
-    waited = min(1.0, (queue.mean or 0.0) / ttft.mean)
+    waited = min(1.0, wait / first)
     computed = 1.0 - waited
+    prefill = seen.enough(seen.dialect.prefill)
     if prefill is not None:
-        computed = min(computed, (prefill.mean or 0.0) / ttft.mean)
+        computed = min(computed, (prefill.mean or 0.0) / first)
     attention = 0.0
     if model is not None and inputs is not None:
         # Operations of a prompt: 2 a parameter and token, 4 a feature and pair of tokens.
@@ -267,4 +271,4 @@ def _breakdowns(seen: Seen, model: ModelFacts | None, inputs: Spread | None) -> 
         "prefill_attention": attention,
         "other": max(0.0, 1.0 - waited - computed),
     }
-    return [Breakdown(metric="ttft", seconds=ttft.mean, parts=parts)]
+    return [Breakdown(metric="ttft", seconds=first, parts=parts)]

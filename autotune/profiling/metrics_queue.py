@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from autotune.profiling.metrics_seen import spread_of
-from autotune.profiling.metrics_window import Histogram, Window
+from autotune.profiling.metrics_seen import Seen, first_token_s, mean_wait_s, spread_of
+from autotune.profiling.metrics_window import Window
 from autotune.profiling.schema import Queueing, SeriesPoint
 from autotune.profiling.server_dialects import Dialect
 
@@ -18,26 +18,23 @@ _LEAST_READINGS = 8
 _T = 4.0
 
 
-def queueing_of(
-    window: Window, dialect: Dialect, queue: Histogram | None, arrived: int
-) -> Queueing:
-    """Waiting and running over the window; `queue` are the waiting times of its requests.
+def queueing_of(seen: Seen) -> Queueing:
+    """Waiting and running over the window.
 
     The server is over its capacity if what is inside grows for sure. Then what it finished is
     what it can, and `utilisation` is arrivals over that.
     """
+    window, dialect, arrived = seen.window, seen.dialect, seen.arrived
     running = _values(window, dialect.running)
     waiting = _values(window, dialect.waiting)
     growth, grows = _trend(window, running, waiting)
     done = arrived - growth * window.seconds if growth is not None else 0.0
-    ttft = window.histogram(dialect.ttft)
-    share = None
-    if queue is not None and queue.mean is not None and ttft and ttft.mean:
-        share = min(1.0, queue.mean / ttft.mean)
+    wait, ttft = mean_wait_s(seen), first_token_s(seen)
+    share = min(1.0, wait / ttft) if wait is not None and ttft else None
     return Queueing(
         busy_share=sum(v > 0 for v in running) / len(running) if running else None,
         utilisation=arrived / done if grows and done > 0 else None,
-        wait=spread_of(queue),
+        wait=spread_of(seen.enough(dialect.queue)),
         wait_share=share,
         queue_mean=float(np.mean(waiting)) if waiting else None,
         queue_max=round(max(waiting)) if waiting else None,

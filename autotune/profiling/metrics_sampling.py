@@ -55,7 +55,7 @@ def sample_endpoint(
     began = time.monotonic()
     first = scrape(url, 0.0)
     dialect = dialect_of(first, url)
-    say(f"Sampling {dialect.title} at {url} for {window_s:g} s")
+    say(f"Watching {dialect.title} for {window_s:g} s")
     scrapes, problems = [first], []
     interval = min(window_s, max(_LEAST_INTERVAL_S, window_s / _READINGS))
     failed = missed = 0

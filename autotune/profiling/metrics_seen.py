@@ -77,3 +77,32 @@ def spread_of(histogram: Histogram | None) -> Spread | None:
     quantiles = [histogram.quantile(share) for share in (0.5, 0.95, 0.99)]
     p50, p95, p99 = (q.value if q else 0.0 for q in quantiles)
     return Spread(mean=histogram.mean, p50=p50, p95=p95, p99=p99, max=max(histogram.largest, p99))
+
+
+def mean_wait_s(seen: Seen) -> float | None:
+    """Mean time that requests waited for their first step; None if it cannot be told.
+
+    As the server's histogram has it, or by Little's law: those that wait over arrivals a second.
+    """
+    told = seen.enough(seen.dialect.queue)
+    if told is not None:
+        return told.mean
+    waiting = [seen.window.gauge(seen.dialect.waiting, s) for s in seen.window.scrapes]
+    known = [value for value in waiting if value is not None]
+    if not known or seen.arrived < LEAST_REQUESTS:
+        return None
+    return sum(known) / len(known) * seen.window.seconds / seen.arrived
+
+
+def first_token_s(seen: Seen) -> float | None:
+    """Mean time to the first token, as told, or as the mean wait and the mean prefill step."""
+    ttft = seen.enough(seen.dialect.ttft)
+    if ttft is not None:
+        return ttft.mean
+    wait = mean_wait_s(seen)
+    steps = seen.window.histogram(
+        seen.dialect.step, lambda labels: labels.get("method") == "prefill"
+    )
+    if wait is None or steps is None or steps.mean is None or steps.count < LEAST_REQUESTS:
+        return None
+    return wait + steps.mean

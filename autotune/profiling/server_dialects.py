@@ -152,7 +152,6 @@ TGI = Dialect(
     step=("tgi_batch_inference_duration",),
     forward=("tgi_batch_forward_duration",),
     hints={
-        "ttft": "text-generation-inference does not tell the time to the first token",
         "tpot": "text-generation-inference divides a request's whole time in the model by its "
         "tokens, so that its TPOT holds the time of the prompt too",
     },

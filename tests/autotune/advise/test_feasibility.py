@@ -10,7 +10,7 @@ import pytest
 from autotune.advise.advice import Infeasible
 from autotune.advise.feasibility import infeasible_limits
 from autotune.advise.limit_words import rounded_outward
-from autotune.profiling.schema import Profile
+from autotune.profiling.schema import Profile, Source
 from autotune.slo import parse_slo
 from tests.autotune.advise.feasibility_profiles import Oracle, advice, profile
 
@@ -216,3 +216,8 @@ def test_a_relaxed_limit_is_rounded_to_the_side_that_is_met(
     slo: str, value: float, expected: float
 ) -> None:
     assert rounded_outward(parse_slo(slo).limits[0], value) == pytest.approx(expected)
+
+
+def test_what_a_watched_server_does_not_tell_is_no_miss() -> None:
+    given = profile({"ttft": None}, source=Source(kind="metrics"))
+    assert infeasible_limits(given, parse_slo("ttft<1us"), Oracle(linear), ()) == ()

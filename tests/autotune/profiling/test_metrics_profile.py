@@ -167,6 +167,30 @@ def test_tgi_tells_its_phases_but_no_time_to_first_token() -> None:
     assert prefill.share + decode.share == pytest.approx(1.0)
 
 
+def test_the_wait_is_told_by_littles_law_where_no_histogram_tells_it() -> None:
+    """Three wait at every reading and 20 a second come: each waits 150 ms."""
+
+    def page(served: Served) -> str:
+        served.waiting = 3
+        return sglang_page(served)
+
+    profile, new = watched(page)
+    assert profile.queueing.wait is None
+    assert profile.queueing.wait_share == pytest.approx(0.15 / np.mean(new.ttft), rel=0.02)
+    ttft = profile.breakdown("ttft")
+    assert ttft is not None
+    assert ttft.parts["queue"] == pytest.approx(profile.queueing.wait_share)
+    assert sum(ttft.parts.values()) == pytest.approx(1.0)
+
+
+def test_tgis_first_token_is_a_wait_and_a_prefill() -> None:
+    profile, new = watched(tgi_page)
+    ttft = profile.breakdown("ttft")
+    assert ttft is not None
+    assert ttft.seconds == pytest.approx(np.mean(new.ttft))
+    assert ttft.parts["queue"] == pytest.approx(np.mean(new.queue) / np.mean(new.ttft))
+
+
 def test_requests_that_failed_are_no_successes() -> None:
     served = Served()
     first = vllm_page(served)
