@@ -43,6 +43,8 @@ _MODELLED = (
     "other",
 )
 
+_HAIR = 1e-9
+
 
 class Timeline:
     """The parts of the steps' time as functions of time.
@@ -217,7 +219,8 @@ def _step_parts(
 def _preempted_gaps(request: RequestRecord, columns: StepColumns) -> tuple[Floats, Floats]:
     """Begin and end of the gaps between tokens in which more than one step ended."""
     times = np.asarray(request.token_times, dtype=np.float64)
-    ended = np.searchsorted(columns.end, times, side="right")
+    # A token is stamped when its step has ended, which sums of floats may miss by a hair.
+    ended = np.searchsorted(columns.end, times + _HAIR, side="right")
     long = np.diff(ended) > 1
     return times[:-1][long], times[1:][long]
 
