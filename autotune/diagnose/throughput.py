@@ -101,7 +101,7 @@ def _small_batches(profile: Profile, metric: str, parts: dict[str, float]) -> li
                 share,
                 LOSS,
                 f"{percent(share)} of {of} would be saved if steps served those who wait: a step "
-                f"serves at most {limit} sequences, where it could serve about {number(room)} at "
+                f"serves at most {limit} sequences, where it could serve about {room:.0f} at "
                 "little more cost.",
                 {
                     "queueing.at_seat_limit_share": q.at_seat_limit_share,

@@ -213,7 +213,7 @@ def _few_seats(profile: Profile, share: float, room: float) -> Cause:
         share,
         LOSS,
         f"{percent(share)} of the time to the first token is waiting for a seat: a step serves at "
-        f"most {limit} sequences, where it could serve about {number(room)} at little more cost.",
+        f"most {limit} sequences, where it could serve about {room:.0f} at little more cost.",
         {
             "queueing.at_seat_limit_share": profile.queueing.at_seat_limit_share,
             "engine_config.max_num_seqs": limit if isinstance(limit, int) else None,

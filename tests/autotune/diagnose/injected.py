@@ -63,7 +63,7 @@ def _shared_prefix(t: Traffic) -> Traffic:
 
 
 def _long_among_decodes(t: Traffic) -> Traffic:
-    return t.add(at_once(16), 8, 150).add([0.1 + 0.16 * i for i in range(12)], 1200, 2)
+    return t.add(at_once(22), 8, 150).add([0.1 + 0.16 * i for i in range(12)], 1200, 1)
 
 
 def _uneven(t: Traffic) -> Traffic:
@@ -176,7 +176,7 @@ INJECTIONS: tuple[Injection, ...] = (
         "prefill_interference",
         "tpot",
         _long_among_decodes,
-        law=Law(row=80e-6),
+        law=Law(row=100e-6),
     ),
     Injection(
         "a few long answers",
@@ -205,6 +205,21 @@ INJECTIONS: tuple[Injection, ...] = (
         lambda t: t.add(t.steady(22, 2.5), 8, 3),
     ),
 )
+
+# Of two ranks; what is slow is told to the functions of `two_ranks`.
+SLOW_LINKS = Injection(
+    "slow links between ranks",
+    "communication",
+    "tpot",
+    lambda t: t.add(at_once(22), 8, 24),
+)
+SLOW_RANK = Injection(
+    "one slow rank",
+    "load_imbalance",
+    "tpot",
+    lambda t: t.add(at_once(22), 8, 24),
+)
+LINK_SECONDS = 6e-3
 
 # Nothing is wrong with this one: a third of the time in use, every limit met by far.
 HEALTHY = Injection(
