@@ -19,6 +19,7 @@ from autotune.advise.candidates import (
 )
 from autotune.advise.commands import commands_for
 from autotune.advise.facts import Facts
+from autotune.advise.feasibility import infeasible_limits
 from autotune.advise.rank import confidence_of, first_of, harms, helps, ranked
 from autotune.advise.table import Table, Technique, factor_of, load_table
 from autotune.diagnose.finding import Diagnosis
@@ -77,9 +78,11 @@ def advise(
     alternatives = [c.row.id for c in called if set(c.row.alternative_to) & listed]
     ordered = ranked(advice, breaking, alternatives)
     notes = _notes(useless, unjudged)
+    infeasible = () if predictor is None else infeasible_limits(profile, slo, predictor, ordered)
     return AdviceList(
         advice=tuple(ordered),
         first=first_of([a for a in ordered if a.technique not in breaking]),
+        infeasible=infeasible,
         symptoms=tuple(symptoms(diagnosis, table)),
         notes=tuple(notes),
     )

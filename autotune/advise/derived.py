@@ -72,6 +72,15 @@ def cores(facts: Facts) -> int | None:
 
 
 @derived("number")
+def idle_cores(facts: Facts) -> float | None:
+    """Cores that the process may use and the engine was told not to; 0 where it was told nothing."""
+    here, threads = facts.number("cores"), facts.number("config.num_threads")
+    if here is None:
+        return None
+    return 0.0 if threads is None else max(0.0, here - threads)
+
+
+@derived("number")
 def memory_bytes(facts: Facts) -> float | None:
     """Memory of the device, in bytes; of a machine with several GPUs that of one."""
     value = (facts.profile.hardware or {}).get("memory_bytes")

@@ -133,6 +133,20 @@ def ranks_device(facts: Facts, *, ranks: float) -> Factor | None:
 
 
 @_formula
+def ranks_given_up(facts: Facts) -> Factor | None:
+    """Device time of a step on half as many ranks: the inverse of what `ranks_device` says of two.
+
+    Ranks on a processor share its cores and its memory; fewer of them lose nothing.
+    """
+    if facts.get("device") == "cpu":
+        return Factor(1.0, 0.9, 1.1)
+    doubled = ranks_device(facts, ranks=2)
+    if doubled is None:
+        return None
+    return _ordered(1 / doubled.value, 1 / doubled.high, min(2.0, 1 / doubled.low))
+
+
+@_formula
 def kv_capacity_of_ranks(facts: Facts, *, ranks: float) -> Factor | None:
     """Growth of the cache when `ranks` devices share the weights and each adds its memory.
 
@@ -186,6 +200,29 @@ def clipped_answers(facts: Facts, *, percentile: float) -> Factor | None:
     drawn = np.interp(grid, points, values)
     value = float(np.minimum(drawn, cap).mean() / max(drawn.mean(), 1e-9))
     return Factor(value, max(0.01, 1 - (1 - value) * 1.5), 1 - (1 - value) * 0.5)
+
+
+@_formula
+def repeated_requests(facts: Facts) -> Factor | None:
+    """Requests that still reach the model behind a cache of responses.
+
+    About 31% of a user's queries repeat an earlier one (Gill et al. 2024, MeanCache). A repeated
+    prompt would find itself in the prefix cache, so that no more repeat here than hits are
+    attainable, where that is known.
+    """
+    attainable = facts.number("kv.attainable_hit_rate")
+    most = 0.31 if attainable is None else min(0.31, attainable)
+    return Factor(1 - most / 2, 1 - most, 1.0)
+
+
+@_formula
+def cores_in_use(facts: Facts) -> Factor | None:
+    """Time of arithmetic on all cores over that on the threads in use; the high end gains half."""
+    threads, here = facts.number("config.num_threads"), facts.number("cores")
+    if not threads or not here or threads >= here:
+        return None
+    value = threads / here
+    return Factor(value, value, (1 + value) / 2)
 
 
 @_formula

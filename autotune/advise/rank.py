@@ -76,11 +76,13 @@ def ranked(
 
 
 def first_of(advice: Sequence[Advice]) -> str | None:
-    """What to do first: the easiest with half of the best one's gain, in logarithms.
+    """What to do first: of what can be tried here, else of all, the easiest that is worth it.
 
-    A purchase that halves a latency is no first step where a flag takes off a third.
+    Worth it is half of the best one's gain, in logarithms. What a trial of minutes shows comes
+    before what has to be built or bought, however much that promises.
     """
     good = [a for a in advice if helps(a.gain) and a.gain is not None]
+    good = [a for a in good if a.testable and a.confidence != "low"] or good
     if not good:
         return advice[0].technique if advice and not harms(advice[0].gain) else None
 
