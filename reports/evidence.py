@@ -92,6 +92,11 @@ class Evidence:
     advice: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def is_single(self) -> bool:
+        """Whether one configuration was measured by itself, with nothing to compare it with."""
+        return self.run.get("kind") in ("bench", "profile")
+
+    @property
     def sides(self) -> list[Side]:
         """The sides there are, the default first."""
         return [side for side in (self.baseline, self.winner) if side is not None]

@@ -85,6 +85,7 @@ def report_page(evidence: Evidence) -> str:
         objective=str(run.get("objective") or "objective"),
         has_slo=bool(run.get("slo")),
         verdict=judge(evidence),
+        single=evidence.is_single,
         sides=evidence.sides,
         latency=latency_distributions(evidence),
         percentiles=percentile_rows(evidence),

@@ -126,7 +126,7 @@ def changes_of(value: object) -> list[Change]:
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict of a run in whatever state it is."""
-    if evidence.run.get("kind") in ("bench", "profile"):
+    if evidence.is_single:
         return _measured(evidence)
     return _final(evidence) if evidence.result else _provisional(evidence)
 
