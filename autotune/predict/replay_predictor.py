@@ -269,7 +269,8 @@ class ReplayPredictor:
                 rate=_value(factors, "rate"),
                 input_tokens=_value(factors, "input_tokens"),
                 output_tokens=_value(factors, "output_tokens"),
-                share=_value(factors, "requests"),
+                # At once there are as many as the engine can take, whichever reach it.
+                share=1.0 if rate_factor is None else _value(factors, "requests"),
             )
         decoding = Decoding(
             tokens_per_step=_value(factors, "tokens_per_step"),
