@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from autotune.cli.console import message_console, note, print_json
+from autotune.cli.console import note, print_json
 from autotune.cli.default_folder import default_folder
 from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
-from autotune.cli.interrupt import stop_on_interrupt
+from autotune.cli.given_options import given_options, refuse_useless
 from autotune.cli.knob_options import with_knobs
+from autotune.cli.stages import progress_stages
 from autotune.cli.traffic_options import TRAFFIC_PARAMETERS, with_traffic
 from autotune.errors import BadInput
 from autotune.profiling.trace_steps import DEFAULT_STEPS, TraceSteps, parse_trace_steps
@@ -151,7 +150,7 @@ def profile(
     if nsys:
         assert folder is not None
         raise typer.Exit(_under_nsys(folder, named=output is not None))
-    with _progress() as (say, stop):
+    with progress_stages() as (say, stop):
         if read_from is not None:
             outcome = _of_records(read_from, trial, slo, price, calibrate, folder, say, stop)
         elif metrics_url is not None:
@@ -263,40 +262,13 @@ def _show(
         note(f"Trace: {outcome.trace}, for https://ui.perfetto.dev")
 
 
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[str], None], threading.Event]]:
-    """What is going on, on stderr, and the event that Ctrl-C sets."""
-    stopping = "Stopping; what was measured is kept. Press Ctrl-C again to leave at once."
-    console = message_console()
-    with stop_on_interrupt(stopping) as stop:
-        if console.is_terminal:
-            with console.status("loading") as status:
-                yield lambda text: status.update(escape(text)), stop
-            return
-        told = ""
-
-        def say(text: str) -> None:
-            nonlocal told
-            # A line for each stage, and not one for each request.
-            stage = text.partition(":")[0]
-            if stage != told:
-                told = stage
-                note(stage)
-
-        yield say, stop
-
-
 def _refuse_contradictions(context: typer.Context, knobs: Mapping[str, Any]) -> None:
     """Refuse options that would have no effect.
 
     Raises:
         BadInput: there is one; says which and why.
     """
-    given = {
-        str(parameter.name): max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if _on_command_line(context, str(parameter.name))
-    }
+    given = given_options(context)
     knob_flags = {name: given.get(name, "--config") for name in knobs}
     if "config" in given:
         knob_flags["config"] = "--config"
@@ -304,9 +276,11 @@ def _refuse_contradictions(context: typer.Context, knobs: Mapping[str, Any]) -> 
         if "metrics_url" in given:
             raise BadInput("--from and --metrics-url contradict each other: give one of them")
         useless = {n: given[n] for n in (*_OF_A_LOAD, "window") if n in given} | knob_flags
-        _refuse(useless, _FROM)
+        refuse_useless(useless, _FROM)
     elif "metrics_url" in given:
-        _refuse({n: given[n] for n in (*_OF_A_LOAD, "trial", "calibrate") if n in given}, _URL)
+        refuse_useless(
+            {n: given[n] for n in (*_OF_A_LOAD, "trial", "calibrate") if n in given}, _URL
+        )
     else:
         for name, needs in (
             ("trial", "--from FOLDER"),
@@ -317,18 +291,6 @@ def _refuse_contradictions(context: typer.Context, knobs: Mapping[str, Any]) -> 
                 raise BadInput(f"{given[name]} goes with {needs}")
         if "trace_steps" in given and "trace" not in given:
             raise BadInput("--trace-steps goes with --trace")
-
-
-def _refuse(useless: Mapping[str, str], beside: str) -> None:
-    if useless:
-        flags = ", ".join(dict.fromkeys(useless.values()))
-        verb = "has" if len(set(useless.values())) == 1 else "have"
-        raise BadInput(f"{flags} {verb} no effect with {beside}: leave it out")
-
-
-def _on_command_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _name(model: str, url: str | None) -> str:
