@@ -43,3 +43,18 @@ def test_what_is_multiplied_is_random_and_finite(dtype):
     out = limits._matmul(dtype, 256, torch.device("cpu"))().float()
     assert out.isfinite().all()
     assert out.std() > 0
+
+
+def test_bandwidth_is_measured_over_a_buffer_of_the_size_asked_for(monkeypatch):
+    sizes = []
+
+    def fixed(run, device, budget):
+        sizes.append(run.__self__.nbytes)
+        return 0.5
+
+    monkeypatch.setattr(limits, "best_seconds", fixed)
+    cpu = torch.device("cpu")
+    assert limits.memory_bandwidth(cpu, 0.1, 3 << 20) == (3 << 20) / 0.5
+    assert limits.memory_bandwidth(cpu, 0.1, 10) == (1 << 20) / 0.5
+    assert limits.memory_bandwidth(cpu, 0.1) == limits.CPU_BUFFER_BYTES / 0.5
+    assert sizes == [3 << 20, 1 << 20, limits.CPU_BUFFER_BYTES]
