@@ -22,18 +22,21 @@ _RESAMPLES = 200
 _ENOUGH = 8
 
 
-def bounds(value: float, corners: Sequence[float], noise: float) -> tuple[float, float]:
-    """Bounds of a gain: what the corners of the cost's uncertainty give, widened by noise.
+def bounds(
+    value: float, ranges: Sequence[Sequence[float]], noise: float = 0.0
+) -> tuple[float, float]:
+    """Bounds of a gain whose sources of error are independent.
 
     Args:
         value: the gain.
-        corners: gains where the uncertain quantities lie at the ends of their 90% ranges.
-        noise: standard deviation of the logarithm of a ratio of two measurements.
+        ranges: for each uncertain quantity the gains at the ends of its 90% range.
+        noise: standard deviation of the logarithm of what else differs between two measurements.
     """
-    logs = [math.log(corner / value) for corner in corners if corner > 0]
-    down, up = min(0.0, *logs, 0.0), max(0.0, *logs, 0.0)
-    spread = Z90 * noise
-    return value * math.exp(-math.hypot(down, spread)), value * math.exp(math.hypot(up, spread))
+    down = up = Z90 * noise
+    for ends in ranges:
+        logs = [math.log(end / value) for end in ends if end > 0]
+        down, up = math.hypot(down, min(0.0, *logs, 0.0)), math.hypot(up, max(0.0, *logs, 0.0))
+    return value * math.exp(-down), value * math.exp(up)
 
 
 def trial_noise(

@@ -131,16 +131,19 @@ class ReplayPredictor:
         base, changed = self._play(Change(), 1.0), self._play(change, 1.0)
         if base is None or changed is None:
             return ()
-        corners = [self._play(corner, 1.0, slower) for corner, slower in self._corners(change)]
+        spread = math.exp(Z90 * self._step_spread(change))
+        speeds = [self._play(change, 1.0, slower) for slower in (spread, 1 / spread)]
+        ends = [self._play(end, 1.0) for end in _ends(change)]
         gains = []
         for metric, statistic in self._statistics.items():
             value = _ratio(base, changed, metric, statistic)
             if value is None:
                 continue
-            others = [_ratio(base, c, metric, statistic) for c in corners if c is not None]
-            low, high = bounds(
-                value, [o for o in others if o is not None], self._noise_of(metric, statistic, base)
-            )
+            ranges = [
+                [r for c in plays if c and (r := _ratio(base, c, metric, statistic))]
+                for plays in (speeds, ends)
+            ]
+            low, high = bounds(value, ranges, self._noise_of(metric, statistic, base))
             gains.append(PredictedGain(metric, value, low, high, "replay", statistic))
         gains += self._throughput(change)
         memory = memory_gain(self._profile, self._base, self._served(change), change.factors)
@@ -158,31 +161,15 @@ class ReplayPredictor:
         if not before or not after:
             return []
         value = after / before / _value(change.factors, "requests")
-        corners = [
-            value * rate / after
-            for corner, slower in self._corners(change)
-            if (play := self._play(corner, None, slower)) is not None
-            and (rate := _served_per_second(play))
-        ]
-        low, high = bounds(value, corners, math.sqrt(2) * DRIFT / 2)
+        ends = [self._play(end, None) for end in _ends(change)]
+        told = [value * _served_per_second(play) / after for play in ends if play is not None]
+        # A step that takes longer makes so much less of it.
+        low, high = bounds(value, [told], self._step_spread(change))
         price = _value(change.factors, "price")
         return [
             PredictedGain("throughput", value, low, high, "replay"),
             PredictedGain("cost", value / price, low / price, high / price, "replay"),
         ]
-
-    def _corners(self, change: Change) -> list[tuple[Change, float]]:
-        """The change with its uncertain factors at an end, and the step's time times a factor."""
-        spread = math.exp(Z90 * self._step_spread(change))
-        wide = {term: f for term, f in change.factors.items() if f.low < f.high}
-        if not wide:
-            return [(change, spread), (change, 1 / spread)]
-        ends = []
-        for values in ({t: f.low for t, f in wide.items()}, {t: f.high for t, f in wide.items()}):
-            moved = {term: Factor(v, v, v) for term, v in values.items()}
-            at_end = Change(change.knobs, {**change.factors, **moved})
-            ends += [(at_end, spread), (at_end, 1 / spread)]
-        return ends
 
     def _step_spread(self, change: Change) -> float:
         """Standard deviation of the logarithm of a changed step's time over an unchanged one's."""
@@ -360,6 +347,16 @@ def replay_predictor(
 def _value(factors: Mapping[Term, Factor], term: Term) -> float:
     factor = factors.get(term)
     return 1.0 if factor is None else factor.value
+
+
+def _ends(change: Change) -> list[Change]:
+    """The change with its uncertain factors at their lower and their upper ends; none if sure."""
+    wide = {term: f for term, f in change.factors.items() if f.low < f.high}
+    if not wide:
+        return []
+    ends = ({t: f.low for t, f in wide.items()}, {t: f.high for t, f in wide.items()})
+    moved = [{term: Factor(v, v, v) for term, v in end.items()} for end in ends]
+    return [Change(change.knobs, {**change.factors, **factors}) for factors in moved]
 
 
 def _is_same(change: Change, config: EngineConfig) -> bool:
