@@ -83,11 +83,11 @@ def test_utilisation_rises_with_the_rate_and_passes_one_where_the_queue_grows() 
 
 def test_long_answers_that_pile_up_without_a_queue_are_no_saturation() -> None:
     # Each answer takes longer than arrivals last; every seat is free.
-    requests = poisson(6, 30, seed=3, inputs=(10, 20), outputs=(1200, 1201))
+    requests = poisson(5, 30, seed=3, inputs=(10, 20), outputs=(1200, 1201))
     evidence, config = served(requests, COST)
     queue = queue_of(evidence, config)
     assert queue.growth_per_s is not None
-    assert queue.growth_per_s > 3
+    assert queue.growth_per_s > 1
     assert queue.queue_max == 0
     assert queue.stable
     assert queue.utilisation is not None
