@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.search.methods_offered import Offer
+from autotune.search.methods_offered import Offer, speed_class
 from autotune.search.space import SearchSpace
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
+from engine.quantize.method_table import METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +70,34 @@ def advised_seeds(
     """Points at which each testable piece of advice is followed alone, in the order of the advice.
 
     Each is a change of the default by itself, so that the scoreboard can tell what it brought.
+    Methods of quantization that end in the same kernels are equally fast: the one that needs no
+    calibration stands for them, as in `methods_offered`.
     """
     start = space.point_of(base)
     assert start is not None, "the space is widened by the default first"
     seeds: list[tuple[str, dict[str, Any]]] = []
-    points = [start]
+    places: dict[str, int] = {_speed(start): -1}
     for item in advice:
         knobs = item["knobs"]
         if not item["testable"] or any(v not in space.values.get(n, ()) for n, v in knobs.items()):
             continue
-        point = {**start, **knobs}
-        if point not in points:
-            points.append(point)
-            seeds.append((f"advice: {item['technique']}", point))
+        seed = (f"advice: {item['technique']}", {**start, **knobs})
+        place = places.setdefault(_speed(seed[1]), len(seeds))
+        if place == len(seeds):
+            seeds.append(seed)
+        elif place >= 0 and _calibrated(seeds[place][1]) and not _calibrated(seed[1]):
+            seeds[place] = seed
     return seeds
+
+
+def _speed(point: Mapping[str, Any]) -> str:
+    """What decides how fast a point is: equal for points that run the same kernels alike."""
+    method = point.get("quantization")
+    return str({**point, "quantization": None if method is None else speed_class(method)})
+
+
+def _calibrated(point: Mapping[str, Any]) -> bool:
+    return METHODS[point.get("quantization", "none")].calibrated
 
 
 def _wanted(advice: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -127,7 +127,10 @@ def _measured(
     if metric is None:
         return "no gain was predicted"
     if not tried:
-        return "it was not tried: the budget ended first, or its knobs are not searched"
+        return (
+            "it was not tried: the budget ended first, its knobs are not searched, or what was "
+            "tried in its place is as fast"
+        )
     if default.metrics is None:
         return "the default could not be measured"
     failed = next((t for t in tried if t.metrics is None), None)

@@ -157,15 +157,19 @@ class TrialProcess:
 
     def _probe(self, config: EngineConfig, command: ProbeCommand) -> Reply:
         assert self._model is not None
-        calibration = calibrate_machine(
-            self._model,
-            config,
-            model_facts(config),
-            command.methods,
-            command.cache_dtypes,
-            budget_s=command.budget_s,
-            say=lambda what: self._reply(Progress(what)),
-        )
+        try:
+            calibration = calibrate_machine(
+                self._model,
+                config,
+                model_facts(config),
+                command.methods,
+                command.cache_dtypes,
+                budget_s=command.budget_s,
+                say=lambda what: self._reply(Progress(what)),
+            )
+        except (ArithmeticError, LookupError, ValueError) as error:
+            # Too short a time for a statistic, or the like: no reason to load the model again.
+            return Failed("crash", f"{type(error).__name__}: {error}")
         return Probed(calibration.ceilings.model_dump(), calibration.probes.model_dump())
 
     def _measure(

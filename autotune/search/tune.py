@@ -174,10 +174,11 @@ class _Search:
             capacity=self._objective.name == "capacity",
             at_once=self._at_once,
         )
-        if not result["slo_met"]:
-            result["infeasible"] = infeasible_winner(
-                self._prepared, self._folder, result, self._note
-            )
+        result["infeasible"] = (
+            []
+            if result["slo_met"]
+            else infeasible_winner(self._prepared, self._folder, result, self._note)
+        )
         return result
 
     def _quality_notes(self, contenders: Sequence[Contender]) -> list[str]:

@@ -49,6 +49,20 @@ def test_advice_is_followed_one_piece_at_a_time_in_its_order() -> None:
     ]
 
 
+def test_of_equally_fast_methods_the_one_without_calibration_is_tried() -> None:
+    space = SearchSpace({**SPACE.values, "quantization": ("none", "int8", "smoothquant", "int4")})
+    names = ["smoothquant", "int4", "int8"]
+    advice = [item(name, quantization=name) for name in names]
+    seeds = advised_seeds(space, BASE, advice)
+    # In the place of the first of them, which was ranked so for its speed.
+    assert [source for source, _ in seeds] == ["advice: int8", "advice: int4"]
+    alone = advised_seeds(space, BASE, advice[:1])
+    assert [source for source, _ in alone] == ["advice: smoothquant"]
+    # The default's own speed is nothing to try.
+    base = BASE.replace(quantization="int8")
+    assert [s for s, _ in advised_seeds(space, base, advice)] == ["advice: int4"]
+
+
 def test_a_knob_that_cannot_matter_stays_as_the_default_has_it() -> None:
     why = {"enable_prefix_caching": "no two prompts begin alike", "block_size": "not searched"}
     made = advised_space(SPACE, BASE, [], why, OFFER, ())

@@ -181,6 +181,21 @@ def test_probes_use_the_model_that_is_loaded(
     }
 
 
+def test_probes_that_fail_leave_the_model_loaded(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calibrate(*_: Any, **__: Any) -> Any:
+        raise ValueError("must have at least two data points")
+
+    monkeypatch.setattr(module, "calibrate_machine", calibrate)
+    monkeypatch.setattr(module, "model_facts", lambda _: None)
+    loaded = command("int8", guarded=False)
+    told = answers(tmp_path, ProbeCommand(loaded.config, ["none"], ["auto"], 2.5), loaded)
+    assert Failed("crash", "ValueError: must have at least two data points") in told
+    assert isinstance(told[-1], Measured)
+    assert steps.count("load") == 1
+
+
 def test_a_rank_that_dies_in_a_trial_is_a_crash(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
