@@ -77,7 +77,7 @@ def test_a_profile_says_everything_and_survives_the_disk(tmp_path: Path) -> None
     assert found.notes == ["a note"]
     assert (found.slo, found.price) == ("ttft<1s", 2.5)
     assert {phase.name for phase in found.phases} == {"prefill", "decode", "mixed"}
-    assert all(phase.mfu is not None for phase in found.phases)
+    assert all(phase.mfu is not None for phase in found.phases if phase.steps >= 20)
     assert {b.metric for b in found.breakdowns} == {"ttft", "tpot", "throughput"}
     assert found.step_fit is not None
     assert found.host is not None
