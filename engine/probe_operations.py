@@ -8,7 +8,7 @@ which no cache of the device holds them: so each layer meets the memory as it do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -34,6 +34,21 @@ DRAWN_PAGES = 64
 
 
 @dataclass(frozen=True, slots=True)
+class RandomRows:
+    """Random activations of `rows` tokens in the model's dtype, drawn once for each width."""
+
+    decoder: Decoder
+    rows: int
+    drawn: dict[int, Tensor] = field(default_factory=dict)
+
+    def of_width(self, width: int) -> Tensor:
+        """[rows, width]."""
+        if width not in self.drawn:
+            self.drawn[width] = _random(self.decoder, self.rows, width)
+        return self.drawn[width]
+
+
+@dataclass(frozen=True, slots=True)
 class LinearLayers:
     """Linear layers of a model in one form: `layers` of its `num_layers`, and its head.
 
@@ -51,12 +66,11 @@ class LinearLayers:
         qkv, output, mlp = self.layers[0]
         return qkv.nbytes + output.nbytes + mlp.nbytes
 
-    def runs(self, decoder: Decoder, rows: int) -> list[Callable[[], Tensor]]:
-        """One for each layer here: its linear layers over `rows` random rows."""
-        spec = decoder.spec
-        x = _random(decoder, rows, spec.hidden_size)
-        attended = _random(decoder, rows, spec.num_heads * spec.head_dim)
-        inner: dict[int, Tensor] = {}
+    def runs(self, inputs: RandomRows) -> list[Callable[[], Tensor]]:
+        """One for each layer here: its linear layers over the rows."""
+        spec = inputs.decoder.spec
+        x = inputs.of_width(spec.hidden_size)
+        attended = inputs.of_width(spec.num_heads * spec.head_dim)
 
         def run(qkv: LinearWeight, output: LinearWeight, mlp: Mlp | Experts) -> Tensor:
             ops.linear(x, qkv)
@@ -64,17 +78,13 @@ class LinearLayers:
             if isinstance(mlp, Experts):
                 return run_experts(spec, mlp, x)
             ops.linear(x, mlp.gate_up)
-            return ops.linear(inner[mlp.down.shape[1]], mlp.down)
+            return ops.linear(inputs.of_width(mlp.down.shape[1]), mlp.down)
 
-        for _, _, mlp in self.layers:
-            if isinstance(mlp, Mlp) and mlp.down.shape[1] not in inner:
-                inner[mlp.down.shape[1]] = _random(decoder, rows, mlp.down.shape[1])
         return [partial(run, *layer) for layer in self.layers]
 
-    def head_run(self, decoder: Decoder, rows: int) -> Callable[[], Tensor]:
-        """The output head over `rows` random rows."""
-        x = _random(decoder, rows, decoder.spec.hidden_size)
-        return partial(ops.linear, x, self.head)
+    def head_run(self, inputs: RandomRows) -> Callable[[], Tensor]:
+        """The output head over the rows."""
+        return partial(ops.linear, inputs.of_width(inputs.decoder.spec.hidden_size), self.head)
 
 
 def own_layers(decoder: Decoder, method: str) -> LinearLayers:

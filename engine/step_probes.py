@@ -1,21 +1,22 @@
 """How long the parts of a step take, each alone: what a prediction of other knobs is made of.
 
-Forms that are compared take turns within each round, so that what else the machine does falls on
-all of them. Each figure is the lower quartile over rounds, in seconds of all layers: what delays a
-run is not the part's own, and the fastest run may be one that found its operands by luck.
+Everything is sampled in rounds, and forms that are compared take turns within each: so what else
+the machine does for a while falls on all of them, and on one round of several. Each figure is the
+lower quartile over rounds, in seconds of all layers: what delays a run is not the part's own, and
+the fastest run may be one that found its operands by luck.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
 from engine.models.decoder import Decoder
-from engine.probe_operations import AttentionLayers, LinearLayers, own_layers, random_layers
+from engine.probe_operations import AttentionLayers, RandomRows, own_layers, random_layers
 from kernels.triton.measure import Operation
 
 # Rows of a step at which linear layers are timed: every power of two, and between them where steps
@@ -84,44 +85,34 @@ def probe_linears(
             if spent + spent / len(forms) > budget_s / 2:
                 break
             forms.append(random_layers(decoder, method))
-        times = [LinearTimes(form.method) for form in forms]
         ladder = row_ladder(most_rows)
-        left = budget_s - (clock() - begin)
-        for place, rows in enumerate(ladder):
-            # Out of time, only the ends of the curve are measured: between them it is straight.
-            if left < 0 and 0 < place < len(ladder) - 1:
-                continue
-            start = clock()
-            share = left / (len(ladder) - place)
-            _time_linears(decoder, forms, times, rows, rows <= most_sampled, share)
-            left -= clock() - start
+        tasks = []
+        for rows in ladder:
+            inputs = RandomRows(decoder, rows)
+            passes = [
+                # The head comes after layers, as in a step: they have taken the cache meanwhile.
+                _Pass(form.runs(inputs), form.head_run(inputs) if rows <= most_sampled else None)
+                for form in forms
+            ]
+            tasks.append(_Task(passes, needed=rows in (ladder[0], ladder[-1])))
+        _sample_in_rounds(decoder, tasks, forms[0].nbytes, begin + budget_s, clock)
+    times = [LinearTimes(form.method) for form in forms]
+    for rows, task in zip(ladder, tasks, strict=True):
+        for form, entry, timed in zip(forms, times, task.passes, strict=True):
+            if timed.running:
+                last = entry.head_s[-1] * rows / entry.rows[-1] if entry.rows else 0.0
+                entry.rows.append(rows)
+                entry.layers_s.append(_low(timed.running) * form.num_layers)
+                entry.head_s.append(last if timed.last is None else _low(timed.ending))
+    for entry in times:
+        entry.layers_s = _rising(entry.layers_s)
+        entry.head_s = _rising(entry.head_s)
     return times
 
 
 def row_ladder(most_rows: int) -> list[int]:
     """The rows to time, up to those of the largest step, which is among them."""
     return [*(rows for rows in ROWS if rows < most_rows), most_rows]
-
-
-def _time_linears(
-    decoder: Decoder,
-    forms: list[LinearLayers],
-    times: list[LinearTimes],
-    rows: int,
-    with_head: bool,
-    budget_s: float,
-) -> None:
-    passes = [_cut(form.runs(decoder, rows)) for form in forms]
-    # The head comes after layers, as in a step: they have taken the cache meanwhile.
-    heads = [form.head_run(decoder, rows) if with_head else None for form in forms]
-    measured = _take_turns(decoder, passes, heads, forms[0].nbytes, budget_s)
-    for form, entry, (layer_s, head_s) in zip(forms, times, measured, strict=True):
-        entry.rows.append(rows)
-        entry.layers_s.append(layer_s * form.num_layers)
-        if with_head:
-            entry.head_s.append(head_s)
-        else:
-            entry.head_s.append(entry.head_s[-1] * rows / entry.rows[-2])
 
 
 def probe_attention(
@@ -134,7 +125,6 @@ def probe_attention(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, AttentionTimes]:
     """Time attention over caches of the dtypes, by their names; `longest` context in tokens."""
-    times = {name: AttentionTimes() for name in cache_dtypes}
     decodes = [
         (count, context)
         for count in DECODES
@@ -144,35 +134,38 @@ def probe_attention(
     ]
     chunks = [(new, context) for new, context in CHUNKS if context <= longest]
     chunks = chunks or [(longest, longest)]
+    ends = _ends(decodes)
+    shapes = [*decodes, *chunks]
     with torch.inference_mode():
         end = clock() + budget_s
-        most = max(count * context for count, context in [*decodes, *chunks])
+        most = max(count * context for count, context in shapes)
         layers = [
             AttentionLayers.make(decoder, dtype, block_size, most)
             for dtype in cache_dtypes.values()
         ]
-        ends = _ends(decodes)
-        # (new tokens of each sequence, context, is a chunk); the rest is for the time that is left.
-        shapes = [((1,) * count, context, False) for count, context in ends]
-        shapes += [((new,), context, True) for new, context in chunks]
-        needed = len(shapes)
-        shapes += [((1,) * count, context, False) for count, context in decodes]
-        for place, (lens, context, is_chunk) in enumerate(shapes):
-            if place >= needed and (clock() > end or (len(lens), context) in ends):
+        tasks = []
+        for place, (number, context) in enumerate(shapes):
+            is_chunk = place >= len(decodes)
+            lens = (number,) if is_chunk else (1,) * number
+            passes = [_Pass(each.runs(decoder, lens, context)) for each in layers]
+            tasks.append(_Task(passes, needed=is_chunk or (number, context) in ends))
+        _sample_in_rounds(decoder, tasks, layers[0].caches[0].nbytes, end, clock)
+    times = {name: AttentionTimes() for name in cache_dtypes}
+    for place, ((number, context), task) in enumerate(zip(shapes, tasks, strict=True)):
+        for each, entry, timed in zip(layers, times.values(), task.passes, strict=True):
+            if not timed.running:
                 continue
-            share = (end - clock()) / (len(shapes) - place)
-            passes = [_cut(each.runs(decoder, lens, context)) for each in layers]
-            nbytes = layers[0].caches[0].nbytes
-            measured = _take_turns(decoder, passes, [None] * len(passes), nbytes, share)
-            for each, entry, (seconds, _) in zip(layers, times.values(), measured, strict=True):
-                if is_chunk:
-                    entry.chunk_tokens.append(lens[0])
-                    entry.chunk_contexts.append(context)
-                    entry.chunk_seconds.append(seconds * each.num_layers)
-                else:
-                    entry.sequences.append(len(lens))
-                    entry.contexts.append(context)
-                    entry.seconds.append(seconds * each.num_layers)
+            seconds = _low(timed.running) * each.num_layers
+            if place >= len(decodes):
+                entry.chunk_tokens.append(number)
+                entry.chunk_contexts.append(context)
+                entry.chunk_seconds.append(seconds)
+            else:
+                entry.sequences.append(number)
+                entry.contexts.append(context)
+                entry.seconds.append(seconds)
+    for entry in times.values():
+        _smooth(entry)
     return times
 
 
@@ -189,6 +182,69 @@ def _contexts(longest: int) -> list[int]:
     return [*within, longest] if within else sorted({max(1, longest // 4), longest})
 
 
+@dataclass(slots=True)
+class _Pass:
+    """A run through layers, and what comes after it, with the seconds of one run of each."""
+
+    runs: Runs
+    last: Callable[[], object] | None = None
+    running: list[float] = field(default_factory=list)
+    ending: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Task:
+    """Passes that take turns; `needed` whether or not there is time."""
+
+    passes: list[_Pass]
+    needed: bool
+
+
+def _sample_in_rounds(
+    decoder: Decoder,
+    tasks: Sequence[_Task],
+    nbytes: int,
+    end: float,
+    clock: Callable[[], float],
+) -> None:
+    """Sample all tasks again and again until `end`; those that are needed at least once."""
+    if decoder.device.type == "cuda":
+        for each in (timed for task in tasks for timed in task.passes):
+            each.running.append(_on_cuda(decoder.device, each.runs, nbytes))
+            if each.last is not None:
+                each.ending.append(_on_cuda(decoder.device, [each.last], nbytes))
+        return
+    ordered = sorted(tasks, key=lambda task: not task.needed)
+    for number in range(ROUNDS):
+        for task in ordered:
+            if clock() > end and (number > 0 or not task.needed):
+                break
+            for timed in task.passes:
+                if number == 0:
+                    timed.runs = _cut(timed.runs)
+                _run_all(timed.runs)  # those before took the cache
+                _sample(timed)
+
+
+def _low(seconds: list[float]) -> float:
+    """The lower quartile; of four or fewer the least."""
+    return sorted(seconds)[(len(seconds) - 1) // 4]
+
+
+def _rising(seconds: list[float]) -> list[float]:
+    """No more than what comes after: more rows take no less time, so that one was disturbed."""
+    return list(accumulate(reversed(seconds), min))[::-1]
+
+
+def _smooth(times: AttentionTimes) -> None:
+    """Let no point take longer than one with as many sequences and as much context, or more."""
+    points = list(zip(times.sequences, times.contexts, times.seconds, strict=True))
+    times.seconds = [
+        min(other for n, c, other in points if n >= count and c >= context)
+        for count, context, _ in points
+    ]
+
+
 def _cut(runs: Runs) -> Runs:
     """As many layers of a pass as take about `LONGEST_PASS_S`, at least two; also warms up."""
     start = time.perf_counter()
@@ -201,61 +257,23 @@ def _cut(runs: Runs) -> Runs:
     return runs[: max(2, int(LONGEST_PASS_S / max(once, 1e-9)))]
 
 
-def _take_turns(
-    decoder: Decoder,
-    passes: Sequence[Runs],
-    lasts: Sequence[Callable[[], object] | None],
-    nbytes: int,
-    budget_s: float,
-) -> list[tuple[float, float]]:
-    """Seconds of one run of each, and of what comes after its pass, from rounds in turn.
-
-    The lower quartile of each; a pass that nothing comes after has 0 there.
-    """
-    if decoder.device.type == "cuda":
-        return [
-            (
-                _on_cuda(decoder.device, runs, nbytes),
-                0.0 if last is None else _on_cuda(decoder.device, [last], nbytes),
-            )
-            for runs, last in zip(passes, lasts, strict=True)
-        ]
-    samples: list[list[tuple[float, float]]] = [[] for _ in passes]
-    begin = time.perf_counter()
-    for done in range(ROUNDS):
-        for runs, last, found in zip(passes, lasts, samples, strict=True):
-            _pass(runs)  # those before took the cache
-            found.append(_sample(runs, last))
-        # Two rounds, unless one has taken it all: what was met for the first time takes longer.
-        spent = time.perf_counter() - begin
-        if spent * (done + 2) / (done + 1) > budget_s and (done >= 1 or spent > budget_s):
-            break
-    return [(_low([run for run, _ in found]), _low([end for _, end in found])) for found in samples]
-
-
-def _low(seconds: list[float]) -> float:
-    if len(seconds) == 1:  # there was time for one round
-        return seconds[0]
-    return statistics.quantiles(seconds, n=4, method="inclusive")[0]
-
-
-def _sample(runs: Runs, last: Callable[[], object] | None) -> tuple[float, float]:
-    """Seconds of one run and of the last, over as many passes as take long enough for the clock."""
+def _sample(timed: _Pass) -> None:
+    """Time one run and the last, over as many passes as take long enough for the clock."""
     passes, running, ending = 0, 0.0, 0.0
-    while True:
+    while running <= SHORTEST_SAMPLE_S:
         start = time.perf_counter()
-        _pass(runs)
+        _run_all(timed.runs)
         middle = time.perf_counter()
         running += middle - start
-        if last is not None:
-            last()
+        if timed.last is not None:
+            timed.last()
             ending += time.perf_counter() - middle
         passes += 1
-        if running > SHORTEST_SAMPLE_S:
-            return running / passes / len(runs), ending / passes
+    timed.running.append(running / passes / len(timed.runs))
+    timed.ending.append(ending / passes)
 
 
-def _pass(runs: Runs) -> None:
+def _run_all(runs: Runs) -> None:
     for run in runs:
         run()
 

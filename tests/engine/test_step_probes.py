@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.models.experts import Experts
-from engine.probe_operations import AttentionLayers, own_layers, random_layers
+from engine.probe_operations import AttentionLayers, RandomRows, own_layers, random_layers
 from engine.step_probes import probe_attention, probe_linears, row_ladder
 from kernels.ops import ConcatWeight, LinearWeight
 from kernels.weights import DenseWeight, Int8Weight
@@ -39,6 +39,8 @@ def test_every_method_is_timed_at_every_number_of_rows(tiny: TinyModel) -> None:
         # Beyond the most sampled rows the head's time goes on with the rows.
         at = entry.rows.index(24)
         assert entry.head_s[at] / entry.head_s[at - 1] == pytest.approx(24 / 16)
+        # What took longer than more rows did was disturbed.
+        assert entry.layers_s == sorted(entry.layers_s)
 
 
 def test_without_time_only_the_ends_are_timed_and_other_methods_left_out(tiny: TinyModel) -> None:
@@ -67,9 +69,9 @@ def test_random_layers_have_the_shapes_of_the_models_and_memory_of_their_own(
     assert made.head.shape == own.head.shape
     assert not _storages(made.head) & _storages(own.head)
     with torch.inference_mode():
-        outputs = [run() for run in made.runs(decoder, 5)]
+        outputs = [run() for run in made.runs(RandomRows(decoder, 5))]
         assert [tuple(out.shape) for out in outputs] == [(5, 64)] * 3
-        assert tuple(made.head_run(decoder, 4)().shape) == (4, 128)
+        assert tuple(made.head_run(RandomRows(decoder, 4))().shape) == (4, 128)
 
 
 def test_a_method_is_measured_in_its_own_form(tiny: TinyModel) -> None:
@@ -85,16 +87,16 @@ def test_experts_are_measured_with_their_router(tmp_path: Path) -> None:
     made = random_layers(decoder, "int8")
     assert isinstance(made.layers[0][2], Experts)
     with torch.inference_mode():
-        assert tuple(made.runs(decoder, 6)[0]().shape) == (6, decoder.spec.hidden_size)
+        assert tuple(made.runs(RandomRows(decoder, 6))[0]().shape) == (6, decoder.spec.hidden_size)
 
 
-def test_attention_is_timed_over_every_cache_from_the_ends_inwards(tiny: TinyModel) -> None:
+def test_attention_is_timed_over_every_cache(tiny: TinyModel) -> None:
     dtypes = {"auto": torch.float32, "int8": torch.int8}
     times = probe_attention(tiny.decoder(), dtypes, 8, 96, 4, 0.3)
     assert list(times) == ["auto", "int8"]
     for entry in times.values():
         points = list(zip(entry.sequences, entry.contexts, strict=True))
-        assert points[:4] == [(1, 32), (1, 96), (4, 32), (4, 96)]
+        assert points == [(1, 32), (1, 96), (2, 32), (2, 96), (4, 32), (4, 96)]
         assert len(points) == len(set(points)) == len(entry.seconds)
         assert all(seconds > 0 for seconds in entry.seconds + entry.chunk_seconds)
         chunks = list(zip(entry.chunk_tokens, entry.chunk_contexts, strict=True))
@@ -107,6 +109,7 @@ def test_without_time_attention_has_its_ends(tiny: TinyModel) -> None:
         tiny.decoder(), {"auto": torch.float32}, 8, 96, 1, 0.01, clock=lambda: float(next(ticks))
     )["auto"]
     assert (times.sequences, times.contexts) == ([1, 1], [32, 96])
+    assert times.seconds[0] <= times.seconds[1]
     assert times.chunk_tokens == [16, 64]
 
 
