@@ -48,12 +48,13 @@ class DeviceRates:
 def device_rates(profile: Profile) -> DeviceRates | None:
     """The rates of the profiled device; None without a model or measured ceilings."""
     model, ceilings = profile.model, profile.ceilings
-    if model is None or ceilings is None:
+    if model is None or ceilings is None or not ceilings.matmul:
         return None
     methods = offered_methods(profile)
     devices = max(1, len((profile.hardware or {}).get("gpus") or ())) if _on_gpu(profile) else 1
     bandwidths = [ceilings.bandwidth, ceilings.working_set_bandwidth]
-    matmuls = {ceilings.compute_dtype: ceilings.matmul[ceilings.compute_dtype]}
+    own = ceilings.matmul.get(ceilings.compute_dtype)
+    matmuls = {ceilings.compute_dtype: own} if own is not None else dict(ceilings.matmul)
     for method in methods:
         dtype = _ACTIVATION_DTYPES.get(METHODS[method].activation) if method in METHODS else None
         if dtype in ceilings.matmul:

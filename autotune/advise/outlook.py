@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.advise.advice import Advice
+from autotune.predict.apply import UNMEASURED_KNOBS
 from autotune.predict.change import Change
 from autotune.predict.gain import BETTER_ABOVE, PredictedGain
 from autotune.predict.predictor import Predictor
@@ -24,7 +25,9 @@ NO_CHANGE = Change()
 class Prospect:
     """A change and what the limit's quantity would be with it, in the limit's unit.
 
-    `low` and `high` bound it; `how` says the change in words, empty for none.
+    `low` and `high` bound it; `how` says the change in words, empty for none. `scale` is what
+    predictions with `change` are multiplied by, for knobs that the predictor cannot judge by
+    themselves and whose gain is known from the advice alone.
     """
 
     change: Change
@@ -32,6 +35,7 @@ class Prospect:
     low: float
     high: float
     how: str = ""
+    scale: float = 1.0
 
 
 class Outlook:
@@ -105,35 +109,58 @@ class Outlook:
 
     def _with_advice(self, advice: Advice) -> Prospect | None:
         gain = self._gain(advice)
-        change, how = Change(advice.knobs), advice.title
+        judged = not advice.knobs.keys() & set(UNMEASURED_KNOBS)
+        change = Change(advice.knobs) if judged else NO_CHANGE
         if gain is None or self.measured is None:
-            if not advice.testable or not advice.knobs:
+            if not advice.testable or not advice.knobs or not judged:
                 return None
             value = self.predict(change)
-            return None if value is None else Prospect(change, value, value, value, how)
-        if self.limit.operator in ("<", "<="):
-            ends = [self.measured / g for g in (gain.value, gain.high, gain.low) if g > 0]
-        else:
-            ends = [self.measured * g for g in (gain.value, gain.low, gain.high)]
-        if len(ends) < 3:
-            return None
-        return Prospect(change, *ends, how)
+            return None if value is None else Prospect(change, value, value, value, advice.title)
+        scales = [self._scale(g) for g in (gain.value, gain.low, gain.high)]
+        low, high = sorted(scales[1:])
+        return Prospect(
+            change,
+            self.measured * scales[0],
+            self.measured * low,
+            self.measured * high,
+            advice.title,
+            1.0 if judged else scales[0],
+        )
+
+    def _scale(self, gain: float) -> float:
+        """What a gain multiplies the quantity by; it is above 1 where it makes things better."""
+        return gain if self.limit.operator in (">", ">=") else 1 / gain
 
     def _joined(self, advice: Sequence[Advice]) -> Prospect | None:
-        """The knobs of all advice that helps, the better first where two set the same."""
-        knobs: dict[str, Any] = {}
-        titles = []
-        gains = [(gain.value, a) for a in advice if (gain := self._gain(a)) is not None]
-        for value, item in sorted(gains, key=lambda pair: -pair[0]):
-            if value > BETTER_ABOVE and not knobs.keys() & item.knobs.keys():
-                knobs |= item.knobs
-                titles.append(item.title)
-        if len(titles) < 2:
+        """The knobs of all advice that helps, the better first where two set the same.
+
+        Its interval is as wide as the widest of the parts'.
+        """
+        judged: dict[str, Any] = {}
+        taken: set[str] = set()
+        joined: list[tuple[Advice, PredictedGain]] = []
+        scale = 1.0
+        gains = [(gain, a) for a in advice if (gain := self._gain(a)) is not None]
+        for gain, item in sorted(gains, key=lambda pair: -pair[0].value):
+            if gain.value <= BETTER_ABOVE or taken & item.knobs.keys():
+                continue
+            taken |= item.knobs.keys()
+            joined.append((item, gain))
+            if not item.knobs.keys() & set(UNMEASURED_KNOBS):
+                judged |= item.knobs
+            else:
+                scale *= self._scale(gain.value)
+        if len(joined) < 2:
             return None
-        value = self.predict(Change(knobs))
+        change = Change(judged)
+        value = self.predict(change)
         if value is None:
             return None
-        return Prospect(Change(knobs), value, value, value, ", ".join(titles))
+        value *= scale
+        doubts = [(g.low / g.value, g.high / g.value) for _, g in joined]
+        ends = [self._scale(min(d[0] for d in doubts)), self._scale(max(d[1] for d in doubts))]
+        how = ", ".join(item.title for item, _ in joined)
+        return Prospect(change, value, value * min(ends), value * max(ends), how, scale)
 
     def _gain(self, advice: Advice) -> PredictedGain | None:
         statistic = self.limit.statistic
@@ -141,7 +168,9 @@ class Outlook:
             (
                 gain
                 for gain in advice.gains
-                if gain.metric == self.limit.metric and gain.statistic in (None, statistic)
+                if gain.metric == self.limit.metric
+                and gain.statistic in (None, statistic)
+                and gain.low > 0
             ),
             None,
         )

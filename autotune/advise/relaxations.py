@@ -40,7 +40,7 @@ def relaxations(
         advice: techniques, those that cannot be tested here among them.
     """
     found = [_weaker_limit(outlook, best, bound)]
-    start = best.change if best is not None else NO_CHANGE
+    start = best or Prospect(NO_CHANGE, 0.0, 0.0, 0.0)
     how = f" with {best.how}" if best is not None and best.how else ""
     if outlook.limit.metric not in ("throughput", "error_rate"):
         found.append(_less_load(outlook, start, how))
@@ -77,9 +77,14 @@ def _weaker_limit(
     )
 
 
-def _less_load(outlook: Outlook, start: Change, how: str) -> Relaxation | None:
+def _less_load(outlook: Outlook, start: Prospect, how: str) -> Relaxation | None:
     """The greatest part of the load at which the limit is met."""
-    factor = _greatest(lambda f: outlook.predict(start, f), outlook)
+
+    def predict(factor: float) -> float | None:
+        value = outlook.predict(start.change, factor)
+        return None if value is None else start.scale * value
+
+    factor = _greatest(predict, outlook)
     if factor is None:
         return None
     low, high = factor
@@ -92,13 +97,14 @@ def _less_load(outlook: Outlook, start: Change, how: str) -> Relaxation | None:
     )
 
 
-def _shorter(outlook: Outlook, start: Change, how: str) -> Relaxation | None:
+def _shorter(outlook: Outlook, start: Prospect, how: str) -> Relaxation | None:
     """The greatest part of the prompts' or answers' length at which the limit is met."""
     term, called = _LENGTHS[outlook.limit.metric]
 
     def predict(factor: float) -> float | None:
-        factors = {**start.factors, term: Factor(factor, factor, factor)}
-        return outlook.predict(Change(start.knobs, factors))
+        factors = {**start.change.factors, term: Factor(factor, factor, factor)}
+        value = outlook.predict(Change(start.change.knobs, factors))
+        return None if value is None else start.scale * value
 
     factor = _greatest(predict, outlook)
     if factor is None:

@@ -88,6 +88,22 @@ def test_what_two_pieces_of_advice_meet_together_is_not_listed() -> None:
     assert len(infeasible_limits(measured, slo, Oracle(both), pair[:1])) == 1
 
 
+def test_a_knob_that_the_predictor_cannot_judge_counts_by_its_advice() -> None:
+    """The threads' gain of 1.25 is known only from the table; the seats' is predicted."""
+    given = [
+        advice("threads", 1.25, knobs={"num_threads": 8}),
+        advice("seats", 1.25, knobs={"max_num_seqs": 64}),
+    ]
+    measured = profile({"ttft": 0.5})
+    assert infeasible_limits(measured, parse_slo("ttft<330ms"), Oracle(linear), given) == ()
+    found = only(infeasible_limits(measured, parse_slo("ttft<240ms"), Oracle(linear), given))
+    # 500 ms come to 320 with both; of the load three quarters are left.
+    assert "the best that is predicted is 320 ms" in found.proof
+    step = relaxed(found, "load")
+    assert step.low < 0.75 <= step.high
+    assert relaxed(found, "limit").high == pytest.approx(0.32 / 0.9)
+
+
 def test_every_relaxation_is_quantified_and_the_cheapest_comes_first() -> None:
     """TTFT is 500 ms, 400 with the knob, in proportion to load and prompts; 300 is asked for."""
     given = [
