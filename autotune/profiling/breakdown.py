@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from autotune.predict.step_cost import TERMS, StepWork
 from autotune.profiling.counted_cost import CostOfSteps
@@ -150,16 +151,10 @@ def tpot(requests: Sequence[RequestRecord], timeline: Timeline) -> Breakdown:
     last = _array(r.token_times[-1] for r in requests)
     gaps = _array(len(r.token_times) - 1 for r in requests)
     parts = timeline.split(first, last)
-    lost = np.zeros(len(requests))
-    for index, request in enumerate(requests):
-        if not request.preemptions:
-            continue
-        begin, end = _preempted_gaps(request, timeline.columns)
-        if not len(begin):
-            continue
-        lost[index] = float((end - begin).sum())
-        for name, seconds in timeline.split(begin, end).items():
-            parts[name][index] -= float(seconds.sum())
+    owner, begin, end = _preempted_gaps(requests, timeline.columns)
+    for name, seconds in timeline.split(begin, end).items():
+        parts[name] -= np.bincount(owner, seconds, minlength=len(requests))
+    lost = np.bincount(owner, end - begin, minlength=len(requests))
     parts["preempted"] = lost
     parts["interference"] = parts.pop("prefill_linear") + parts.pop("prefill_attention")
     totals = {name: float((seconds / gaps).sum()) for name, seconds in parts.items()}
@@ -216,13 +211,22 @@ def _step_parts(
     return {name: seconds * taken for name, seconds in parts.items()}
 
 
-def _preempted_gaps(request: RequestRecord, columns: StepColumns) -> tuple[Floats, Floats]:
-    """Begin and end of the gaps between tokens in which more than one step ended."""
-    times = np.asarray(request.token_times, dtype=np.float64)
-    # A token is stamped when its step has ended, which sums of floats may miss by a hair.
-    ended = np.searchsorted(columns.end, times + _HAIR, side="right")
-    long = np.diff(ended) > 1
-    return times[:-1][long], times[1:][long]
+def _preempted_gaps(
+    requests: Sequence[RequestRecord], columns: StepColumns
+) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+    """The gaps between tokens in which more than one step ended: whose, begin and end."""
+    owners, begins, ends = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
+    for index, request in enumerate(requests):
+        if not request.preemptions:
+            continue
+        times = np.asarray(request.token_times, dtype=np.float64)
+        # A token is stamped when its step has ended, which sums of floats may miss by a hair.
+        ended = np.searchsorted(columns.end, times + _HAIR, side="right")
+        long = np.diff(ended) > 1
+        begins.append(times[:-1][long])
+        ends.append(times[1:][long])
+        owners.append(np.full(int(long.sum()), index, dtype=np.int64))
+    return np.concatenate(owners), np.concatenate(begins), np.concatenate(ends)
 
 
 def _breakdown(metric: str, totals: dict[str, float], count: int) -> Breakdown:
