@@ -64,7 +64,10 @@ def print_profile(profile: Profile, diagnosis: Diagnosis, console: Console | Non
         if lines:
             _print_block(title, lines, console)
     _print_findings(diagnosis, console)
-    lacks = dict.fromkeys([*profile.partial, *diagnosis.unjudged])
+    # What is not judged for a reason that stands there already need not be said.
+    reasons = tuple(text.rstrip(".") for text in profile.partial)
+    unjudged = [text for text in diagnosis.unjudged if not (reasons and text.endswith(reasons))]
+    lacks = dict.fromkeys([*profile.partial, *unjudged])
     if lacks:
         console.print()
         console.print("[bold]Not known[/]")

@@ -123,6 +123,13 @@ def test_findings_come_by_metric_with_small_ones_by_name_alone() -> None:
     assert "tpot: nobody knows" in told
 
 
+def test_lack_is_said_once() -> None:
+    diagnosis = Diagnosis((), unjudged=("ttft: unknown: too short", "memory: unknown"))
+    text = printed(profile(partial=["too short"]), diagnosis)
+    assert text.count("too short") == 1
+    assert "memory: unknown" in text
+
+
 @pytest.mark.parametrize(("ratio", "state"), [(None, "missed"), (0.5, "met, at 0.5 times")])
 def test_binding_limit_says_whether_it_is_met(ratio: float | None, state: str) -> None:
     diagnosis = Diagnosis((), binding_limit="ttft<1s", binding_ratio=ratio)
