@@ -9,9 +9,8 @@ from autotune.diagnose.cause import Cause, Causes
 from autotune.diagnose.finding import METRICS, Bottleneck, Diagnosis, Finding, Metric
 from autotune.diagnose.limits import standings, urgency
 from autotune.diagnose.memory import memory_causes
-from autotune.diagnose.parts import parts_of
 from autotune.diagnose.sentences import percent
-from autotune.diagnose.thresholds import MIN_SHARE, UNEXPLAINED
+from autotune.diagnose.thresholds import MIN_SHARE
 from autotune.diagnose.throughput import cost_causes, throughput_causes
 from autotune.diagnose.tpot import tpot_causes
 from autotune.diagnose.ttft import ttft_causes
@@ -23,6 +22,14 @@ _CAUSES: Mapping[Metric, Callable[[Profile], Causes]] = {
     "throughput": throughput_causes,
     "cost": cost_causes,
     "memory": memory_causes,
+}
+# What a sentence of `Profile.partial` says where it explains why a metric has no breakdown.
+_TOLD_BY: Mapping[Metric, tuple[str, ...]] = {
+    "ttft": ("first token", "single steps"),
+    "tpot": ("output token", "single steps"),
+    "throughput": ("single steps", "no step"),
+    "cost": ("single steps", "no step"),
+    "memory": ("KV cache", "no step"),
 }
 
 
@@ -46,7 +53,9 @@ def diagnose(profile: Profile) -> Diagnosis:
             (_finding(metric, cause, pressing) for cause in _merged(causes.found)),
             key=lambda f: (-f.severity, -f.share, f.bottleneck),
         )
-        unjudged += [f"{metric}: {what} is not known{_why(profile)}" for what in causes.unjudged]
+        unjudged += [
+            f"{metric}: {what} is not known{_why(profile, metric)}" for what in causes.unjudged
+        ]
     worst = limits[0] if limits else None
     bound = _bound_metric(worst.about, findings) if worst is not None else None
     return Diagnosis(
@@ -98,19 +107,14 @@ def _bound_metric(about: tuple[Metric, ...], findings: list[Finding]) -> Metric 
     return max(about, key=lambda metric: severity[metric])
 
 
-def _why(profile: Profile) -> str:
-    return f": {profile.partial[0].rstrip('.')}" if profile.partial else ""
+def _why(profile: Profile, metric: Metric) -> str:
+    """The sentence of `partial` that is about the metric, if there is one."""
+    about = [text for text in profile.partial if any(w in text for w in _TOLD_BY[metric])]
+    return f": {about[0].rstrip('.')}" if about else ""
 
 
 def _notes(profile: Profile) -> list[str]:
     notes = []
-    for metric, words in (("tpot", "time between tokens"), ("ttft", "time to the first token")):
-        other = (parts_of(profile, metric) or {}).get("other", 0.0)
-        if other >= UNEXPLAINED:
-            notes.append(
-                f"{percent(other)} of the {words} is device time that neither the work of a step "
-                "nor what it reads explains: small kernels, or others on this machine."
-            )
     gpu = profile.gpu
     if gpu is not None and gpu.throttled_share and gpu.clock_ratio is None:
         notes.append(

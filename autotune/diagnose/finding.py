@@ -21,6 +21,7 @@ Bottleneck = Literal[
     "queue_saturation",  # more arrives than can be served
     "queue_bursts",  # served on the whole, but not when it arrives
     "host_bound",  # the device waits for the host
+    "step_overhead",  # device time beyond reading and arithmetic: small kernels, or others here
     "communication",  # ranks wait for each other
     "low_batch",  # few sequences a step although more wait or could
     "low_load",  # few sequences a step because few arrive
@@ -62,7 +63,8 @@ class Diagnosis:
     """Findings, worst first within each metric; what could not be judged, and why, in `unjudged`.
 
     `binding` is the metric whose limit of the SLO is furthest from being met (measured/bound
-    `binding_ratio`, above 1 is missed), None without an SLO or a measurement.
+    `binding_ratio`, above 1 is missed, None if nothing finished), without an SLO of the limits that
+    `run` assumes; None without a measurement.
     """
 
     findings: tuple[Finding, ...]

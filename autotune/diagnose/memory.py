@@ -5,6 +5,7 @@ from __future__ import annotations
 from autotune.diagnose.cause import Cause, Causes
 from autotune.diagnose.sentences import joined, number, percent, size
 from autotune.diagnose.thresholds import CACHE_FULL, LOSS, MIN_SHARE, TRAIT
+from autotune.diagnose.waiting import blocked_share
 from autotune.profiling.schema import Profile
 
 
@@ -46,7 +47,9 @@ def _cache(profile: Profile) -> Cause | None:
     kv, asked = profile.kv, profile.traffic.requests
     peak = kv.occupancy_peak or 0.0
     refused = (kv.refused_for_size or 0) / asked if asked else 0.0
-    blocked, preempted = kv.blocked_share or 0.0, kv.preempted_share or 0.0
+    blocked, preempted = blocked_share(profile), kv.preempted_share or 0.0
+    if kv.preempted_share is None and kv.preemptions and asked:
+        preempted = min(1.0, kv.preemptions / asked)  # each of another request, at most
     # A full cache is well used as long as nobody waits for it.
     pressed = max(blocked, preempted, refused) >= MIN_SHARE or bool(kv.refused_for_size)
     if not pressed and peak < CACHE_FULL:
@@ -63,9 +66,11 @@ def _cache(profile: Profile) -> Cause | None:
             None
             if kv.seats is None
             else f"it holds about {number(kv.seats)} requests of this length at once",
-            f"requests wait for room in {percent(blocked)} of the steps' time" if blocked else None,
-            f"{percent(preempted)} of the requests had to give their blocks up and start again"
-            if preempted
+            f"requests wait for room in {percent(blocked)} of the steps' time"
+            if kv.blocked_share
+            else None,
+            f"{kv.preemptions} times a request had to give its blocks up and start again"
+            if kv.preemptions
             else None,
             f"{kv.refused_for_size} were refused as too long for the whole of it"
             if kv.refused_for_size
@@ -74,6 +79,7 @@ def _cache(profile: Profile) -> Cause | None:
         {
             "kv.occupancy_peak": kv.occupancy_peak,
             "kv.blocked_share": kv.blocked_share,
+            "kv.preemptions": kv.preemptions,
             "kv.preempted_share": kv.preempted_share,
             "kv.refused_for_size": kv.refused_for_size,
             "kv.fragmentation": kv.fragmentation,

@@ -60,13 +60,9 @@ THROTTLED_SAMPLES = 0.1
 # their links are at fault.
 IMBALANCED = 0.5
 
-# Device time that the fitted cost does not explain, from which on that is said.
-UNEXPLAINED = 0.25
-
-# Requests without which a finding on queues or lengths is chance, and steps without which one on
-# steps is; the profile leaves its numbers out below them.
-MIN_REQUESTS = 20
-MIN_STEPS = 20
+# Median relative error of the fitted cost of a step, beyond which the steps vary for reasons that
+# are not in them: on a quiet machine it is some hundredths.
+ERRATIC_STEPS = 0.3
 
 # A limit of seats that is called low on any device, where its ridge is not known: half of this.
 FEW_SEATS = 16

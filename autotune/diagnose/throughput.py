@@ -8,12 +8,13 @@ from autotune.diagnose.cause import Cause, Causes
 from autotune.diagnose.parts import DECODE_PARTS, parts_of, total
 from autotune.diagnose.sentences import joined, number, percent
 from autotune.diagnose.thresholds import IDLE, LONG_TAIL, LOSS, WORK
-from autotune.diagnose.waiting import saturated, seats_possible
+from autotune.diagnose.waiting import blocked_share, saturated, seats_possible
 from autotune.diagnose.work import (
     TIME_OF,
     communication_causes,
     decode_causes,
     host_cause,
+    overhead_causes,
     prefill_causes,
     throttled_part,
     throttling_cause,
@@ -63,6 +64,7 @@ def _causes(profile: Profile, metric: Literal["throughput", "cost"]) -> Causes:
     found += prefill_causes(profile, metric, parts)
     found += decode_causes(profile, metric, parts)
     found.append(host_cause(profile, metric, parts.get("host", 0.0)))
+    found += overhead_causes(profile, metric, parts.get("other", 0.0))
     found += communication_causes(profile, metric, parts.get("communication", 0.0))
     found.append(_recomputed(profile, metric, parts.get("preempted", 0.0)))
     if throttling is not None:
@@ -129,8 +131,9 @@ def _small_batches(profile: Profile, metric: str, parts: dict[str, float]) -> li
                 },
             )
         )
-    if kv.blocked_share:
-        share = fixed * kv.blocked_share * _lost(running, running + queued)
+    blocked = blocked_share(profile)
+    if blocked:
+        share = fixed * blocked * _lost(running, running + queued)
         causes.append(
             Cause(
                 "kv_capacity",

@@ -10,6 +10,7 @@ from autotune.diagnose.work import (
     communication_causes,
     decode_causes,
     host_cause,
+    overhead_causes,
     throttled_part,
     throttling_cause,
 )
@@ -22,12 +23,15 @@ def tpot_causes(profile: Profile) -> Causes:
     if parts is None:
         return Causes(unjudged=["where the time between tokens goes"])
     slowed = throttled_part(profile)
-    host = parts.get("host", 0.0) + _launches(profile, parts)
+    launches = _launches(profile, parts)
+    host = parts.get("host", 0.0) + launches
+    parts["other"] = parts.get("other", 0.0) - launches
     throttling = throttling_cause(profile, "tpot", slowed * (1 - host))
     parts = {n: v if n == "host" else v * (1 - slowed) for n, v in parts.items()}
     found = decode_causes(profile, "tpot", parts)
     found.append(_interference(profile, parts.get("interference", 0.0)))
     found.append(host_cause(profile, "tpot", host))
+    found += overhead_causes(profile, "tpot", parts["other"])
     found += communication_causes(profile, "tpot", parts.get("communication", 0.0))
     found.append(_preempted(profile, parts.get("preempted", 0.0)))
     if throttling is not None:

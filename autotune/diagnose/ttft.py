@@ -10,6 +10,7 @@ from autotune.diagnose.waiting import waiting_causes
 from autotune.diagnose.work import (
     communication_causes,
     host_cause,
+    overhead_causes,
     prefill_causes,
     throttled_part,
     throttling_cause,
@@ -33,6 +34,7 @@ def ttft_causes(profile: Profile) -> Causes:
     found = waiting_causes(profile, parts.get("queue", 0.0), others)
     found += prefill_causes(profile, "ttft", parts)
     found.append(host_cause(profile, "ttft", host))
+    found += overhead_causes(profile, "ttft", parts.get("other", 0.0))
     found += communication_causes(profile, "ttft", parts.get("communication", 0.0))
     found.append(_preempted(profile, parts.get("preempted", 0.0)))
     found += [cause for cause in (refused, throttling) if cause]

@@ -8,6 +8,7 @@ from autotune.diagnose.thresholds import (
     BATCH_HEADROOM,
     BURSTY_CV,
     BURSTY_DISPERSION,
+    CACHE_FULL,
     FEW_SEATS,
     LOSS,
     SATURATED,
@@ -27,8 +28,8 @@ def waiting_causes(profile: Profile, queued: float, interference: float) -> list
         queued: the part of TTFT before the first seat.
         interference: the part in which others were computed beside and before the own prompt.
     """
-    q, kv = profile.queueing, profile.kv
-    blocked = kv.blocked_share or 0.0
+    q = profile.queueing
+    blocked = blocked_share(profile)
     barrier = q.barrier_share or 0.0
     seats = q.at_seat_limit_share or 0.0
     tokens = q.at_token_budget_share or 0.0
@@ -45,6 +46,20 @@ def waiting_causes(profile: Profile, queued: float, interference: float) -> list
         left -= by["seats"]
     causes.append(_arrivals(profile, max(0.0, left), interference))
     return causes
+
+
+def blocked_share(profile: Profile) -> float:
+    """The part of the steps' time in which requests waited for blocks.
+
+    Where no step tells it, as of a watched server, a queue before a full cache waits for blocks.
+    """
+    kv = profile.kv
+    if kv.blocked_share is not None:
+        return kv.blocked_share
+    full = (kv.occupancy_mean or 0.0) >= CACHE_FULL or (
+        bool(kv.preemptions) and (kv.occupancy_peak or 0.0) >= CACHE_FULL
+    )
+    return 1.0 if full and profile.queueing.queue_mean else 0.0
 
 
 def seats_possible(profile: Profile) -> float | None:

@@ -6,6 +6,7 @@ from autotune.diagnose.cause import Cause, Evidence
 from autotune.diagnose.parts import PREFILL_PARTS, total
 from autotune.diagnose.sentences import joined, number, percent, seconds
 from autotune.diagnose.thresholds import (
+    ERRATIC_STEPS,
     IMBALANCED,
     LONG_PROMPT_RATIO,
     LOSS,
@@ -185,8 +186,8 @@ def decode_causes(profile: Profile, metric: str, parts: dict[str, float]) -> lis
             compute,
             WORK,
             joined(
-                f"{percent(compute)} of {of} is arithmetic of decode steps: so many sequences "
-                "share a step that the weights' fetching no longer counts",
+                f"{percent(compute)} of {of} is arithmetic of decode steps, which grows with "
+                "sequences that share a step",
                 batch,
             ),
             evidence,
@@ -215,6 +216,40 @@ def host_cause(profile: Profile, metric: str, share: float) -> Cause:
             "host.scheduler_share": host.scheduler_share,
         },
     )
+
+
+def overhead_causes(profile: Profile, metric: str, share: float) -> list[Cause]:
+    """Device time that the fitted cost of a step explains by neither reads nor arithmetic."""
+    fit = profile.step_fit
+    if fit is None:
+        return []
+    phase = profile.phase("decode") or profile.phase("mixed") or profile.phase("prefill")
+    typical = None if phase is None else f"a typical step takes {seconds(phase.step_p50)}"
+    erratic = None
+    if fit.median_error > ERRATIC_STEPS:
+        erratic = (
+            f"steps of equal work differ by {percent(fit.median_error)} and more, so measure "
+            "again when nothing else runs here"
+        )
+    return [
+        Cause(
+            "step_overhead",
+            share,
+            WORK,
+            joined(
+                f"{percent(share)} of {TIME_OF[metric]} is spent on the device beyond what reading "
+                "and arithmetic take: on many small operations, or because something else uses "
+                "this machine",
+                typical,
+                erratic,
+            ),
+            {
+                "step_fit.median_error": fit.median_error,
+                "step_fit.p90_error": fit.p90_error,
+                **({} if phase is None else {f"phases.{phase.name}.bound": phase.bound}),
+            },
+        )
+    ]
 
 
 def communication_causes(profile: Profile, metric: str, share: float) -> list[Cause]:

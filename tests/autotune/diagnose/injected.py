@@ -115,6 +115,13 @@ INJECTIONS: tuple[Injection, ...] = (
         law=Law(host=10e-3),
     ),
     Injection(
+        "many small operations",
+        "step_overhead",
+        "tpot",
+        lambda t: t.add(t.steady(24, 2.4), 8, 16),
+        law=Law(overhead=10e-3),
+    ),
+    Injection(
         "small cache",
         "kv_capacity",
         "ttft",

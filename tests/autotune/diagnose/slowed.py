@@ -28,21 +28,23 @@ _CONTEXTS = [16, 64, 256, 1024]
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """Seconds of a step: max(weights, rows * row) + kv_tokens * kv_token, host beside it.
+    """Seconds of a step: max(weights, rows * row) + kv_tokens * kv_token + overhead, and the host.
 
     `weights` is what reading all weights takes, `row` the arithmetic of one row, `kv_token` reading
-    one cached token, `host` the host's work before each step.
+    one cached token, `host` the host's work before each step. `overhead` is what no probe of a part
+    alone would find.
     """
 
     weights: float = 4e-3
     row: float = 40e-6
     kv_token: float = 2e-6
     host: float = 0.0
+    overhead: float = 0.0
 
     def device(self, batch: Batch) -> float:
         """Seconds of the device for a batch."""
         read = sum(sequence.end for sequence in batch.sequences)
-        return self.linears(batch.num_tokens) + self.kv_token * read
+        return self.linears(batch.num_tokens) + self.kv_token * read + self.overhead
 
     def linears(self, rows: int) -> float:
         """Seconds of the linear layers, the head among them."""

@@ -10,7 +10,15 @@ import pytest
 
 from autotune.diagnose.diagnose import diagnose
 from autotune.diagnose.finding import METRICS, Diagnosis, Finding
-from autotune.profiling.schema import Communication, Gpu, Profile
+from autotune.profiling.schema import (
+    Communication,
+    Gpu,
+    KvCache,
+    Profile,
+    Queueing,
+    StepFit,
+    Traffic,
+)
 from autotune.slo import SloError
 from tests.autotune.diagnose.profiles import (
     MODEL,
@@ -43,6 +51,10 @@ def kv(**changed: Any) -> Any:
 
 def traffic(**changed: Any) -> Any:
     return altered(BASE.traffic, **changed)
+
+
+def fit(median_error: float) -> StepFit:
+    return StepFit(coefficients={}, median_error=median_error, p90_error=1.0, steps=100)
 
 
 WAITING = breakdowns(ttft=parts(queue=0.8, prefill_linear=0.1, interference=0.05))
@@ -303,7 +315,7 @@ def test_without_breakdowns_the_wait_share_tells_ttft_and_the_rest_is_unjudged()
     seen = profile(
         breakdowns=[],
         queueing=queueing(wait_share=0.9, utilisation=1.2, stable=False),
-        partial=["the time between tokens needs at least 20 steps; has 3"],
+        partial=["other news", "the breakdown of time per output token needs 20; has 3"],
     )
     diagnosis = diagnose(seen)
     assert first(diagnosis, "ttft").bottleneck == "queue_saturation"
@@ -312,6 +324,19 @@ def test_without_breakdowns_the_wait_share_tells_ttft_and_the_rest_is_unjudged()
     assert named(short, "ttft") == ["queue_saturation", "prefill_bandwidth"]
     assert named(seen, "ttft") == ["queue_saturation", "prefill_compute"]
     assert any(text.startswith("tpot:") and "has 3" in text for text in diagnosis.unjudged)
+
+
+def test_a_queue_before_a_full_cache_of_a_watched_server_waits_for_blocks() -> None:
+    watched: dict[str, Any] = {
+        "breakdowns": WAITING[:1],
+        "queueing": queueing(queue_mean=5.0, utilisation=1.2, stable=False),
+        "kv": kv(blocked_share=None, preempted_share=None, occupancy_mean=0.95, occupancy_peak=1.0),
+    }
+    assert named(profile(**watched), "ttft")[0] == "kv_capacity"
+    assert named(profile(**watched), "memory") == ["kv_capacity"]
+    half = altered(watched["kv"], occupancy_mean=0.4, occupancy_peak=0.5, preemptions=30)
+    assert named(profile(**watched | {"kv": half}), "ttft")[0] == "queue_saturation"
+    assert first(diagnose(profile(**watched | {"kv": half})), "memory").share == 0.5
 
 
 def test_without_a_fitted_cost_decodes_are_split_by_the_bytes_they_read() -> None:
@@ -333,7 +358,16 @@ def test_eager_launches_of_a_gpu_are_the_hosts() -> None:
     assert named(eager, "tpot")[0] == "host_bound"
     graphs = eager.model_copy(update={"engine_config": {"cuda_graphs": True}})
     assert "host_bound" not in named(graphs, "tpot")
-    assert any("not explain" in note or "neither" in note for note in diagnose(graphs).notes)
+
+
+def test_device_time_that_no_work_explains_is_named_as_such() -> None:
+    unexplained = breakdowns(tpot=parts(weights=0.2), ttft=parts(prefill_linear=0.2))
+    slow = profile(breakdowns=unexplained, step_fit=fit(median_error=0.05))
+    assert named(slow, "tpot")[0] == named(slow, "ttft")[0] == "step_overhead"
+    assert "measure again" not in first(diagnose(slow), "tpot").sentence
+    erratic = profile(breakdowns=unexplained, step_fit=fit(median_error=0.8))
+    assert "measure again" in first(diagnose(erratic), "tpot").sentence
+    assert "step_overhead" not in named(profile(breakdowns=unexplained), "tpot")
 
 
 def test_long_prompts_are_named_behind_the_work_that_they_make() -> None:
@@ -390,3 +424,52 @@ def test_the_same_profile_has_the_same_diagnosis_on_disk() -> None:
     assert json.dumps(once, allow_nan=False) == json.dumps(again, allow_nan=False)
     assert {f["metric"] for f in once["findings"]} <= set(METRICS)
     assert set(dataclasses.asdict(diagnose(BASE).findings[0])) <= set(once["findings"][0])
+
+
+def test_a_profile_of_nothing_has_no_findings_and_says_what_is_not_known() -> None:
+    nothing = Profile(
+        created_at=BASE.created_at,
+        source=BASE.source,
+        traffic=Traffic(
+            requests=0,
+            completed=0,
+            refused=0,
+            failed=0,
+            timed_out=0,
+            duration_s=0.0,
+            rate=None,
+            input_tokens=None,
+            output_tokens=None,
+        ),
+    )
+    diagnosis = diagnose(nothing)
+    assert not diagnosis.findings
+    assert {text.split(":")[0] for text in diagnosis.unjudged} == set(METRICS)
+
+
+OPTIONAL = (
+    ("kv", tuple(KvCache.model_fields)),
+    ("queueing", tuple(Queueing.model_fields)),
+    ("traffic", ("rate", "input_tokens", "output_tokens", "arrival_cv", "dispersion")),
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "field"), [(part, field) for part, fields in OPTIONAL for field in fields]
+)
+def test_any_number_may_be_missing(part: str, field: str) -> None:
+    full = profile(
+        breakdowns=WAITING,
+        kv=kv(blocked_share=0.2, preemptions=3, refused_for_size=1, attainable_hit_rate=0.5),
+        queueing=queueing(at_seat_limit_share=0.3, barrier_share=0.2, queue_mean=9.0),
+        engine_config={"max_num_seqs": 4},
+    )
+    without = full.model_copy(update={part: altered(getattr(full, part), **{field: None})})
+    json.dumps(diagnose(without).to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("field", ["model", "ceilings", "hardware", "engine_config", "host"])
+def test_any_part_may_be_missing(field: str) -> None:
+    found = diagnose(BASE.model_copy(update={field: None}))
+    assert first(found, "ttft").bottleneck == "prefill_compute"
+    assert first(found, "tpot").bottleneck == "decode_weights"
