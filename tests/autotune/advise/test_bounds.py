@@ -148,6 +148,12 @@ def test_throughput_is_bounded_by_operations_or_by_what_is_asked() -> None:
     free = profile(rate=None)
     # A token and ten of a prompt: 22e9 operations.
     assert bound(free, "throughput>1tok/s").value == pytest.approx(10e12 / 22e9)
+    # Half of the prompts' tokens may be found in the cache.
+    cached = bound(profile(rate=None, hits=0.5), "throughput>1tok/s")
+    assert cached.value == pytest.approx(10e12 / 12e9)
+    # Without a word on hits, all of them may be.
+    unknown = bound(profile(rate=None, hits=None), "throughput>1tok/s")
+    assert unknown.value == pytest.approx(10e12 / 2e9)
     asked = bound(profile(rate=2.0), "throughput>1tok/s")
     assert asked.value == pytest.approx(200.0)
     assert "ask for 200 tok/s" in asked.proof
@@ -172,6 +178,11 @@ def test_work_above_what_the_device_does_is_told() -> None:
     assert load is not None
     # 1000 prompt and 100 output tokens of 2e9 operations each, ten times a second.
     assert load.value == pytest.approx(2.2)
+    cached = Bounds.of(profile(rate=10.0, hits=0.5))
+    assert cached is not None
+    load = cached.utilisation()
+    assert load is not None
+    assert load.value == pytest.approx(1.2)
 
 
 def test_without_a_model_or_ceilings_nothing_is_bounded() -> None:

@@ -271,16 +271,17 @@ def test_a_live_server_is_watched_over_the_window() -> None:
     def answer(path: str) -> str:
         assert path == "/metrics"
         with lock:
-            traffic(served, 10, seed=len(served.e2e))
+            traffic(served, 20, seed=len(served.e2e))
             return vllm_page(served)
 
     said: list[str] = []
     with endpoint(answer) as url:
         profile = sample_metrics(url, 0.3, say=said.append)
     assert profile.source.where == f"{url}/metrics"
-    assert profile.source.window_s == pytest.approx(0.3, abs=0.2)
-    # The first reading's ten came before the window.
-    assert profile.traffic.completed == len(served.e2e) - 10
+    assert profile.source.window_s is not None
+    assert 0.2 < profile.source.window_s < 5.0
+    # The first reading's twenty came before the window.
+    assert profile.traffic.completed == len(served.e2e) - 20
     assert profile.traffic.completed >= 20
     assert said
     assert "vLLM" in said[0]
@@ -323,7 +324,7 @@ def test_a_server_that_restarts_is_told_and_counted_from_zero() -> None:
         return vllm_page(served[0])
 
     with endpoint(answer) as url:
-        profile = sample_metrics(url, 0.3)
+        profile = sample_metrics(url, 0.8)
     assert any("began again 1 times" in s for s in profile.partial)
     assert profile.traffic.completed == 10 * (len(calls) - 1)
 
