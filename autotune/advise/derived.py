@@ -73,7 +73,7 @@ def cores(facts: Facts) -> int | None:
 
 @derived("number")
 def idle_cores(facts: Facts) -> float | None:
-    """Cores that the process may use and the engine was told not to; 0 where it was told nothing."""
+    """Cores that the process may use and the engine was told to leave; 0 if told nothing."""
     here, threads = facts.number("cores"), facts.number("config.num_threads")
     if here is None:
         return None

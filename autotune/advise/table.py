@@ -10,10 +10,18 @@ import functools
 import string
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from autotune.advise.advice import Effort
 from autotune.advise.conditions import Condition, Scalar
@@ -60,8 +68,25 @@ class KnobValues(_Strict):
         return self
 
 
-Effect = float | list[float] | NamedFormula
-KnobSetting = Scalar | list[Scalar] | KnobValues
+def _shape(value: Any) -> str:
+    """Which of a number, a list and a formula is meant, so that a refusal is about that one."""
+    if isinstance(value, (dict, BaseModel)):
+        return "formula"
+    return "list" if isinstance(value, list) else "one"
+
+
+Effect = Annotated[
+    Annotated[float, Tag("one")]
+    | Annotated[list[float], Tag("list")]
+    | Annotated[NamedFormula, Tag("formula")],
+    Discriminator(_shape),
+]
+KnobSetting = Annotated[
+    Annotated[Scalar, Tag("one")]
+    | Annotated[list[Scalar], Tag("list")]
+    | Annotated[KnobValues, Tag("formula")],
+    Discriminator(_shape),
+]
 
 
 class Technique(_Strict):
@@ -243,6 +268,3 @@ def _row_of(raw: Any, place: tuple[Any, ...]) -> str:
         if isinstance(row, dict) and "id" in row:
             return f"{row['id']}: "
     return ""
-
-
-TERMS: tuple[str, ...] = get_args(Term)
