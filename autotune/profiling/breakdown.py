@@ -153,8 +153,9 @@ def tpot(requests: Sequence[RequestRecord], timeline: Timeline) -> Breakdown:
     parts = timeline.split(first, last)
     owner, begin, end = _preempted_gaps(requests, timeline.columns)
     for name, seconds in timeline.split(begin, end).items():
-        parts[name] -= np.bincount(owner, seconds, minlength=len(requests))
-    lost = np.bincount(owner, end - begin, minlength=len(requests))
+        parts[name] = parts[name] - np.bincount(owner, seconds, minlength=len(requests))
+    lost = np.zeros(len(requests))
+    np.add.at(lost, owner, end - begin)
     parts["preempted"] = lost
     parts["interference"] = parts.pop("prefill_linear") + parts.pop("prefill_attention")
     totals = {name: float((seconds / gaps).sum()) for name, seconds in parts.items()}

@@ -10,7 +10,9 @@ A the attention features (query heads times head size over all layers) and k the
   those that a batch is expected to touch; and k for each cached token read. Embeddings are looked
   up, not streamed; activations stay in caches.
 - MFU = operations / (device time * measured peak); MBU = (weight bytes / bandwidth of such a
-  working set + KV bytes / bandwidth) / device time (Databricks 2023, with KV reads counted).
+  working set + KV bytes / bandwidth) / device time (Databricks 2023, with KV reads counted). Keys
+  and values of a step that are fewer than its weights are read at the working set's bandwidth too:
+  where a cache holds the weights from step to step, it holds them as well.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def phases(
         flops = None if chosen is None else float(chosen.flops[mask].sum())
         weights = None if chosen is None else float(chosen.weight_bytes[mask].sum())
         kv = None if chosen is None else float(chosen.kv_bytes[mask].sum())
-        mfu, mbu = _utilisation(flops, weights, kv, device, ceilings, devices)
+        mfu, mbu = _utilisation(chosen, mask, device, ceilings, devices)
         found.append(
             Phase(
                 name=name,
@@ -136,22 +138,22 @@ def phases(
 
 
 def _utilisation(
-    flops: float | None,
-    weights: float | None,
-    kv: float | None,
+    work: Work | None,
+    mask: Mask,
     device_seconds: float,
     ceilings: Ceilings | None,
     devices: int,
 ) -> tuple[float | None, float | None]:
-    if flops is None or weights is None or kv is None or ceilings is None or device_seconds <= 0:
+    """MFU and MBU of the steps of `mask`."""
+    if work is None or ceilings is None or device_seconds <= 0:
         return None, None
     available = device_seconds * devices
     peak = ceilings.matmul.get(ceilings.compute_dtype)
-    mfu = flops / (available * peak) if peak else None
-    # Weights are read in every step, and stay in a cache that is large enough; keys and values of
-    # a sequence are read once a step and are the more the longer the load.
-    floor = weights / ceilings.working_set_bandwidth + kv / ceilings.bandwidth
-    return mfu, floor / available
+    mfu = float(work.flops[mask].sum()) / (available * peak) if peak else None
+    weights, kv = work.weight_bytes[mask], work.kv_bytes[mask]
+    near = ceilings.working_set_bandwidth
+    floor = weights / near + kv / np.where(kv <= weights, near, ceilings.bandwidth)
+    return mfu, float(floor.sum()) / available
 
 
 def _bound(mfu: float | None, mbu: float | None) -> Bound | None:

@@ -96,6 +96,13 @@ def test_utilisation_is_time_at_the_ceilings_over_device_time() -> None:
     assert decode.seconds == pytest.approx(12.0)
     assert decode.host_seconds == pytest.approx(2.0)
     assert decode.share == pytest.approx(1.0)
+    # Fewer keys and values than weights stay as near as these.
+    short = [
+        step(i, 0.5, 0.1, decode_sequences=4, kv_tokens_read=40, sampled_sequences=4)
+        for i in range(20)
+    ]
+    (nearer,), _ = phases(StepColumns.of(short), MODEL, CEILINGS)
+    assert nearer.mbu == pytest.approx((1600 + 1280) / 2e4 / 0.5)
     # Two GPUs could have done twice as much in that time.
     (shared,), _ = phases(StepColumns.of(records), MODEL, CEILINGS, devices=2)
     assert shared.mbu is not None
