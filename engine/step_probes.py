@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 
@@ -22,12 +21,14 @@ from kernels.triton.measure import Operation
 # Rows of a step at which linear layers are timed: every power of two, and between them where steps
 # of decodes lie, as kernels work in tiles of 16 or 32 rows.
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
-DECODES = (1, 2, 4, 8, 16, 32, 64)
+DECODES = (1, 2, 4, 16, 64)
 CONTEXTS = (32, 128, 512, 2048, 8192)
 # (new tokens, context) of a prompt chunk.
 CHUNKS = ((16, 16), (64, 64), (256, 256), (16, 256), (64, 1024), (512, 512), (256, 2048))
 MOST_DECODE_TOKENS = 16384
 ROUNDS = 7
+# Twice the work takes twice the time at most, but for caches that no longer hold it.
+PROPORTION = 1.5
 # Passes through layers are cut to about this long: beyond, arithmetic alone takes the time, and
 # few layers tell of all.
 LONGEST_PASS_S = 0.02
@@ -97,16 +98,18 @@ def probe_linears(
             tasks.append(_Task(passes, needed=rows in (ladder[0], ladder[-1])))
         _sample_in_rounds(decoder, tasks, forms[0].nbytes, begin + budget_s, clock)
     times = [LinearTimes(form.method) for form in forms]
-    for rows, task in zip(ladder, tasks, strict=True):
+    for count, task in zip(ladder, tasks, strict=True):
         for form, entry, timed in zip(forms, times, task.passes, strict=True):
             if timed.running:
-                last = entry.head_s[-1] * rows / entry.rows[-1] if entry.rows else 0.0
-                entry.rows.append(rows)
+                last = entry.head_s[-1] * count / entry.rows[-1] if entry.rows else 0.0
+                entry.rows.append(count)
                 entry.layers_s.append(_low(timed.running) * form.num_layers)
                 entry.head_s.append(last if timed.last is None else _low(timed.ending))
     for entry in times:
-        entry.layers_s = _rising(entry.layers_s)
-        entry.head_s = _rising(entry.head_s)
+        layers = zip(entry.rows, entry.layers_s, strict=True)
+        heads = zip(entry.rows, entry.head_s, strict=True)
+        entry.layers_s = _plausible([(r, r, r, seconds) for r, seconds in layers])
+        entry.head_s = _plausible([(r, r, r, seconds) for r, seconds in heads])
     return times
 
 
@@ -165,7 +168,10 @@ def probe_attention(
                 entry.contexts.append(context)
                 entry.seconds.append(seconds)
     for entry in times.values():
-        _smooth(entry)
+        decoded = zip(entry.sequences, entry.contexts, entry.seconds, strict=True)
+        entry.seconds = _plausible([(n, c, n * c, s) for n, c, s in decoded])
+        read = zip(entry.chunk_tokens, entry.chunk_contexts, entry.chunk_seconds, strict=True)
+        entry.chunk_seconds = _plausible([(n, c, n * c - n * n / 2, s) for n, c, s in read])
     return times
 
 
@@ -231,17 +237,26 @@ def _low(seconds: list[float]) -> float:
     return sorted(seconds)[(len(seconds) - 1) // 4]
 
 
-def _rising(seconds: list[float]) -> list[float]:
-    """No more than what comes after: more rows take no less time, so that one was disturbed."""
-    return list(accumulate(reversed(seconds), min))[::-1]
+def _plausible(points: Sequence[tuple[float, float, float, float]]) -> list[float]:
+    """Seconds without what can only be a disturbance; points are (size, size, work, seconds).
 
-
-def _smooth(times: AttentionTimes) -> None:
-    """Let no point take longer than one with as many sequences and as much context, or more."""
-    points = list(zip(times.sequences, times.contexts, times.seconds, strict=True))
-    times.seconds = [
-        min(other for n, c, other in points if n >= count and c >= context)
-        for count, context, _ in points
+    Nothing takes longer than what is larger in both sizes, nor much longer in proportion to the
+    work than what is smaller in both.
+    """
+    falling = [
+        (a, b, work, min(other for c, d, _, other in points if c >= a and d >= b))
+        for a, b, work, _ in points
+    ]
+    return [
+        min(
+            [seconds]
+            + [
+                PROPORTION * t * work / w
+                for c, d, w, t in falling
+                if c <= a and d <= b and w < work
+            ]
+        )
+        for a, b, work, seconds in falling
     ]
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from engine.loading import LoadedModel
 
 # How the budget is shared out.
-CEILINGS_SHARE = 0.15
-LINEARS_SHARE = 0.5
+CEILINGS_SHARE = 0.1
+LINEARS_SHARE = 0.45
 LARGEST_STEP = 8192
 LONGEST_CONTEXT = 8192
 

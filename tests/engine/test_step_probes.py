@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import step_probes
 from engine.models.experts import Experts
 from engine.probe_operations import AttentionLayers, RandomRows, own_layers, random_layers
 from engine.step_probes import probe_attention, probe_linears, row_ladder
@@ -130,3 +131,19 @@ def test_sequences_read_random_pages_and_those_beyond_the_memory_share_them(
         assert tuple(out.shape) == (6, 4, 16)
         assert torch.isfinite(out).all()
         assert out.abs().max() > 0
+
+
+def test_a_point_that_was_disturbed_is_held_to_what_is_larger_and_smaller() -> None:
+    sizes = [(n, c) for n in (1, 2, 4) for c in (10, 100)]
+    truth = {(n, c): 1.0 + n + n * c for n, c in sizes}
+    for disturbed in sizes:
+        points = [
+            (n, c, float(n * c), truth[n, c] * (50 if (n, c) == disturbed else 1)) for n, c in sizes
+        ]
+        for size, seconds in zip(sizes, step_probes._plausible(points), strict=True):
+            if size == disturbed:
+                assert truth[size] <= seconds <= 12 * truth[size]
+            else:
+                assert seconds == truth[size]
+    calm = [(n, c, float(n * c), truth[n, c]) for n, c in sizes]
+    assert step_probes._plausible(calm) == [truth[size] for size in sizes]
