@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,29 @@ def keep_records(folder: RunFolder, evidence: LoadEvidence) -> None:
         write_windows(folder, [window])
 
 
+def keep_load(
+    folder: RunFolder,
+    evidence: LoadEvidence,
+    metrics: Mapping[str, Any],
+    command: Sequence[str],
+    **about: Any,
+) -> None:
+    """Put a measured load on disk before anything is made of it.
+
+    If what follows fails, `autotune profile --from` reads it.
+
+    Args:
+        folder: where.
+        evidence: records and prompts.
+        metrics: of the load, by the keys of `bench --json`.
+        command: for `run.json`.
+        about: more of `run.json`: config, workload, hardware and the like.
+    """
+    keep_records(folder, evidence)
+    run = {**_run_json(command, "unfinished"), **about, "metrics": dict(metrics)}
+    folder.write_json(folder.run_json, run)
+
+
 def keep_outcome(folder: RunFolder, outcome: ProfileOutcome, command: Sequence[str]) -> None:
     """Write `profile.json`, `diagnosis.json` and `run.json`, the last to be there."""
     write_profile(folder.profile_json, outcome.profile)
@@ -68,11 +91,7 @@ def keep_outcome(folder: RunFolder, outcome: ProfileOutcome, command: Sequence[s
     folder.write_json(
         folder.run_json,
         {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "profile",
-            "command": list(command),
-            "started_at": utc_now(),
-            "status": "interrupted" if outcome.interrupted else "done",
+            **_run_json(command, "interrupted" if outcome.interrupted else "done"),
             "model": outcome.model or {},
             "engine_config": profile.engine_config or {},
             "workload": outcome.workload or {},
@@ -86,6 +105,16 @@ def keep_outcome(folder: RunFolder, outcome: ProfileOutcome, command: Sequence[s
             "notes": profile.notes,
         },
     )
+
+
+def _run_json(command: Sequence[str], status: str) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "profile",
+        "command": list(command),
+        "started_at": utc_now(),
+        "status": status,
+    }
 
 
 def _window(evidence: LoadEvidence) -> list[LoadRequest]:

@@ -171,8 +171,12 @@ def _config(folder: RunFolder, values: object) -> EngineConfig:
 
 
 def _only_metrics(folder: RunFolder) -> dict[str, Any] | None:
-    """What `bench` or `profile` measured."""
-    for path, key in ((folder.path / "bench.json", None), (folder.profile_json, "metrics")):
+    """What `bench` or `profile` measured; of a profile that was not finished `run.json` tells."""
+    for path, key in (
+        (folder.path / "bench.json", None),
+        (folder.profile_json, "metrics"),
+        (folder.run_json, "metrics"),
+    ):
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
             metrics = content if key is None else content.get(key)

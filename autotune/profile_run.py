@@ -24,8 +24,8 @@ from autotune.profile_outcome import (
     TRACE_NAME,
     ProfileOutcome,
     concluded,
+    keep_load,
     keep_outcome,
-    keep_records,
 )
 from autotune.profiling.build import build_profile
 from autotune.profiling.evidence import LoadEvidence, prompts_of, synthetic_prompts
@@ -102,7 +102,21 @@ def profile(
             synthetic_prompts(load.offered.description),
         )
         if folder is not None:
-            keep_records(folder, evidence)
+            keep_load(
+                folder,
+                evidence,
+                measurement.metrics,
+                command,
+                model=load.model.to_json(),
+                engine_config=config.to_dict(),
+                workload=load.offered.description,
+                slo=str(load.slo),
+                price=price,
+                hardware=hardware,
+                versions=library_versions(),
+                seeds={"seed": config.seed},
+                notes=load.notes,
+            )
         interrupted = stop.is_set()
         partial = []
         if interrupted:

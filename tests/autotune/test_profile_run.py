@@ -13,6 +13,7 @@ import torch
 from autotune import profile_run
 from autotune.errors import BadInput, Interrupted
 from autotune.profile_outcome import ProfileOutcome
+from autotune.profile_records import profile_records
 from autotune.profile_run import profile
 from autotune.profiling.evidence import read_evidence
 from autotune.profiling.file import read_profile
@@ -178,6 +179,23 @@ def test_machine_that_cannot_be_measured_leaves_the_rest(
     assert "the machine's limits were not measured: no room for it" in outcome.profile.partial
     assert outcome.profile.phases
     assert not outcome.interrupted
+
+
+def test_load_outlives_a_fault_in_what_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(profile_run, "calibrate_machine", fail)
+    with pytest.raises(ZeroDivisionError):
+        quick(calibrate=True, output=tmp_path / "out", price=3.0)
+    assert RunFolder(tmp_path / "out").read_run()["status"] == "unfinished"
+    found = profile_records(tmp_path / "out").profile
+    assert found.traffic.completed == 30
+    assert found.metrics is not None
+    assert found.metrics["completed"] == 30
+    assert found.price == 3.0
 
 
 def test_interrupt_ends_the_calibration_between_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
