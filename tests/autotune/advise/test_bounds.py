@@ -189,3 +189,11 @@ def test_without_a_model_or_ceilings_nothing_is_bounded() -> None:
     assert Bounds.of(profile(model=None)) is None
     assert Bounds.of(profile(ceilings=None)) is None
     assert Bounds.of(profile(ceilings=ceilings())) is not None
+
+
+def test_the_bound_on_prompts_is_what_the_best_placing_of_the_hits_reaches() -> None:
+    """Half of the prompts have 1000 tokens: hits level those between the median and the 95th."""
+    inputs = Spread(mean=505.0, p50=1000.0, p95=1000.0, p99=1000.0, max=1000.0)
+    found = bound(profile(inputs=inputs, hits=0.2, model=model(weight_bytes=1)), "ttft<1us")
+    # 101 tokens a request in all, spent on 45 of 100 requests.
+    assert found.value == pytest.approx(2e9 * (1000 - 101 / 0.45) / 10e12)

@@ -251,6 +251,30 @@ def test_a_queue_that_grows_is_told_from_one_that_does_not(growing: bool, stable
         assert queueing.utilisation is None
 
 
+def gauged(running: list[float], waiting: list[float]) -> Profile:
+    """A server with these gauges, a reading a second."""
+    served, scrapes = Served(), []
+    for second, (runs, waits) in enumerate(zip(running, waiting, strict=True)):
+        traffic(served, 5, seed=second)
+        served.running, served.waiting = runs, waits
+        scrapes.append(parse_metrics(vllm_page(served), float(second), URL))
+    return profile_of(Sampled(URL, dialect_of(scrapes[0], URL), tuple(scrapes), ()))
+
+
+def test_a_batch_that_fills_while_nobody_waits_is_no_growing_queue() -> None:
+    queueing = gauged([4.0 * second for second in range(20)], [0.0] * 20).queueing
+    assert queueing.growth_per_s == pytest.approx(4.0)
+    assert queueing.stable is True
+    assert queueing.utilisation is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_queue_that_only_varies_is_stable(seed: int) -> None:
+    rng = random.Random(seed)
+    queueing = gauged([8.0] * 20, [float(rng.randrange(1, 40)) for _ in range(20)]).queueing
+    assert queueing.stable is True
+
+
 def test_too_few_requests_are_said_and_give_no_quantile() -> None:
     served = Served()
     first = vllm_page(served)
