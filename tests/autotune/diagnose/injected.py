@@ -59,16 +59,16 @@ def cache_of(blocks: int) -> dict[str, int]:
 
 
 def _shared_prefix(t: Traffic) -> Traffic:
-    return t.add(t.steady(28, 2.8), 208, 4, prefix=t.tokens(192))
+    return t.add(t.steady(24, 3.0), 208, 2, prefix=t.tokens(192))
 
 
 def _long_among_decodes(t: Traffic) -> Traffic:
-    return t.add(at_once(22), 8, 150).add([0.1 + 0.16 * i for i in range(12)], 1200, 1)
+    return t.add(at_once(22), 8, 100).add([0.1 + 0.16 * i for i in range(12)], 320, 1)
 
 
 def _uneven(t: Traffic) -> Traffic:
     arrivals = t.steady(50, 2.0)
-    return t.add(arrivals[::2], 8, 4).add(arrivals[1::2], 8, 60)
+    return t.add(arrivals[::2], 8, 4).add(arrivals[1::2], 8, 40)
 
 
 INJECTIONS: tuple[Injection, ...] = (
@@ -77,21 +77,21 @@ INJECTIONS: tuple[Injection, ...] = (
         "prefill_compute",
         "ttft",
         lambda t: t.add(t.steady(24, 3.6), 320, 3),
-        law=Law(row=120e-6),
+        law=Law(row=150e-6),
     ),
     Injection(
         "slow weights under short prompts",
         "prefill_bandwidth",
         "ttft",
         lambda t: t.add(t.steady(24, 3.0), 8, 2),
-        law=Law(weights=20e-3, row=40e-6),
+        law=Law(weights=20e-3),
     ),
     Injection(
         "slow weights",
         "decode_weights",
         "tpot",
         lambda t: t.add(t.steady(24, 2.4), 8, 16),
-        law=Law(weights=10e-3),
+        law=Law(weights=12e-3),
     ),
     Injection(
         "slow keys and values",
@@ -125,7 +125,7 @@ INJECTIONS: tuple[Injection, ...] = (
         "small cache",
         "kv_capacity",
         "ttft",
-        lambda t: t.add(t.steady(40, 2.0), 100, 60),
+        lambda t: t.add(t.steady(40, 1.6), 100, 30),
         knobs=cache_of(40),
     ),
     Injection(
@@ -153,14 +153,14 @@ INJECTIONS: tuple[Injection, ...] = (
         "two seats",
         "low_batch",
         "ttft",
-        lambda t: t.add(t.steady(50, 1.0), 8, 20),
+        lambda t: t.add(t.steady(32, 1.0), 8, 14),
         knobs={"max_num_seqs": 2},
     ),
     Injection(
         "two seats, for throughput",
         "low_batch",
         "throughput",
-        lambda t: t.add(at_once(40), 8, 20),
+        lambda t: t.add(at_once(24), 8, 16),
         knobs={"max_num_seqs": 2},
     ),
     Injection(
@@ -175,7 +175,7 @@ INJECTIONS: tuple[Injection, ...] = (
         "poor_prefix_reuse",
         "ttft",
         _shared_prefix,
-        law=Law(row=120e-6),
+        law=Law(row=240e-6),
         knobs={"enable_prefix_caching": False},
     ),
     Injection(
@@ -183,13 +183,13 @@ INJECTIONS: tuple[Injection, ...] = (
         "prefill_interference",
         "tpot",
         _long_among_decodes,
-        law=Law(row=100e-6),
+        law=Law(row=400e-6),
     ),
     Injection(
         "a few long answers",
         "long_outputs",
         "throughput",
-        lambda t: t.add(t.steady(45, 1.0), 8, 4).add((0.3, 0.5, 0.7), 8, 250),
+        lambda t: t.add(t.steady(45, 1.0), 8, 4).add((0.3, 0.5, 0.7), 8, 200),
     ),
     Injection(
         "a hot GPU",
@@ -233,7 +233,7 @@ HEALTHY = Injection(
     "healthy",
     "low_load",
     "cost",
-    lambda t: t.add(t.steady(30, 2.4), 48, 8),
+    lambda t: t.add(t.steady(24, 2.4), 48, 4),
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from autotune.diagnose.diagnose import diagnose
+from autotune.diagnose.finding import Diagnosis, Finding
 from autotune.profiling.schema import (
     Breakdown,
     Ceilings,
@@ -188,3 +190,29 @@ def profile(**changed: Any) -> Profile:
 def altered(part: Any, **changed: Any) -> Any:
     """A part of a profile with other values."""
     return part.model_copy(update=changed)
+
+
+BASE = profile()
+
+
+def first(diagnosis: Diagnosis, metric: str) -> Finding:
+    return diagnosis.of(metric)[0]
+
+
+def named(p: Profile, metric: str) -> list[str]:
+    return [f.bottleneck for f in diagnose(p).of(metric)]
+
+
+def queueing(**changed: Any) -> Any:
+    return altered(BASE.queueing, **changed)
+
+
+def kv(**changed: Any) -> Any:
+    return altered(BASE.kv, **changed)
+
+
+def traffic(**changed: Any) -> Any:
+    return altered(BASE.traffic, **changed)
+
+
+WAITING = breakdowns(ttft=parts(queue=0.8, prefill_linear=0.1, interference=0.05))

@@ -35,8 +35,8 @@ class Law:
     alone would find.
     """
 
-    weights: float = 4e-3
-    row: float = 40e-6
+    weights: float = 8e-3
+    row: float = 80e-6
     kv_token: float = 2e-6
     host: float = 0.0
     overhead: float = 0.0

@@ -9,55 +9,32 @@ from typing import Any
 import pytest
 
 from autotune.diagnose.diagnose import diagnose
-from autotune.diagnose.finding import METRICS, Diagnosis, Finding
+from autotune.diagnose.finding import METRICS
 from autotune.profiling.schema import (
     Communication,
     Gpu,
-    KvCache,
     Profile,
-    Queueing,
     StepFit,
-    Traffic,
 )
-from autotune.slo import SloError
 from tests.autotune.diagnose.profiles import (
+    BASE,
     MODEL,
-    altered,
+    WAITING,
     breakdowns,
+    first,
+    kv,
     metrics,
+    named,
     parts,
     phase,
     profile,
+    queueing,
+    traffic,
 )
-
-BASE = profile()
-
-
-def first(diagnosis: Diagnosis, metric: str) -> Finding:
-    return diagnosis.of(metric)[0]
-
-
-def named(p: Profile, metric: str) -> list[str]:
-    return [f.bottleneck for f in diagnose(p).of(metric)]
-
-
-def queueing(**changed: Any) -> Any:
-    return altered(BASE.queueing, **changed)
-
-
-def kv(**changed: Any) -> Any:
-    return altered(BASE.kv, **changed)
-
-
-def traffic(**changed: Any) -> Any:
-    return altered(BASE.traffic, **changed)
 
 
 def fit(median_error: float) -> StepFit:
     return StepFit(coefficients={}, median_error=median_error, p90_error=1.0, steps=100)
-
-
-WAITING = breakdowns(ttft=parts(queue=0.8, prefill_linear=0.1, interference=0.05))
 
 
 @pytest.mark.parametrize(
@@ -270,84 +247,6 @@ def test_a_server_without_fault_has_no_finding_of_high_severity() -> None:
     assert all(f.level != "high" for f in diagnose(BASE).findings)
 
 
-def test_the_binding_limit_is_the_one_that_is_missed_most() -> None:
-    slow = diagnose(profile(slo="ttft<100ms,tpot<5ms", metrics=metrics(ttft=0.12, tpot=0.02)))
-    assert slow.binding == "tpot"
-    assert slow.binding_limit == "tpot<5ms"
-    assert slow.binding_ratio == pytest.approx(4.0)
-
-
-def test_without_an_slo_the_limits_of_a_run_are_taken() -> None:
-    diagnosis = diagnose(profile(metrics=metrics(ttft=0.3)))
-    assert (diagnosis.binding, diagnosis.binding_limit) == ("ttft", "ttft<200ms")
-    assert diagnosis.binding_ratio == pytest.approx(1.5)
-
-
-def test_a_throughput_limit_binds_by_what_is_lacking() -> None:
-    diagnosis = diagnose(profile(slo="throughput>400tok/s"))
-    assert diagnosis.binding == "throughput"
-    assert diagnosis.binding_ratio == pytest.approx(4.0)
-
-
-def test_an_end_to_end_limit_binds_the_metric_with_the_worst_finding() -> None:
-    slow = profile(
-        slo="e2e<500ms",
-        breakdowns=breakdowns(tpot=parts(host=0.9), ttft=parts(prefill_linear=0.9)),
-    )
-    assert diagnose(slow).binding == "tpot"
-
-
-def test_nothing_measured_binds_nothing_and_what_was_not_measured_has_no_ratio() -> None:
-    assert diagnose(profile(metrics=None)).binding is None
-    unmeasured = metrics() | {"slo_statistics": {"p95(ttft)": None}, "timed_out": 100}
-    diagnosis = diagnose(profile(metrics=unmeasured))
-    assert diagnosis.binding == "ttft"
-    assert diagnosis.binding_ratio is None
-    json.dumps(diagnosis.to_json(), allow_nan=False)
-
-
-def test_an_slo_that_is_none_is_refused() -> None:
-    with pytest.raises(SloError):
-        diagnose(profile(slo="ttft<fast"))
-
-
-def test_without_breakdowns_the_wait_share_tells_ttft_and_the_rest_is_unjudged() -> None:
-    seen = profile(
-        breakdowns=[],
-        queueing=queueing(wait_share=0.9, utilisation=1.2, stable=False),
-        partial=["other news", "the breakdown of time per output token needs 20; has 3"],
-    )
-    diagnosis = diagnose(seen)
-    assert first(diagnosis, "ttft").bottleneck == "queue_saturation"
-    assert not diagnosis.of("tpot")
-    short = seen.model_copy(update={"phases": [phase("prefill", intensity=20.0)]})
-    assert named(short, "ttft") == ["queue_saturation", "prefill_bandwidth"]
-    assert named(seen, "ttft") == ["queue_saturation", "prefill_compute"]
-    assert any(text.startswith("tpot:") and "has 3" in text for text in diagnosis.unjudged)
-
-
-def test_a_queue_before_a_full_cache_of_a_watched_server_waits_for_blocks() -> None:
-    watched: dict[str, Any] = {
-        "breakdowns": WAITING[:1],
-        "queueing": queueing(queue_mean=5.0, utilisation=1.2, stable=False),
-        "kv": kv(blocked_share=None, preempted_share=None, occupancy_mean=0.95, occupancy_peak=1.0),
-    }
-    assert named(profile(**watched), "ttft")[0] == "kv_capacity"
-    assert named(profile(**watched), "memory") == ["kv_capacity"]
-    half = altered(watched["kv"], occupancy_mean=0.4, occupancy_peak=0.5, preemptions=30)
-    assert named(profile(**watched | {"kv": half}), "ttft")[0] == "queue_saturation"
-    assert first(diagnose(profile(**watched | {"kv": half})), "memory").share == 0.5
-
-
-def test_without_a_fitted_cost_decodes_are_split_by_the_bytes_they_read() -> None:
-    unexplained = breakdowns(tpot={"other": 0.8, "host": 0.2})
-    found = {f.bottleneck: f.share for f in diagnose(profile(breakdowns=unexplained)).of("tpot")}
-    assert found["decode_weights"] == pytest.approx(0.6)
-    assert found["decode_kv"] == pytest.approx(0.2)
-    dense = profile(breakdowns=unexplained, phases=[phase("decode", intensity=500.0)])
-    assert named(dense, "tpot")[0] == "decode_compute"
-
-
 def test_eager_launches_of_a_gpu_are_the_hosts() -> None:
     eager = profile(
         breakdowns=breakdowns(tpot=parts(weights=0.3)),
@@ -424,52 +323,3 @@ def test_the_same_profile_has_the_same_diagnosis_on_disk() -> None:
     assert json.dumps(once, allow_nan=False) == json.dumps(again, allow_nan=False)
     assert {f["metric"] for f in once["findings"]} <= set(METRICS)
     assert set(dataclasses.asdict(diagnose(BASE).findings[0])) <= set(once["findings"][0])
-
-
-def test_a_profile_of_nothing_has_no_findings_and_says_what_is_not_known() -> None:
-    nothing = Profile(
-        created_at=BASE.created_at,
-        source=BASE.source,
-        traffic=Traffic(
-            requests=0,
-            completed=0,
-            refused=0,
-            failed=0,
-            timed_out=0,
-            duration_s=0.0,
-            rate=None,
-            input_tokens=None,
-            output_tokens=None,
-        ),
-    )
-    diagnosis = diagnose(nothing)
-    assert not diagnosis.findings
-    assert {text.split(":")[0] for text in diagnosis.unjudged} == set(METRICS)
-
-
-OPTIONAL = (
-    ("kv", tuple(KvCache.model_fields)),
-    ("queueing", tuple(Queueing.model_fields)),
-    ("traffic", ("rate", "input_tokens", "output_tokens", "arrival_cv", "dispersion")),
-)
-
-
-@pytest.mark.parametrize(
-    ("part", "field"), [(part, field) for part, fields in OPTIONAL for field in fields]
-)
-def test_any_number_may_be_missing(part: str, field: str) -> None:
-    full = profile(
-        breakdowns=WAITING,
-        kv=kv(blocked_share=0.2, preemptions=3, refused_for_size=1, attainable_hit_rate=0.5),
-        queueing=queueing(at_seat_limit_share=0.3, barrier_share=0.2, queue_mean=9.0),
-        engine_config={"max_num_seqs": 4},
-    )
-    without = full.model_copy(update={part: altered(getattr(full, part), **{field: None})})
-    json.dumps(diagnose(without).to_json(), allow_nan=False)
-
-
-@pytest.mark.parametrize("field", ["model", "ceilings", "hardware", "engine_config", "host"])
-def test_any_part_may_be_missing(field: str) -> None:
-    found = diagnose(BASE.model_copy(update={field: None}))
-    assert first(found, "ttft").bottleneck == "prefill_compute"
-    assert first(found, "tpot").bottleneck == "decode_weights"
