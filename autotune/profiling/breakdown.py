@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from autotune.predict.step_cost import TERMS, StepWork
 from autotune.profiling.counted_cost import CostOfSteps
-from autotune.profiling.enough import LEAST_REQUESTS, lacking
+from autotune.profiling.enough import LEAST_REQUESTS, NOT_TOLD, lacking
 from autotune.profiling.schema import Breakdown
 from autotune.profiling.step_columns import Floats, StepColumns
 from autotune.records import RequestRecord
@@ -104,6 +104,8 @@ def breakdowns(
     ):
         if len(those) >= LEAST_REQUESTS:
             found.append(make(those, timeline))
+        elif make is ttft and len(answered) >= LEAST_REQUESTS and not scheduled:
+            partial.append(f"the breakdown of {name} is unknown: {NOT_TOLD}")
         else:
             partial.append(
                 lacking(f"the breakdown of {name}", "requests", LEAST_REQUESTS, len(those))

@@ -6,6 +6,8 @@ from __future__ import annotations
 # no 95th percentile.
 LEAST_STEPS = 20
 LEAST_REQUESTS = 20
+# Why nothing is known of the wait before a request ran.
+NOT_TOLD = "no record says when a request first ran, which those of an earlier release lack"
 
 
 def lacking(what: str, unit: str, least: int, have: int) -> str:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from autotune.predict.step_cost import StepWork
 from autotune.profiling.counted_cost import CostOfSteps
-from autotune.profiling.enough import LEAST_REQUESTS, lacking
+from autotune.profiling.enough import LEAST_REQUESTS, NOT_TOLD, lacking
 from autotune.profiling.evidence import LoadEvidence
 from autotune.profiling.kv_cache import seats
 from autotune.profiling.schema import Queueing
@@ -65,19 +65,14 @@ def queueing(
     elif any(r.first_scheduled is not None for r in requests):
         partial.append(lacking("the wait for a seat", "requests", LEAST_REQUESTS, len(waited)))
     else:
-        partial.append(
-            "the wait for a seat is unknown: no record says when a request first ran, which "
-            "those of an earlier release lack"
-        )
+        partial.append(f"the wait for a seat is unknown: {NOT_TOLD}")
     growth = stable = utilisation = busy = None
     if rate is None:
         partial.append(
             "utilisation and stability have no meaning: all requests were offered at once"
         )
     elif len(requests) < LEAST_REQUESTS:
-        partial.append(
-            lacking("utilisation and stability", "requests", LEAST_REQUESTS, len(requests))
-        )
+        partial.append(lacking("a verdict on the queue", "requests", LEAST_REQUESTS, len(requests)))
     else:
         busy = _busy_share(steps, first, last)
         growth = growth_of(requests, first, last)

@@ -21,6 +21,7 @@ from engine.loading import load_model
 from engine.parallel import all_or_none
 from engine.parallel_driver import DriverRanks, interrupts_wait
 from engine.quantize.quality import score_text
+from engine.step_record import StepRecord
 from tests.engine.rank_threads import on_ranks
 from tests.engine.tiny_models import TinyModel, make_tiny
 
@@ -73,6 +74,19 @@ def test_two_processes_serve_as_one_does_until_one_is_killed(
     (pid,) = ranks.workers.pids().values()
     assert tokens(llm, GREEDY) == tokens(whole, GREEDY)
     assert tokens(llm, SEEDED) == tokens(whole, SEEDED)
+
+    steps: list[StepRecord] = []
+    for each in (llm, whole):
+        each.engine.on_step = steps.append
+        tokens(each, GREEDY)
+        each.engine.on_step = None
+    divided, alone = steps[: len(steps) // 2], steps[len(steps) // 2 :]
+    for step in divided:
+        assert step.communication_seconds is not None
+        assert step.waiting_seconds is not None
+        assert 0 < step.communication_seconds < step.device_seconds
+        assert 0 <= step.waiting_seconds <= step.communication_seconds
+    assert {(step.communication_seconds, step.waiting_seconds) for step in alone} == {(0.0, 0.0)}
 
     knobs: dict[str, Any] = {"block_size": 8, "max_model_len": 64, "max_num_batched_tokens": 16}
     llm.reconfigure(**knobs, max_num_seqs=2)

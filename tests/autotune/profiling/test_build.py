@@ -172,7 +172,7 @@ def test_records_of_an_earlier_release_give_what_they_can() -> None:
     assert all(p.flops is None for p in found.phases)
     assert found.kv.fragmentation is None
     assert found.speculation is None
-    assert len([s for s in found.partial if "earlier release" in s]) == 2
+    assert len([s for s in found.partial if "earlier release" in s]) == 3
 
 
 def test_ranks_on_gpus_add_their_ceilings() -> None:

@@ -155,5 +155,5 @@ def test_a_few_requests_are_no_trend() -> None:
     steps = [step(0.0, 1.0, decode_sequences=1)]
     found, partial = queueing(LoadEvidence(records, steps), StepColumns.of(steps), CONFIG, COST)
     assert found.stable is found.utilisation is found.wait is None
-    assert "utilisation and stability needs at least 20 requests; has 19" in partial
+    assert "a verdict on the queue needs at least 20 requests; has 19" in partial
     assert "the wait for a seat needs at least 20 requests; has 19" in partial
