@@ -39,6 +39,15 @@ def recorded_outputs(evidence: LoadEvidence) -> dict[str, tuple[int, ...]]:
     return {r.request_id: r.output_token_ids for r in evidence.requests if r.output_token_ids}
 
 
+def recorded_drain_limit(evidence: LoadEvidence) -> float | None:
+    """Seconds after the last arrival at which the load gave up; None if nothing was given up."""
+    if not any(record.outcome == "timed_out" for record in evidence.requests):
+        return None
+    ends = [step.start + step.seconds for step in evidence.steps]
+    last = max(record.intended_send for record in evidence.requests)
+    return max(ends) - last if ends and max(ends) > last else None
+
+
 def changed_traffic(
     requests: Sequence[LoadRequest],
     *,

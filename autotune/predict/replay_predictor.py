@@ -24,6 +24,7 @@ from autotune.predict.pace import Pace, recorded_pace
 from autotune.predict.recorded_traffic import (
     changed_traffic,
     leading_requests,
+    recorded_drain_limit,
     recorded_outputs,
     recorded_requests,
 )
@@ -53,7 +54,7 @@ AT_ONCE_TOKENS = 4
 # that a probe measured alone lies so far from what it takes within a step.
 DRIFT = 0.03
 PROBE = 0.05
-# A trial is timed out by the load so long after the last arrival.
+# How long after the last arrival a load gives up, where it never came to that.
 DRAIN_LIMIT_S = 60.0
 
 
@@ -94,6 +95,8 @@ class ReplayPredictor:
         self._times: LoadTimes = load_times(evidence)
         self._pace = recorded_pace(evidence.steps, cost)
         self._outputs = recorded_outputs(evidence)
+        limit = recorded_drain_limit(evidence)
+        self._drain_limit = DRAIN_LIMIT_S if limit is None else limit
         tokens = max(FEWEST_TOKENS, int(budget_s * TOKENS_PER_SECOND / PLANNED_REPLAYS))
         requests = recorded_requests(evidence)
         self._paced = leading_requests(requests, tokens, FEWEST_REQUESTS)
@@ -214,21 +217,25 @@ class ReplayPredictor:
         )
         if key not in self._replays:
             pace = self._pace if rate_factor == 1.0 else self._pace.steady
+            # What all at once makes of it is asked of the engine, not of the load's patience.
+            limit = math.inf if rate_factor is None else self._drain_limit
             situation = self._situation(change, rate_factor)
             self._replays[key] = (
                 None
                 if situation is None
-                else self._replay(situation, pace.slowed(slower), keep_steps)
+                else self._replay(situation, pace.slowed(slower), limit, keep_steps)
             )
         return self._replays[key]
 
-    def _replay(self, situation: _Situation, pace: Pace, keep_steps: bool) -> Replayed:
+    def _replay(
+        self, situation: _Situation, pace: Pace, drain_limit: float, keep_steps: bool
+    ) -> Replayed:
         return replay(
             situation.requests,
             situation.config,
             situation.cost,
             situation.cache,
-            drain_limit=DRAIN_LIMIT_S,
+            drain_limit=drain_limit,
             outputs=self._outputs,
             times=self._times,
             pace=pace,

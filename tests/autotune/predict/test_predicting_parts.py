@@ -17,8 +17,10 @@ from autotune.predict.pace import Pace, recorded_pace
 from autotune.predict.recorded_traffic import (
     changed_traffic,
     leading_requests,
+    recorded_drain_limit,
     recorded_requests,
 )
+from autotune.predict.replay import replay
 from autotune.predict.served import served
 from autotune.profiling.evidence import LoadEvidence
 from autotune.profiling.schema import KvCache
@@ -27,9 +29,11 @@ from autotune.slo import parse_slo
 from autotune.workload.materialise import LoadRequest
 from engine.checkpoints.model_folder import open_model_folder
 from engine.config import EngineConfig
+from engine.engine import CacheShape
 from engine.kv_cache import num_blocks_for
 from engine.loading import DTYPES
 from engine.models.registry import decoder_spec
+from engine.step_record import StepRecord
 from tests.autotune.predict.played_profile import cost, play, requests
 
 CONFIG = with_default_model(EngineConfig(device="cpu"))
@@ -80,6 +84,31 @@ def test_leading_requests_stop_at_the_budget_but_are_not_too_few() -> None:
     load = [LoadRequest(str(i), float(i), (1,) * 16, 9) for i in range(30)]
     assert len(leading_requests(load, 100, 3)) == 10
     assert len(leading_requests(load, 1, 3)) == 3
+
+
+def test_when_a_load_gave_up_is_read_off_its_end() -> None:
+    load = requests(40, rate=8.0)
+    assert recorded_drain_limit(LoadEvidence(*_played(load, 60.0))) is None
+    records, steps = _played(load, 0.25)
+    assert any(r.outcome == "timed_out" for r in records)
+    found = recorded_drain_limit(LoadEvidence(records, steps))
+    assert found is not None
+    # The step under way at the limit is brought to its end.
+    assert 0.25 <= found < 0.25 + max(s.seconds for s in steps) + 1e-9
+
+
+def _played(
+    load: list[LoadRequest], drain_limit: float
+) -> tuple[list[RequestRecord], list[StepRecord]]:
+    played = replay(
+        load,
+        CONFIG,
+        cost(CONFIG),
+        CacheShape(4096, 2048),
+        drain_limit=drain_limit,
+        keep_steps=True,
+    )
+    return played.records, played.steps
 
 
 def test_the_loops_times_are_read_off_the_records() -> None:
