@@ -19,13 +19,15 @@ from autotune.prepared_load import prepare_load
 from autotune.quality import QualityMeter, is_reference
 from autotune.quality_guard import quality_entries, uncertain_limits
 from autotune.records import SCHEMA_VERSION, LimitResult, RunFolder, utc_now
+from autotune.search.windows import write_windows
 from autotune.traffic_options import TrafficOptions
+from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
 class BenchOutcome:
-    """What one bench measured, and under what."""
+    """What one bench measured, and under what; `requests` is what was offered."""
 
     config: EngineConfig
     model: dict[str, Any]
@@ -34,6 +36,7 @@ class BenchOutcome:
     slo_text: str
     slo: list[LimitResult]
     notes: list[str]
+    requests: list[LoadRequest]
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def bench(
         slo_text=str(load.slo),
         slo=load.slo.evaluate(measurement.metrics),
         notes=notes,
+        requests=load.requests,
     )
 
 
@@ -129,10 +133,11 @@ def claim_output(path: Path | None) -> Iterator[None]:
 
 
 def save(outcome: BenchOutcome, path: Path, command: Sequence[str]) -> None:
-    """Write `run.json`, `bench.json`, `requests.parquet` and `steps.parquet` into the folder."""
+    """Write `run.json`, `bench.json`, the records and what was offered into the folder."""
     folder = RunFolder(path)
     folder.write_part(0, outcome.measurement.records, outcome.measurement.steps)
     folder.merge_parts()
+    write_windows(folder, [outcome.requests])
     folder.write_json(path / "bench.json", outcome.metrics)
     folder.write_json(
         folder.run_json,

@@ -90,6 +90,9 @@ def profile_records(
         if calibrate and machine is None:
             machine, problem = _calibrate(config, run, say, stop or threading.Event())
             partial += problem
+        notes = chosen.notes
+        if machine is None and not calibrate:
+            notes = [*notes, "this run does not tell its machine's limits: --calibrate measures it"]
         built = build_profile(
             evidence,
             config,
@@ -103,7 +106,7 @@ def profile_records(
             # Samples of the same load; they are kept nowhere else.
             gpu=known.gpu if known is not None and known.source.trial == chosen.trial else None,
             created_at=utc_now(),
-            notes=chosen.notes,
+            notes=notes,
         )
         outcome = concluded(
             built,
