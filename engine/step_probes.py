@@ -24,9 +24,10 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2
 DECODES = (1, 2, 4, 16, 64)
 CONTEXTS = (32, 128, 512, 2048, 8192)
 # (new tokens, context) of a prompt chunk.
-CHUNKS = ((16, 16), (64, 64), (256, 256), (16, 256), (64, 1024), (512, 512), (256, 2048))
+CHUNKS = ((16, 16), (64, 64), (256, 256), (16, 256), (512, 512), (128, 1024))
 MOST_DECODE_TOKENS = 16384
 ROUNDS = 7
+NEEDED_ROUNDS = 3
 # Twice the work takes twice the time at most, but for caches that no longer hold it.
 PROPORTION = 1.5
 # Passes through layers are cut to about this long: beyond, arithmetic alone takes the time, and
@@ -213,7 +214,7 @@ def _sample_in_rounds(
     end: float,
     clock: Callable[[], float],
 ) -> None:
-    """Sample all tasks again and again until `end`; those that are needed at least once."""
+    """Sample all tasks again and again until `end`; needed ones `NEEDED_ROUNDS` times at least."""
     if decoder.device.type == "cuda":
         for each in (timed for task in tasks for timed in task.passes):
             each.running.append(_on_cuda(decoder.device, each.runs, nbytes))
@@ -223,7 +224,7 @@ def _sample_in_rounds(
     ordered = sorted(tasks, key=lambda task: not task.needed)
     for number in range(ROUNDS):
         for task in ordered:
-            if clock() > end and (number > 0 or not task.needed):
+            if clock() > end and (number >= NEEDED_ROUNDS or not task.needed):
                 break
             for timed in task.passes:
                 if number == 0:

@@ -152,7 +152,7 @@ def _ceilings(
     wanted = {"float": own, "int8": "int8", "fp8": fp8}[activation]
     share = budget_s / 4
     matmul: dict[str, float] = {}
-    for name in dict.fromkeys((own, "int8", wanted)):
+    for name in dict.fromkeys((own, wanted)):
         rate = matmul_rate(getattr(torch, name), device, share)
         if rate is not None:
             matmul[name] = rate
