@@ -75,9 +75,9 @@ def probe_linears(
 ) -> list[LinearTimes]:
     """Time the linear layers as they are, as method `own`, and in the forms of other methods.
 
-    `methods` in order of importance: where preparing them takes more than half of `budget_s`, the
-    rest is left out. The head is timed up to `most_sampled` rows; beyond, its time goes on as it
-    rose.
+    `methods` in order of importance: where preparing them takes more than half of `budget_s`, or
+    there is no memory for them, the rest is left out. The head is timed up to `most_sampled` rows;
+    beyond, its time goes on as it rose.
     """
     begin = clock()
     with torch.inference_mode():
@@ -86,7 +86,10 @@ def probe_linears(
             spent = clock() - begin
             if spent + spent / len(forms) > budget_s / 2:
                 break
-            forms.append(random_layers(decoder, method))
+            try:
+                forms.append(random_layers(decoder, method))
+            except torch.OutOfMemoryError:  # what is loaded leaves no room beside it
+                break
         ladder = row_ladder(most_rows)
         tasks = []
         for rows in ladder:
@@ -128,7 +131,10 @@ def probe_attention(
     budget_s: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, AttentionTimes]:
-    """Time attention over caches of the dtypes, by their names; `longest` context in tokens."""
+    """Time attention over caches of the dtypes, by their names; `longest` context in tokens.
+
+    Those that there is no memory for are left out, the last first.
+    """
     decodes = [
         (count, context)
         for count in DECODES
@@ -143,10 +149,15 @@ def probe_attention(
     with torch.inference_mode():
         end = clock() + budget_s
         most = max(count * context for count, context in shapes)
-        layers = [
-            AttentionLayers.make(decoder, dtype, block_size, most)
-            for dtype in cache_dtypes.values()
-        ]
+        caches: dict[str, AttentionLayers] = {}
+        for name, dtype in cache_dtypes.items():
+            try:
+                caches[name] = AttentionLayers.make(decoder, dtype, block_size, most)
+            except torch.OutOfMemoryError:  # what is loaded leaves no room beside it
+                break
+        if not caches:
+            return {}
+        layers = list(caches.values())
         tasks = []
         for place, (number, context) in enumerate(shapes):
             is_chunk = place >= len(decodes)
@@ -154,7 +165,7 @@ def probe_attention(
             passes = [_Pass(each.runs(decoder, lens, context)) for each in layers]
             tasks.append(_Task(passes, needed=is_chunk or (number, context) in ends))
         _sample_in_rounds(decoder, tasks, layers[0].caches[0].nbytes, end, clock)
-    times = {name: AttentionTimes() for name in cache_dtypes}
+    times = {name: AttentionTimes() for name in caches}
     for place, ((number, context), task) in enumerate(zip(shapes, tasks, strict=True)):
         for each, entry, timed in zip(layers, times.values(), task.passes, strict=True):
             if not timed.running:

@@ -147,3 +147,25 @@ def test_a_point_that_was_disturbed_is_held_to_what_is_larger_and_smaller() -> N
                 assert seconds == truth[size]
     calm = [(n, c, float(n * c), truth[n, c]) for n, c in sizes]
     assert step_probes._plausible(calm) == [truth[size] for size in sizes]
+
+
+def test_what_has_no_room_beside_the_model_is_left_out(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    decoder = tiny.decoder()
+    monkeypatch.setattr(step_probes, "random_layers", full)
+    times = probe_linears(decoder, "none", ["int8"], 4, 4, 0.1)
+    assert [entry.method for entry in times] == ["none"]
+    make = AttentionLayers.make
+
+    def only_own(decoder: object, dtype: torch.dtype, *rest: object) -> AttentionLayers:
+        return full() if dtype == torch.int8 else make(decoder, dtype, *rest)  # type: ignore[arg-type,return-value,func-returns-value]
+
+    monkeypatch.setattr(AttentionLayers, "make", only_own)
+    dtypes = {"auto": torch.float32, "int8": torch.int8}
+    assert list(probe_attention(decoder, dtypes, 8, 40, 2, 0.1)) == ["auto"]
+    monkeypatch.setattr(AttentionLayers, "make", full)
+    assert probe_attention(decoder, dtypes, 8, 40, 2, 0.1) == {}
