@@ -107,7 +107,10 @@ def report_page(evidence: Evidence) -> str:
         unjudged=unjudged(evidence.diagnosis),
         advice=advice_rows(evidence.advice),
         first=first_advice(evidence.advice),
-        infeasible=infeasible_rows(evidence.advice),
+        # After a search it is the winner that tells; the advice was of the default.
+        infeasible=infeasible_rows(
+            evidence.result if "infeasible" in evidence.result else evidence.advice
+        ),
         advice_notes=[str(note) for note in sequence(evidence.advice.get("notes"))],
         scoreboard=scoreboard_figure(mapping(evidence.result.get("scoreboard"))),
         notes=pages.run_notes(evidence),

@@ -7,8 +7,10 @@ what it was advised and does not find out anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,7 +86,7 @@ def advise_search(
         try:
             drawn = draw_up_advice(prepared, folder, searched[0], machine, prediction_s)
         except Exception as error:  # the search, and what was measured, must not be lost to it
-            reason = f"a fault of ours ({type(error).__name__}: {error})"
+            reason = f"a fault of ours ({_traced(folder, error)})"
     if reason is not None:
         note(f"the search begins without advice: {reason}")
     advice: list[dict[str, Any]] = []
@@ -160,8 +162,16 @@ def infeasible_winner(
         slo = prepared.options.parsed_slo
         return [asdict(item) for item in infeasible_limits(profile, slo, predictor, ())]
     except Exception as error:  # the verdict stands without it
-        note(f"what the SLO would need is not known: {type(error).__name__}: {error}")
+        note(f"what the SLO would need is not known, a fault of ours ({_traced(folder, error)})")
         return []
+
+
+def _traced(folder: RunFolder, error: Exception) -> str:
+    """Keep a fault's traceback where the trial process keeps its own; returns what to say of it."""
+    log = folder.path / "trials.log"
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    return f"{type(error).__name__}: {error}; {log.name} has its traceback"
 
 
 def _profile(

@@ -272,6 +272,7 @@ def test_a_fault_in_the_advice_costs_no_measurement(
     run = tune(advised(), tmp_path / "out")
     assert len(searched(tmp_path / "out")) == 4
     assert any("without advice: a fault of ours" in note for note in run["result"]["notes"])
+    assert "KeyError: 'surprise'" in (tmp_path / "out" / "trials.log").read_text()
     assert run["advice"]["given"] is False
 
 
