@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from autotune.predict.predictor import Predictor
 
 
+# Rates between which a prediction of goodput is taken to hold.
+_OTHER_LOAD = 1.05
+
+
 def advise(
     profile: Profile,
     diagnosis: Diagnosis,
@@ -64,9 +68,9 @@ def advise(
     breaking: list[str] = []
     for candidate in called:
         item = _judged(candidate, facts, predictor, workload)
-        metrics = {f.metric for f in candidate.findings} | {binding_metric(diagnosis)}
+        metrics = {f.metric for f in candidate.findings} | {binding_metric(diagnosis), "goodput"}
         answered = [g for g in item.gains if g.metric in metrics]
-        if item.gain is not None and answered and not any(map(helps, answered)):
+        if answered and not any(map(helps, answered)):
             useless[candidate.row.title] = f"{max(g.value for g in answered):.2f}x"
             continue
         broken = _broken_limits(item, profile, slo)
@@ -148,7 +152,9 @@ def _gains(
     """What the predictor says of the change, and what the table says of whole metrics."""
     row = candidate.row
     gains: dict[str, PredictedGain] = {}
-    if predictor is not None:
+    if predictor is not None and row.sheds_load:
+        gains = _goodput(Change(knobs=dict(knobs)), predictor) if testable and knobs else {}
+    elif predictor is not None:
         replayed = predictor.basis == "replay"
         for change in changes_of(row, knobs, facts, testable=testable, replayed=replayed):
             found = predictor.gains(change)
@@ -163,6 +169,22 @@ def _gains(
         if factor is not None:
             gains[metric] = PredictedGain(metric, factor.value, factor.low, factor.high, "estimate")
     return tuple(gains.values())
+
+
+def _goodput(change: Change, predictor: Predictor) -> dict[str, PredictedGain]:
+    """Requests within the SLO after a change over those before it; refused ones are not.
+
+    The interval spans loads that differ from the profile's as two trials' may.
+    """
+    ratios = []
+    for rate in (1.0, 1 / _OTHER_LOAD, _OTHER_LOAD):
+        before, after = predictor.metrics(Change(), rate), predictor.metrics(change, rate)
+        shares = [(m or {}).get("slo_attainment") for m in (before, after)]
+        if not shares[0] or shares[1] is None:
+            return {}
+        ratios.append(shares[1] / shares[0])
+    gain = PredictedGain("goodput", ratios[0], min(ratios), max(ratios), predictor.basis)
+    return {"goodput": gain}
 
 
 def _based(gain: PredictedGain, change: Change) -> PredictedGain:

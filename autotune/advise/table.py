@@ -97,7 +97,8 @@ class Technique(_Strict):
     `opens` are values worth a search. `effects` are factors on terms of the cost: a number, [low,
     value, high], or a formula; `outcomes` are gains of whole metrics that no term expresses.
     `outside_reach` says why the bundled engine cannot measure it. `alternative_to` names
-    techniques that are as fast and come before it. `why` and `trade_off` may name facts in braces.
+    techniques that are as fast and come before it. One that `sheds_load` is judged by goodput,
+    since what it refuses has no latency. `why` and `trade_off` may name facts in braces.
     """
 
     id: str
@@ -117,6 +118,7 @@ class Technique(_Strict):
     source: str
     outside_reach: str | None = None
     alternative_to: list[str] = Field(default_factory=list)
+    sheds_load: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Technique:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.padding import Padding
@@ -36,6 +36,7 @@ _METRICS: Mapping[str, str] = {
     "throughput": "throughput",
     "cost": "cost",
     "memory": "memory",
+    "goodput": "goodput",
 }
 # Pieces of advice that are explained unless all are asked for.
 _EXPLAINED = 3
@@ -60,7 +61,7 @@ def print_advice(
         _print_table(advice, console)
         explained = advice.advice if show_all else _first_ones(advice)
         for item in explained:
-            _print_item(item, console, first=item.technique == advice.first)
+            _print_item(item, _own_why(item, diagnosis), console, item.technique == advice.first)
         left = len(advice.advice) - len(explained)
         if left > 0:
             console.print()
@@ -103,7 +104,9 @@ def _print_table(advice: AdviceList, console: Console) -> None:
     predicted = _metric(gains[0]) if gains else "predicted"
     for heading in ("", predicted, "confidence", "takes", "testable", "advice"):
         right = heading in ("", predicted)
-        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "advice")
+        wraps = heading == "advice"
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(heading, justify=justify, no_wrap=not wraps, overflow="fold")
     for position, item in enumerate(advice.advice, 1):
         table.add_row(
             str(position),
@@ -117,11 +120,19 @@ def _print_table(advice: AdviceList, console: Console) -> None:
     console.print(table)
 
 
-def _print_item(item: Advice, console: Console, *, first: bool) -> None:
+def _own_why(item: Advice, diagnosis: Diagnosis) -> str:
+    """Why the technique helps, without the finding's sentence, which was told already."""
+    worst = {finding.metric: finding.sentence for finding in reversed(diagnosis.findings)}
+    told = (sentence for sentence in worst.values() if item.why.startswith(sentence))
+    return item.why.removeprefix(next(told, "")).strip()
+
+
+def _print_item(item: Advice, why: str, console: Console, first: bool) -> None:
     console.print()
     head = Text("Do first: " if first else "", style="bold green")
     console.print(head.append(item.title, style="bold"), soft_wrap=True)
-    _indented(Text(item.why), console)
+    if why:
+        _indented(Text(why), console)
     others = [gain for gain in item.gains if gain is not item.gain]
     if others:
         _labelled("also", "; ".join(_gain(gain) for gain in others), console)

@@ -277,3 +277,25 @@ def test_limits_that_cannot_be_met_are_listed_with_the_advice() -> None:
     assert [item.limit for item in advice.infeasible] == ["tpot<1ms"]
     assert advice.infeasible[0].bound is not None
     assert advice.infeasible[0].bound > 0.001
+
+
+class _Refusing(Told):
+    """A bounded queue leaves more requests within the SLO."""
+
+    def metrics(
+        self, change: Change = situations.NO_CHANGE, rate_factor: float | None = 1.0
+    ) -> dict[str, Any]:
+        return {"slo_attainment": (0.6 if change.knobs else 0.2) / (rate_factor or 1.0)}
+
+
+def test_refusing_requests_is_judged_by_goodput_and_not_by_who_was_let_in() -> None:
+    advice = advised(
+        profile(), ("ttft", "queue_saturation"), told=_Refusing(lambda _: 9.0), binding="ttft"
+    )
+    item = by_name(advice)["admission_control"]
+    assert item.gain is None
+    assert [g.metric for g in item.gains] == ["goodput"]
+    assert item.gains[0].value == pytest.approx(3.0)
+    assert advice.first != "admission_control"
+    useless = advised(profile(), ("ttft", "queue_saturation"), binding="ttft")
+    assert "goodput" not in {g.metric for a in useless.advice for g in a.gains}
