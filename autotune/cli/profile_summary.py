@@ -50,7 +50,7 @@ def print_profile(profile: Profile, diagnosis: Diagnosis, console: Console | Non
     console = console or data_console()
     console.print(Text(_headline(profile), style="bold"), soft_wrap=True)
     for line in _metrics(profile):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
     _print_phases(profile, console)
     for breakdown in profile.breakdowns:
         _print_breakdown(breakdown, console)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autotune.cli.console import message_console, note, print_json
+from autotune.cli.default_folder import default_folder
 from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
@@ -183,7 +182,7 @@ def run(
             advice=advice,
         )
         options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
-        folder = output or _default_folder(knobs.get("model", ""))
+        folder = output or default_folder(knobs.get("model", ""))
     _tune_and_report(options, folder, as_json, tasks)
 
 
@@ -295,11 +294,6 @@ def _say_what_is_ignored(context: typer.Context) -> None:
 def _on_command_line(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _default_folder(model: str) -> Path:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name) or "embedded"
-    return Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
 def _narrowing(texts: list[str]) -> dict[str, list[Any]]:
