@@ -9,7 +9,46 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from autotune.profiling.machine_schema import (
+    AttentionProbe,
+    Ceilings,
+    Gpu,
+    GpuSample,
+    LinearProbe,
+    Part,
+    Probes,
+    StepFit,
+)
+
+__all__ = [
+    "PROFILE_VERSION",
+    "AcceptancePosition",
+    "AttentionProbe",
+    "Bound",
+    "Breakdown",
+    "Ceilings",
+    "Communication",
+    "Gpu",
+    "GpuSample",
+    "Host",
+    "Imbalance",
+    "KvCache",
+    "LinearProbe",
+    "ModelFacts",
+    "Phase",
+    "PhaseName",
+    "Probes",
+    "Profile",
+    "Queueing",
+    "SeriesPoint",
+    "Source",
+    "Speculation",
+    "Spread",
+    "StepFit",
+    "Traffic",
+]
 
 PROFILE_VERSION = 1
 
@@ -17,11 +56,7 @@ PhaseName = Literal["prefill", "decode", "mixed"]
 Bound = Literal["compute", "bandwidth", "overhead"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Part):
+class Source(Part):
     """Where the profile comes from.
 
     `run`: the workload was run for it; `records`: a finished run or bench was read; `metrics`: a
@@ -36,7 +71,7 @@ class Source(_Part):
     window_s: float | None = None
 
 
-class ModelFacts(_Part):
+class ModelFacts(Part):
     """The model's arithmetic, as served. Sizes are the whole model's, over all its ranks together.
 
     `matmul_parameters` take part in a token's matrix products (of a mixture of experts those that
@@ -80,25 +115,7 @@ class ModelFacts(_Part):
     kv_block_bytes: float = 0.0
 
 
-class Ceilings(_Part):
-    """What the device was measured to do: bytes/s and operations/s.
-
-    `bandwidth` is that of main memory, `working_set_bandwidth` that of a buffer as large as the
-    weights, which a cache may hold. `matmul` is by dtype; `compute_dtype` is the one that the
-    engine multiplies in. The ridge, in operations per byte, is `matmul[compute_dtype]` over
-    `working_set_bandwidth`.
-    """
-
-    bandwidth: float
-    working_set_bandwidth: float
-    matmul: dict[str, float]
-    compute_dtype: str
-    ridge: float
-    launch_cost_s: float | None = None
-    graph_launch_cost_s: float | None = None
-
-
-class Phase(_Part):
+class Phase(Part):
     """All steps of one kind. A mixed step has prompt chunks and decodes.
 
     `share` is of the time of all steps. `mean_batch` counts sequences a step, `tokens` all that the
@@ -126,7 +143,7 @@ class Phase(_Part):
     bound: Bound | None = None
 
 
-class Spread(_Part):
+class Spread(Part):
     """Statistics of a quantity over requests or steps."""
 
     mean: float
@@ -136,7 +153,7 @@ class Spread(_Part):
     max: float
 
 
-class Traffic(_Part):
+class Traffic(Part):
     """What arrived: `arrival_cv` is the coefficient of variation of the gaps (1 for Poisson).
 
     `dispersion` is the variance over the mean of arrivals per `dispersion_window_s` (1 for
@@ -162,7 +179,7 @@ class Traffic(_Part):
     texts: bool | None = None
 
 
-class KvCache(_Part):
+class KvCache(Part):
     """The KV cache: occupancy is blocks owned by requests over all blocks.
 
     `fragmentation` is the share of owned slots that hold no token. `hit_rate` is prompt tokens
@@ -189,7 +206,7 @@ class KvCache(_Part):
     seats: float | None = None
 
 
-class Queueing(_Part):
+class Queueing(Part):
     """Waiting before the first step.
 
     `busy_share` is step time over wall time while requests arrive; `utilisation` the offered over
@@ -216,7 +233,7 @@ class Queueing(_Part):
     stable: bool | None = None
 
 
-class Host(_Part):
+class Host(Part):
     """Time that the device idles between steps because the host works.
 
     `share` is host seconds over step seconds, `per_step_s` the median of a step's host time,
@@ -230,7 +247,7 @@ class Host(_Part):
     scheduler_share: float
 
 
-class Communication(_Part):
+class Communication(Part):
     """Collectives among ranks: their share of device time, and how long the slowest is waited for.
 
     `imbalance` is the part of the collectives' time beyond what an idle collective takes: ranks
@@ -243,14 +260,14 @@ class Communication(_Part):
     imbalance: float | None = None
 
 
-class Imbalance(_Part):
+class Imbalance(Part):
     """How unequal steps are: coefficients of variation of step time and tokens by phase-mix."""
 
     step_time_cv: float
     step_tokens_cv: float
 
 
-class AcceptancePosition(_Part):
+class AcceptancePosition(Part):
     """Drafts that reached position `position` (from 1), and how many were right there."""
 
     position: int
@@ -258,7 +275,7 @@ class AcceptancePosition(_Part):
     accepted: int
 
 
-class Speculation(_Part):
+class Speculation(Part):
     """A dry run of prompt lookup on the recorded tokens: what n-gram drafts would have got.
 
     `tokens_per_step` is accepted drafts plus the model's own token, by the number of draft tokens
@@ -274,15 +291,16 @@ class Speculation(_Part):
     synthetic_prompts: bool = False
 
 
-class Breakdown(_Part):
+class Breakdown(Part):
     """Where the time of one metric goes; `parts` are shares by component and sum to 1.
 
     Of TTFT and TPOT it is of the requests' own time, of throughput of wall time. Components:
-    `queue` (waiting for a seat), `prefill_linear`, `prefill_attention` (its own prompt),
-    `interference` (steps longer through others' prompt chunks, and chunks of others before its
-    own), `weights` (linear layers of decodes while memory bounds them), `linear_compute` (while
-    arithmetic does), `kv_reads` (decode attention), `host`, `communication`, `preempted` (waiting
-    and computing again), `other` (device time that the fitted cost does not explain), `idle`.
+    `queue` (waiting for a seat, beyond the end of a step under way), `prefill_linear` and
+    `prefill_attention` (its own prompt), `interference` (steps longer through others' prompt
+    chunks, and chunks of others before its own), `weights` (linear layers while memory bounds
+    them), `linear_compute` (those of decodes while arithmetic does), `kv_reads` (decode attention),
+    `host`, `communication`, `preempted` (waiting and
+    computing again), `other` (device time that the fitted cost does not explain), `idle`.
     """
 
     metric: Literal["ttft", "tpot", "throughput"]
@@ -290,83 +308,7 @@ class Breakdown(_Part):
     parts: dict[str, float]
 
 
-class StepFit(_Part):
-    """Cost of a step fitted to the records; see `autotune.predict.step_cost`.
-
-    `coefficients` by term; `median_error` and `p90_error` are relative, of held-out steps.
-    """
-
-    coefficients: dict[str, float]
-    median_error: float
-    p90_error: float
-    steps: int
-
-
-class LinearProbe(_Part):
-    """Seconds of all linear layers of a forward pass, the head apart, measured by rows of a step.
-
-    `head` is the output head at the same rows. One entry a quantization method.
-    """
-
-    method: str
-    rows: list[int]
-    layers_s: list[float]
-    head_s: list[float]
-
-
-class AttentionProbe(_Part):
-    """Seconds of the attention of all layers, by cache dtype.
-
-    Decodes: each point is (sequences, context tokens of each): seconds. Prompt chunks: each point
-    is (new tokens, context tokens with them): seconds.
-    """
-
-    kv_cache_dtype: str
-    sequences: list[int]
-    contexts: list[int]
-    seconds: list[float]
-    chunk_tokens: list[int] = Field(default_factory=list)
-    chunk_contexts: list[int] = Field(default_factory=list)
-    chunk_seconds: list[float] = Field(default_factory=list)
-
-
-class Probes(_Part):
-    """What parts of a step cost with each method that is offered here, measured alone."""
-
-    linears: list[LinearProbe] = Field(default_factory=list)
-    attention: list[AttentionProbe] = Field(default_factory=list)
-    seconds: float = 0.0
-
-
-class GpuSample(_Part):
-    """One reading; watts, Hz, bytes, bytes/s."""
-
-    at_s: float
-    index: int
-    power_watts: float | None = None
-    clock_sm_hz: int | None = None
-    clock_memory_hz: int | None = None
-    temperature_celsius: int | None = None
-    memory_used_bytes: int | None = None
-    utilisation: float | None = None
-    pcie_rx_bytes_per_s: float | None = None
-    pcie_tx_bytes_per_s: float | None = None
-    throttled_by: list[str] = Field(default_factory=list)
-
-
-class Gpu(_Part):
-    """Samples of the GPUs during the load; `throttled_share` of samples had a slowing reason."""
-
-    samples: list[GpuSample]
-    interval_s: float
-    power_mean_watts: float | None = None
-    power_limit_watts: float | None = None
-    clock_ratio: float | None = None
-    throttled_share: float | None = None
-    throttle_reasons: dict[str, float] = Field(default_factory=dict)
-
-
-class SeriesPoint(_Part):
+class SeriesPoint(Part):
     """The engine at one moment of the load, for pictures; at most some hundred of them."""
 
     at_s: float
@@ -375,7 +317,7 @@ class SeriesPoint(_Part):
     occupancy: float | None
 
 
-class Profile(_Part):
+class Profile(Part):
     """A whole profile; see the parts. `metrics` has the keys of `bench --json`."""
 
     profile_version: int = PROFILE_VERSION
