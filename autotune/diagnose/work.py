@@ -228,8 +228,8 @@ def overhead_causes(profile: Profile, metric: str, share: float) -> list[Cause]:
     erratic = None
     if fit.median_error > ERRATIC_STEPS:
         erratic = (
-            f"steps of equal work differ by {percent(fit.median_error)} and more, so measure "
-            "again when nothing else runs here"
+            f"half of the steps are off by {percent(fit.median_error)} or more from what their "
+            "work explains, so measure again when nothing else runs here"
         )
     return [
         Cause(
