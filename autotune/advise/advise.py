@@ -22,6 +22,7 @@ from autotune.advise.facts import Facts
 from autotune.advise.feasibility import infeasible_limits
 from autotune.advise.rank import confidence_of, first_of, harms, helps, ranked
 from autotune.advise.table import Table, Technique, factor_of, load_table
+from autotune.advise.topics import topic_of
 from autotune.diagnose.finding import Diagnosis
 from autotune.predict.change import Change
 from autotune.predict.gain import PredictedGain
@@ -249,6 +250,9 @@ def _notes(useless: Mapping[str, str], unjudged: Mapping[str, Sequence[str]]) ->
         told = ", ".join(f"{title} ({gain})" for title, gain in useless.items())
         notes.append(f"Predicted to make nothing better here, and left out: {told}.")
     if unjudged:
-        missing = sorted({name for names in unjudged.values() for name in names})
-        notes.append(f"Not judged for want of {', '.join(missing)}: {', '.join(sorted(unjudged))}.")
+        missing = sorted({topic_of(name) for names in unjudged.values() for name in names})
+        notes.append(
+            f"Not judged, as the profile does not tell {', '.join(missing)}: "
+            f"{', '.join(sorted(unjudged))}."
+        )
     return notes

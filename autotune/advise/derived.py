@@ -230,12 +230,6 @@ def limited(facts: Facts) -> list[str]:
 
 
 @derived("truth")
-def quality_limited(facts: Facts) -> bool:
-    """Whether the promise limits the harm of a quantization."""
-    return facts.slo.needs_quality
-
-
-@derived("truth")
 def seats_bind(facts: Facts) -> bool | None:
     """Whether requests waited while every seat (max_num_seqs) was taken."""
     share = facts.profile.queueing.at_seat_limit_share

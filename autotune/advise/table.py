@@ -26,7 +26,8 @@ from pydantic import (
 from autotune.advise.advice import Effort
 from autotune.advise.conditions import Condition, Scalar
 from autotune.advise.facts import Facts, kind_of
-from autotune.advise.formulas import FORMULAS, KNOB_FORMULAS, formula_arguments
+from autotune.advise.formulas import FORMULAS, formula_arguments
+from autotune.advise.knob_formulas import KNOB_FORMULAS
 from autotune.diagnose.finding import Bottleneck, Metric
 from autotune.errors import BadInput
 from autotune.predict.change import Factor, Term
@@ -49,7 +50,7 @@ class NamedFormula(_Strict):
     def _check(self) -> NamedFormula:
         if self.formula not in FORMULAS:
             raise ValueError(f"{self.formula} is no formula; there are {', '.join(FORMULAS)}")
-        taken = formula_arguments(FORMULAS, self.formula)
+        taken = formula_arguments(self.formula)
         if not set(self.arguments) <= taken:
             raise ValueError(f"{self.formula} takes {', '.join(sorted(taken)) or 'no arguments'}")
         return self

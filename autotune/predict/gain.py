@@ -17,8 +17,8 @@ WORSE_BELOW, BETTER_ABOVE = 0.95, 1.05
 class PredictedGain:
     """Ratio of a metric's values without and with a change, so that above 1 is better.
 
-    `metric` is one of ttft, tpot, e2e, throughput, cost, memory; `statistic` names the latency's
-    (`p95`, `mean`). `low` and `high` bound the central 90%.
+    `metric` is one of ttft, tpot, itl, e2e, throughput, cost, memory, goodput; `statistic`
+    names a latency's (`p95`, `mean`). `low` and `high` bound the central 90%.
     """
 
     metric: str

@@ -205,7 +205,7 @@ def test_another_servers_profile_has_nothing_to_test_and_names_what_it_lacks() -
     advice = advised(served, ("tpot", "decode_weights"), ("ttft", "poor_prefix_reuse"))
     assert advice.advice
     assert not any(item.testable for item in advice.advice)
-    assert any("Not judged" in note and "device" in note for note in advice.notes)
+    assert any("Not judged" in note and "the hardware" in note for note in advice.notes)
 
 
 def test_memory_of_an_unmeasured_model_is_judged_by_its_weights() -> None:

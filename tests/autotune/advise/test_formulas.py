@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.advise.formulas import FORMULAS, KNOB_FORMULAS
+from autotune.advise.formulas import FORMULAS
+from autotune.advise.knob_formulas import KNOB_FORMULAS
 from autotune.advise.speculation import drafts_for_load, expected_tokens, speculative_speedup
 from autotune.predict.change import Factor
 from autotune.profiling.schema import Communication, KvCache, Queueing, Speculation, Spread
