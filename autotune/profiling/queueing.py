@@ -30,6 +30,7 @@ _NEGLIGIBLE = 0.05
 # Below it what grows is the number of long answers under way, not a queue.
 _CLEARLY_SUSTAINED = 0.8
 _JUST_SUSTAINED = 0.99
+_SAMPLED_STEPS = 2000
 
 
 class Growth(NamedTuple):
@@ -77,7 +78,7 @@ def queueing(
         busy = _busy_share(steps, first, last)
         growth = growth_of(requests, first, last)
         work = None if cost is None else service_seconds(requests, steps, config, cost)
-        offered = None if work is None else rate * work
+        offered = None if work is None else rate * work * _slowness(evidence, cost)
         stable = _is_stable(growth, rate, offered, steps, first, last)
         utilisation = _utilisation(offered, stable, requests, rate, first)
     waiting = steps.queue > 0
@@ -172,6 +173,16 @@ def service_seconds(
     )
     further = float((outputs - 1).mean())
     return _seconds(cost, prefill) / prompts + further * _seconds(cost, decode) / batch
+
+
+def _slowness(evidence: LoadEvidence, cost: CostOfSteps | None) -> float:
+    """How many times as long the load's steps took as their cost says, of a sample of them.
+
+    Something else may use the machine while a load runs, which probes alone do not tell.
+    """
+    sample = evidence.steps[:: max(1, len(evidence.steps) // _SAMPLED_STEPS)]
+    expected = sum(_seconds(cost, StepWork.of(step)) for step in sample) if cost else 0.0
+    return sum(step.seconds for step in sample) / expected if expected > 0 else 1.0
 
 
 def _seconds(cost: CostOfSteps, work: StepWork) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,16 @@ def test_long_answers_that_pile_up_without_a_queue_are_no_saturation() -> None:
     assert queue.stable
     assert queue.utilisation is not None
     assert queue.utilisation < 1
+
+
+def test_a_machine_that_was_slower_than_its_cost_says_is_as_busy_as_it_was() -> None:
+    evidence, config = served(poisson(60, 400, seed=13, outputs=(10, 60)), COST, max_num_seqs=16)
+    half = LinearCost(**{name: value / 2 for name, value in dataclasses.asdict(COST).items()})
+    columns = StepColumns.of(evidence.steps)
+    honest, _ = queueing(evidence, columns, config, COST)
+    deceived, _ = queueing(evidence, columns, config, half)
+    assert honest.utilisation is not None
+    assert deceived.utilisation == pytest.approx(honest.utilisation)
 
 
 def test_waits_are_from_the_intended_send_to_the_first_seat() -> None:
