@@ -90,7 +90,8 @@ def first_of(advice: Sequence[Advice]) -> str | None:
         return 0.0 if item.gain is None else _expected(item.gain) * _TRUST[item.confidence]
 
     best = max(map(worth, good))
-    enough = [a for a in good if worth(a) >= _ENOUGH * best]
+    # Half of a best that is itself below nothing would leave none.
+    enough = [a for a in good if worth(a) >= min(best, _ENOUGH * best)]
     return min(enough, key=lambda a: (EFFORTS.index(a.effort), -worth(a))).technique
 
 

@@ -24,6 +24,12 @@ MIN_PAIRS = 3
 SERVED_SHARE = 0.95
 
 _LATENCIES = ("ttft", "tpot", "itl", "e2e")
+# By metric the key of what a trial measured of it: a cost shrinks as tokens for the money grow.
+_RATES = {
+    "throughput": "output_tokens_per_s",
+    "cost": "goodput_tokens_per_s",
+    "goodput": "goodput_requests_per_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +142,10 @@ def _measured(
     failed = next((t for t in tried if t.metrics is None), None)
     if failed is not None:
         return f"trial {failed.number} failed: {failed.reason or failed.outcome}"
-    if metric not in (*_LATENCIES, "throughput", "cost"):
+    if metric not in (*_LATENCIES, *_RATES):
         return f"trials do not measure {metric}"
-    if capacity and metric in _LATENCIES:
-        return "each trial of a capacity search bears another load, so latencies do not compare"
+    if capacity and metric in (*_LATENCIES, "goodput"):
+        return f"each trial of a capacity search bears another load, so their {metric} says nothing"
     pairs = _pairs(default, trials, tried)
     values = [
         (_value(a, metric, statistic, capacity), _value(b, metric, statistic, capacity))
@@ -147,11 +153,10 @@ def _measured(
     ]
     if any(not a or not b for a, b in values):
         return f"{metric} was not measured in both"
-    if not capacity and not at_once and metric not in _LATENCIES:
+    if not capacity and not at_once and metric in ("throughput", "cost"):
         served = [t for pair in pairs for t in pair if _served(t)]
         if served:
             return "what arrives bounds the throughput here; --rate inf shows what the engine could"
-    # Latency and cost get better as they shrink; a cost here is told as the tokens for the money.
     maximise = metric not in _LATENCIES
     return _gain(
         [a for a, _ in values if a],
@@ -218,23 +223,21 @@ def _ratio_interval(
 
 def _value(trial: TrialRecord, metric: str, statistic: str | None, capacity: bool) -> float | None:
     metrics = trial.metrics or {}
-    if capacity:
-        value = metrics.get("capacity_requests_per_s")
-    elif metric == "throughput":
-        value = metrics.get("output_tokens_per_s")
-    elif metric == "cost":
-        value = metrics.get("goodput_tokens_per_s")
-    else:
+    if metric in _LATENCIES:
         value = (metrics.get(metric) or {}).get(statistic or "mean")
+    else:
+        value = metrics.get("capacity_requests_per_s" if capacity else _RATES[metric])
     return None if value is None else float(value)
 
 
 def _interval(trial: TrialRecord, metric: str, statistic: str | None) -> list[float] | None:
-    """The bootstrap interval of a latency; a throughput has none from a single trial."""
-    of = (trial.metrics or {}).get(metric)
-    if metric not in _LATENCIES or not isinstance(of, Mapping):
-        return None
-    interval: list[float] | None = (of.get("intervals") or {}).get(statistic or "mean")
+    """The interval of a latency or of goodput; a throughput has none from a single trial."""
+    metrics = trial.metrics or {}
+    if metric in _LATENCIES:
+        known, name = (metrics.get(metric) or {}).get("intervals"), statistic or "mean"
+    else:
+        known, name = metrics.get("intervals"), _RATES[metric]
+    interval: list[float] | None = (known or {}).get(name)
     return interval
 
 

@@ -103,3 +103,5 @@ def test_the_first_step_is_the_easiest_that_is_worth_it() -> None:
     assert first_of([]) is None
     assert first_of([advice("harm", gain(0.5))]) is None
     assert first_of([advice("unknown", None)]) == "unknown"
+    # Promising in the middle and harmful at the lower bound: still the best there is.
+    assert first_of([advice("doubtful", gain(1.1, 0.3, 3.0))]) == "doubtful"

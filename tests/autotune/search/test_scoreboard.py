@@ -146,6 +146,20 @@ def test_throughput_that_arrivals_bound_scores_nothing() -> None:
     assert only(scoreboard([advice("throughput")], trials, at_once=True))["held"] is False
 
 
+def test_goodput_is_compared_at_the_load_that_both_were_offered() -> None:
+    interval = {"intervals": {"goodput_requests_per_s": [3.0, 5.0]}}
+    trials = [
+        trial(0, DEFAULT, goodput_requests_per_s=4.0, requests_per_s=9.9, **interval),
+        trial(1, INT4, goodput_requests_per_s=8.0, requests_per_s=9.9),
+    ]
+    measured = only(scoreboard([advice("goodput")], trials))["measured"]
+    assert (measured["value"], measured["low"]) == (pytest.approx(2.0), None)
+    trials[1] = trial(1, INT4, goodput_requests_per_s=8.0, **interval)
+    measured = only(scoreboard([advice("goodput")], trials))["measured"]
+    assert measured["low"] < 2.0 < measured["high"]
+    assert only(scoreboard([advice("goodput")], trials, capacity=True))["measured"] is None
+
+
 def test_cost_follows_the_tokens_within_the_slo() -> None:
     trials = [trial(0, DEFAULT), trial(1, INT4, goodput_tokens_per_s=100.0)]
     assert only(scoreboard([advice("cost")], trials))["measured"]["value"] == pytest.approx(2.0)
