@@ -6,6 +6,7 @@ The gain is a ratio, so that errors are told and added as those of its logarithm
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,21 @@ def bounds(
         logs = [math.log(end / value) for end in ends if end > 0]
         down, up = math.hypot(down, min(0.0, *logs, 0.0)), math.hypot(up, max(0.0, *logs, 0.0))
     return value * math.exp(-down), value * math.exp(up)
+
+
+def single_trials_spread(first: Sequence[float], second: Sequence[float]) -> float:
+    """Standard deviation of the log ratio of two single trials, about the mean of several of each.
+
+    Each side adds the variance of one trial, and of the mean that it is held against. The changed
+    side, of which there are few, is taken to spread at least as the other.
+
+    Args:
+        first: logarithms of a latency in replays of one trial with different chances.
+        second: those of the other trial.
+    """
+    spread = statistics.pstdev(first) if len(first) > 1 else 0.0
+    other = max(spread, statistics.stdev(second) if len(second) > 1 else 0.0)
+    return math.sqrt(spread**2 * (1 + 1 / len(first)) + other**2 * (1 + 1 / len(second)))
 
 
 def trial_noise(

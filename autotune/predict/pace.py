@@ -47,6 +47,14 @@ class Pace:
         """The mean at every moment, for traffic that takes another time."""
         return Pace(mean=self.mean, drift=self.drift)
 
+    def turned(self, windows: int) -> Pace:
+        """The same moments, of which so many of the last come first."""
+        if not self.factors:
+            return self
+        windows %= len(self.factors)
+        turned = self.factors[len(self.factors) - windows :] + self.factors[: -windows or None]
+        return replace(self, factors=turned)
+
     def slowed(self, factor: float) -> Pace:
         """Steps that take `factor` times as long at every moment."""
         factors = tuple(factor * f for f in self.factors)

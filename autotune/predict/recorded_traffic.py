@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 
 from autotune.profiling.evidence import LoadEvidence
@@ -75,6 +76,15 @@ def changed_traffic(
             output_tokens=max(1, round(request.output_tokens * output_tokens)),
         )
         for request in kept
+    ]
+
+
+def jittered(requests: Sequence[LoadRequest], most_s: float, seed: int) -> list[LoadRequest]:
+    """The same requests, each up to `most_s` seconds later."""
+    rng = random.Random(seed)
+    return [
+        dataclasses.replace(request, arrival_s=request.arrival_s + rng.uniform(0.0, most_s))
+        for request in requests
     ]
 
 

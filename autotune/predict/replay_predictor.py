@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autotune.measure import at_rate
-from autotune.metrics import compute_metrics, latencies
+from autotune.metrics import compute_metrics
 from autotune.predict.apply import UNMEASURED_KNOBS, NotPredictable, apply_change
 from autotune.predict.asked import latency_statistics
 from autotune.predict.cache_after import Served, cache_after
 from autotune.predict.change import Change, Factor, Term
+from autotune.predict.comparing import latency_logs, latency_ratio, served_per_second
 from autotune.predict.fit import step_cost
 from autotune.predict.gain import Basis, PredictedGain
-from autotune.predict.intervals import Z90, bounds, trial_noise
+from autotune.predict.intervals import Z90, bounds, single_trials_spread, trial_noise
 from autotune.predict.load_times import LoadTimes, load_times
 from autotune.predict.memory_need import memory_gain
 from autotune.predict.pace import Pace, recorded_pace
 from autotune.predict.recorded_traffic import (
     changed_traffic,
+    jittered,
     leading_requests,
     recorded_drain_limit,
     recorded_outputs,
@@ -33,8 +36,7 @@ from autotune.predict.served import served
 from autotune.predict.step_cost import StepCost
 from autotune.profiling.evidence import LoadEvidence
 from autotune.profiling.schema import Profile
-from autotune.records import RequestRecord
-from autotune.slo import Slo, statistic_of
+from autotune.slo import Slo
 from autotune.workload.materialise import LoadRequest
 from engine.config import KNOBS, EngineConfig
 from engine.engine import CacheShape
@@ -45,9 +47,13 @@ COST_KNOBS = ("quantization", "kv_cache_dtype", "block_size")
 # How much is replayed: a budget of a second pays for so many output tokens, shared by so many
 # replays. A constant rather than a clock, so that equal profiles give equal predictions.
 TOKENS_PER_SECOND = 60_000
-PLANNED_REPLAYS = 120
+PLANNED_REPLAYS = 160
 FEWEST_TOKENS = 2_000
 FEWEST_REQUESTS = 60
+# Trials alike differ by chance: by how much, so many replays with other chances tell, of the
+# default and of each change. Predicted is the middle of them.
+BASE_WOBBLES = 5
+CHANGED_WOBBLES = 3
 # With all requests at once batches are large, and a token takes so much less time to play.
 AT_ONCE_TOKENS = 4
 # Standard deviations of logarithms. Between two trials the machine itself changes its speed; a part
@@ -106,6 +112,8 @@ class ReplayPredictor:
         if all(request.arrival_s == 0.0 for request in requests):
             self._paced = self._at_once
         self._statistics = latency_statistics(slo, profile.metrics)
+        times = [step.seconds for step in evidence.steps]
+        self._step_s = statistics.median(times) if times else 0.0
         self._replays: dict[str, Replayed | None] = {}
         self._noise: dict[str, float] = {}
 
@@ -137,16 +145,23 @@ class ReplayPredictor:
         spread = math.exp(Z90 * self._step_spread(change))
         speeds = [self._play(change, 1.0, slower) for slower in (spread, 1 / spread)]
         ends = [self._play(end, 1.0) for end in _ends(change)]
+        before = [self._play(Change(), 1.0, wobble=i) for i in range(BASE_WOBBLES)]
+        after = [self._play(change, 1.0, wobble=i) for i in range(CHANGED_WOBBLES)]
         gains = []
         for metric, statistic in self._statistics.items():
-            value = _ratio(base, changed, metric, statistic)
+            value = latency_ratio(base, changed, metric, statistic)
             if value is None:
                 continue
             ranges = [
-                [r for c in plays if c and (r := _ratio(base, c, metric, statistic))]
+                [r / value for c in plays if c and (r := latency_ratio(base, c, metric, statistic))]
                 for plays in (speeds, ends)
             ]
-            low, high = bounds(value, ranges, self._noise_of(metric, statistic, base))
+            first = latency_logs(before, metric, statistic)
+            second = latency_logs(after, metric, statistic)
+            value = math.exp(statistics.fmean(first) - statistics.fmean(second))
+            chance = single_trials_spread(first, second)
+            noise = max(chance, self._noise_of(metric, statistic, base))
+            low, high = bounds(value, [[value * r for r in around] for around in ranges], noise)
             gains.append(PredictedGain(metric, value, low, high, "replay", statistic))
         gains += self._throughput(change)
         memory = memory_gain(self._profile, self._base, self._served(change), change.factors)
@@ -160,12 +175,12 @@ class ReplayPredictor:
         base, changed = self._play(Change(), None), self._play(change, None)
         if base is None or changed is None:
             return []
-        before, after = _served_per_second(base), _served_per_second(changed)
+        before, after = served_per_second(base), served_per_second(changed)
         if not before or not after:
             return []
         value = after / before / _value(change.factors, "requests")
         ends = [self._play(end, None) for end in _ends(change)]
-        told = [value * _served_per_second(play) / after for play in ends if play is not None]
+        told = [value * served_per_second(play) / after for play in ends if play is not None]
         # A step that takes longer makes so much less of it.
         low, high = bounds(value, [told], self._step_spread(change))
         price = _value(change.factors, "price")
@@ -203,6 +218,7 @@ class ReplayPredictor:
         rate_factor: float | None,
         slower: float = 1.0,
         keep_steps: bool = False,
+        wobble: int = 0,
     ) -> Replayed | None:
         """The replay of a change, its steps `slower` times as long; None if it is not possible."""
         key = json.dumps(
@@ -212,6 +228,7 @@ class ReplayPredictor:
                 rate_factor,
                 slower,
                 keep_steps,
+                wobble,
             ],
             sort_keys=True,
         )
@@ -220,6 +237,11 @@ class ReplayPredictor:
             # What all at once makes of it is asked of the engine, not of the load's patience.
             limit = math.inf if rate_factor is None else self._drain_limit
             situation = self._situation(change, rate_factor)
+            if wobble and situation is not None:
+                # Another trial has its slow moments elsewhere, and sends a little off.
+                pace = pace.turned(wobble * len(pace.factors) // BASE_WOBBLES)
+                later = jittered(situation.requests, self._step_s, self._seed + wobble)
+                situation = dataclasses.replace(situation, requests=later)
             self._replays[key] = (
                 None
                 if situation is None
@@ -370,19 +392,3 @@ def _is_same(change: Change, config: EngineConfig) -> bool:
     return not change.factors and all(
         getattr(config, name) == value for name, value in change.knobs.items()
     )
-
-
-def _ratio(base: Replayed, changed: Replayed, metric: str, statistic: str) -> float | None:
-    """A latency before over after, of the requests that finished in each."""
-    before, after = (_statistic(p.records, metric, statistic) for p in (base, changed))
-    return before / after if before and after else None
-
-
-def _statistic(records: Sequence[RequestRecord], metric: str, statistic: str) -> float | None:
-    values, _ = latencies(metric, [record for record in records if record.completed])
-    return statistic_of(values, statistic)
-
-
-def _served_per_second(played: Replayed) -> float:
-    finished = sum(record.completed for record in played.records)
-    return finished / played.duration if played.duration else 0.0

@@ -11,11 +11,12 @@ import pytest
 from autotune.model_info import with_default_model
 from autotune.predict.asked import latency_statistics
 from autotune.predict.cache_after import cache_after
-from autotune.predict.intervals import Z90, bounds, trial_noise
+from autotune.predict.intervals import Z90, bounds, single_trials_spread, trial_noise
 from autotune.predict.load_times import LoadTimes, load_times
 from autotune.predict.pace import Pace, recorded_pace
 from autotune.predict.recorded_traffic import (
     changed_traffic,
+    jittered,
     leading_requests,
     recorded_drain_limit,
     recorded_requests,
@@ -241,6 +242,33 @@ def test_trial_noise_is_what_two_trials_of_equal_requests_differ_by() -> None:
     assert noise == pytest.approx(math.sqrt(2) * 0.2 / math.sqrt(400), rel=0.35)
     assert trial_noise(played, played, "ttft", "p95", seed=0) == 0.0
     assert trial_noise(played[:3], played[:3], "ttft", "p95", seed=0) is None
+
+
+def test_single_trials_spread_by_their_own_chance_and_that_of_the_means() -> None:
+    first, second = [0.0, 0.2], [1.0, 1.4]
+    other = 0.4 / math.sqrt(2)
+    expected = math.sqrt(0.1**2 * 1.5 + other**2 * 1.5)
+    assert single_trials_spread(first, second) == pytest.approx(expected)
+    # A change of which little is known spreads as the default does.
+    assert single_trials_spread(first, [1.0]) == pytest.approx(math.sqrt(0.1**2 * (1.5 + 2)))
+    assert single_trials_spread([1.0, 1.0], [2.0, 2.0]) == 0.0
+
+
+def test_a_turned_pace_has_the_same_moments_elsewhere() -> None:
+    pace = Pace(1.5, 1.0, (1.0, 2.0, 3.0))
+    assert pace.turned(1).factors == (3.0, 1.0, 2.0)
+    assert pace.turned(3) == pace.turned(0) == pace
+    assert Pace().turned(2) == Pace()
+
+
+def test_jittered_requests_are_a_little_later_and_otherwise_the_same() -> None:
+    load = requests(20, rate=2.0)
+    later = jittered(load, 0.01, seed=1)
+    shifts = [b.arrival_s - a.arrival_s for a, b in zip(load, later, strict=True)]
+    assert all(0 <= shift <= 0.01 for shift in shifts)
+    assert len(set(shifts)) > 10
+    assert [r.token_ids for r in later] == [r.token_ids for r in load]
+    assert later == jittered(load, 0.01, seed=1) != jittered(load, 0.01, seed=2)
 
 
 def test_the_statistic_is_that_of_the_limit_that_is_furthest_missed() -> None:
