@@ -307,6 +307,19 @@ def price_ratio(facts: Facts, *, low: float, usual: float, high: float) -> Facto
 
 
 @_formula
+def without_others(facts: Facts) -> Factor | None:
+    """Device time on a quiet machine over today's, if others cause what no work explains.
+
+    What of it is small kernels stays, so that half of it is taken to go; the low end is all of it.
+    """
+    shares = [facts.number(f"breakdown.{m}.other") for m in ("tpot", "throughput", "ttft")]
+    known = [share for share in shares if share is not None]
+    if not known:
+        return None
+    return Factor(1 - known[0] / 2, max(0.05, 1 - known[0]), 1.0)
+
+
+@_formula
 def unthrottled(facts: Facts) -> Factor | None:
     """Device time at full clocks over today's: the mean clock over the highest one."""
     gpu = facts.profile.gpu

@@ -13,7 +13,14 @@ from autotune.advise.formulas import FORMULAS
 from autotune.advise.knob_formulas import KNOB_FORMULAS
 from autotune.advise.speculation import drafts_for_load, expected_tokens, speculative_speedup
 from autotune.predict.change import Factor
-from autotune.profiling.schema import Communication, KvCache, Queueing, Speculation, Spread
+from autotune.profiling.schema import (
+    Breakdown,
+    Communication,
+    KvCache,
+    Queueing,
+    Speculation,
+    Spread,
+)
 from tests.autotune.advise import situations
 
 
@@ -133,6 +140,9 @@ def test_other_factors_are_what_the_profile_says() -> None:
     assert value("repeated_requests").value == pytest.approx(1 - 0.31 / 2)
     unique = situations.profile(kv=KvCache(attainable_hit_rate=0.1))
     assert value("repeated_requests", unique).low == pytest.approx(0.9)
+    unexplained = [Breakdown(metric="tpot", seconds=0.1, parts={"other": 0.4, "weights": 0.6})]
+    disturbed = situations.profile(breakdowns=unexplained)
+    assert value("without_others", disturbed) == Factor(0.8, 0.6, 1.0)
     few = situations.profile(knobs={"num_threads": 2})
     assert value("cores_in_use", few).value == pytest.approx(2 / 8)
     # 32 layers of 12 kernels at 2 us beside 10 ms of host time.
