@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from autotune.hardware.detect import describe_hardware
+from autotune.profiling.file import read_profile
 from autotune.records import RunFolder
 from autotune.search.methods_offered import offer_for
 from autotune.search.objective import Objective
@@ -89,6 +90,15 @@ def test_run_leaves_a_verdict_a_report_and_configs(tmp_path: Path, autotune: Aut
     )
     config = EngineConfig.from_mapping(run["result"]["winner_config"])
     assert config.max_num_seqs in (2, 256)
+    # What the default's trial shows is on disk, and what followed from it was scored.
+    assert run["advice"]["given"], run["advice"]["reason"]
+    assert read_profile(path).source.trial == 0
+    assert json.loads(folder.diagnosis_json.read_text())["findings"]
+    advised = json.loads(folder.advice_json.read_text())["advice"]
+    testable = [item["technique"] for item in advised if item["testable"]]
+    board = run["result"]["scoreboard"]
+    assert [e["technique"] for e in (board or {"entries": []})["entries"]] == testable
+    assert answer["scoreboard"] == board
     assert {p.name for p in (path / "deploy").iterdir()} >= {"engine.yaml", "vllm.yaml"}
     assert not (path / "parts").exists()
     assert run["result"]["verdict"] in (path / "report.html").read_text().replace("&#39;", "'")
@@ -156,6 +166,7 @@ def test_config_that_does_not_fit_is_a_failed_trial_and_not_the_end(
     space.write_text(f"kv_cache_memory_bytes: [1, {1 << 26}]\n")
     done = autotune(
         *(*SHORT, "--trials", "2", "--search", "quantization=none", "-o", str(path), "--json"),
+        *("--no-advice",),
         *("--search", "max_num_seqs=256", "--space", str(space)),
         *("--kv-cache-memory-bytes", str(1 << 26)),
     )
@@ -173,6 +184,11 @@ def test_slo_that_nothing_can_meet_ends_with_4(tmp_path: Path, autotune: Autotun
     )
     assert done.returncode == 4, done.stderr
     assert "does not meet the SLO" in done.stdout
+    # The report says what would.
+    (infeasible,) = RunFolder(path).read_run()["result"]["infeasible"]
+    assert infeasible["limit"] == "ttft<1us"
+    assert infeasible["relaxations"]
+    assert infeasible["proof"] in done.stdout
     # The calibration offered all at once; the trials after it, in the same process, do not.
     calibration, *others = RunFolder(path).read_trials()
     assert calibration.kind == "calibration"
@@ -187,7 +203,7 @@ def test_capacity_is_a_rate_that_was_measured_to_hold(tmp_path: Path, autotune: 
     done = autotune(
         *("run", "--objective", "capacity", "--slo", "ttft<30s", "--rate", "2"),
         *("--duration", "3s", "--rounds", "2", "--finalists", "1", "--trials", "1"),
-        *("-o", str(path), "--json"),
+        *("-o", str(path), "--no-advice", "--json"),
     )
     assert done.returncode == 0, done.stderr
     trial: Any = RunFolder(path).read_trials()[0]
