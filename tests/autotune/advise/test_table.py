@@ -113,6 +113,7 @@ def everywhere() -> list[Facts]:
                 communication=Communication(ranks=2, share=0.4, imbalance=0.6),
             )
         )
+    found.append(situations.profile(situations.HOPPER, source=Source(kind="metrics")))
     every = situations.diagnosis(
         *(situations.finding(m, b) for m in METRICS for b in get_args(Bottleneck))
     )
