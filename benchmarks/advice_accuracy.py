@@ -17,18 +17,15 @@ import json
 import math
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autotune.advise.advise import advise
 from autotune.diagnose.diagnose import diagnose
 from autotune.hardware.detect import describe_hardware
-from autotune.load.open_loop import run_load
-from autotune.measure import Measurement, at_rate, measure
+from autotune.measure import Measurement
 from autotune.model_info import with_default_model
 from autotune.predict.change import Change
 from autotune.predict.gain import PredictedGain, direction
@@ -42,14 +39,11 @@ from autotune.records import utc_now
 from autotune.search.methods_offered import offer_for
 from autotune.slo import Slo, parse_slo, statistic_of
 from autotune.workload.materialise import LoadRequest
+from benchmarks.advice_engines import Engines, model_folder, offered
 from benchmarks.advice_situations import SITUATIONS, Situation
 from engine.config import EngineConfig
-from engine.engine import Engine
 from engine.errors import EngineError
-from engine.loading import LoadedModel, load_model
 
-DRAIN_LIMIT_S = 60.0
-WARM_REQUESTS = 4
 # Requests that the sustained rate is found with.
 BURST = 48
 # The caches of several engines lie in memory at once.
@@ -69,51 +63,6 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"scheduling_policy": "sjf"},
     {"batching_mode": "continuous"},
 )
-
-
-class Engines:
-    """Engines of one model, one for each set of weights, kept loaded."""
-
-    def __init__(self, base: EngineConfig) -> None:
-        self._base = base
-        self._loaded: dict[str, tuple[LoadedModel, Engine]] = {}
-
-    def loaded(self, config: EngineConfig) -> LoadedModel:
-        """The model with the weights of a config."""
-        return self._of(config)[0]
-
-    def engine(self, config: EngineConfig) -> Engine:
-        """An engine with this config."""
-        engine = self._of(config)[1]
-        now = engine.config
-        changes = {n: v for n, v in config.to_dict().items() if v != getattr(now, n)}
-        if changes:
-            engine.reconfigure(**changes)
-        return engine
-
-    def close(self) -> None:
-        """Give all memory back."""
-        for loaded, _ in self._loaded.values():
-            loaded.close()
-        self._loaded.clear()
-
-    def _of(self, config: EngineConfig) -> tuple[LoadedModel, Engine]:
-        key = config.quantization
-        if key not in self._loaded:
-            loaded = load_model(config)
-            self._loaded[key] = (loaded, loaded.engine(config))
-        return self._loaded[key]
-
-
-def offered(
-    engine: Engine, config: EngineConfig, requests: Sequence[LoadRequest], slo: Slo
-) -> Measurement:
-    """One measurement, warm."""
-    run_load(engine, at_rate(requests[:WARM_REQUESTS], None), drain_limit=DRAIN_LIMIT_S)
-    engine.clear_prefix_cache()
-    return measure(
-        engine, requests, slo=slo, config=config, drain_limit=DRAIN_LIMIT_S, seed=config.seed
-    )
 
 
 def value_of(measured: Measurement, gain: PredictedGain) -> float | None:
@@ -337,21 +286,6 @@ def _fared(gains: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def model_folder(name: str) -> Iterator[str]:
-    """The folder of a model: the embedded one's, or that of one with random weights."""
-    if name == "embedded":
-        yield ""
-        return
-    import torch
-
-    from benchmarks.engine_speed import LLAMA_135M, save_random_llama
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_random_llama(Path(folder), LLAMA_135M, torch.bfloat16)
-        yield folder
-
-
 def main() -> None:
     """Run and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -379,7 +313,7 @@ def main() -> None:
                     kv_cache_memory_bytes=CACHE_BYTES,
                 )
             )
-            engines = Engines(base)
+            engines = Engines()
             offer = offer_for(describe_hardware("cpu"), quantized=False).values
             machine = calibrate_machine(
                 engines.loaded(base),

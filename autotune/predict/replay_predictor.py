@@ -158,7 +158,11 @@ class ReplayPredictor:
             ]
             first = latency_logs(before, metric, statistic)
             second = latency_logs(after, metric, statistic)
-            value = math.exp(statistics.fmean(first) - statistics.fmean(second))
+            if len(first) < len(second):
+                continue
+            # Each change meets the chances that the default met, so that these cancel.
+            pairs = zip(first, second, strict=False)
+            value = math.exp(statistics.fmean(a - b for a, b in pairs))
             chance = single_trials_spread(first, second)
             noise = max(chance, self._noise_of(metric, statistic, base))
             low, high = bounds(value, [[value * r for r in around] for around in ranges], noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -100,6 +101,20 @@ def test_a_predicted_gain_is_that_of_the_changed_load(
         assert predicted.low <= real <= predicted.high
         assert predicted.statistic == "p95"
         assert predicted.basis == "replay"
+
+
+def test_a_change_without_effect_gains_exactly_nothing_on_an_uneven_machine() -> None:
+    profile, evidence = profiled(requests(70, rate=5.0))
+    uneven = [
+        dataclasses.replace(s, device_seconds=s.device_seconds * (1 + int(s.start) % 3))
+        for s in evidence.steps
+    ]
+    judge = predictor((profile, dataclasses.replace(evidence, steps=uneven)))
+    for metric in ("ttft", "tpot", "e2e"):
+        told = gain(judge.gains(Change({"max_num_seqs": 200})), metric)
+        assert told.value == 1.0
+        # Two trials of one configuration differ all the same.
+        assert told.low < 0.97 < 1.03 < told.high
 
 
 def test_throughput_is_that_of_all_requests_at_once() -> None:
