@@ -104,8 +104,10 @@ class SearchProgress:
         self, findings: Sequence[Mapping[str, Any]], advice: Sequence[Mapping[str, Any]]
     ) -> None:
         """Print what the default's trial shows, and the first of what it advises."""
-        worst = [f for f in findings if f["level"] != "low"][:SHOWN_FINDINGS]
-        for finding in worst:
+        severe = [f for f in findings if f["level"] != "low"]
+        # One bottleneck may hurt several metrics; it is told once.
+        worst = {f["bottleneck"]: f for f in reversed(severe)}
+        for finding in [f for f in severe if worst[f["bottleneck"]] is f][:SHOWN_FINDINGS]:
             self._console.print(Text(f"finding      {finding['sentence']}"), soft_wrap=True)
         for item in advice[:SHOWN_ADVICE]:
             line = Text(f"advice       {item['title']}: {describe_gain(item['gain'])}")

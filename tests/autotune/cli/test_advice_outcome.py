@@ -79,8 +79,13 @@ def test_a_limit_that_cannot_be_met_comes_with_what_would_be_enough() -> None:
 def test_findings_and_advice_are_told_before_they_are_followed() -> None:
     terminal, out = console()
     findings = [
-        {"level": "high", "sentence": "Decode streams the weights."},
-        {"level": "low", "sentence": "A trifle."},
+        {
+            "bottleneck": "decode_weights",
+            "level": "high",
+            "sentence": "Decode streams the weights.",
+        },
+        {"bottleneck": "decode_weights", "level": "medium", "sentence": "Of what is paid, too."},
+        {"bottleneck": "low_load", "level": "low", "sentence": "A trifle."},
     ]
     advice = [
         {"title": "int8 weights", "gain": GAIN, "testable": True},
