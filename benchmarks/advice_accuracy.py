@@ -2,8 +2,7 @@
 
 For every model and situation the default is profiled and advised on; then the default and every
 advised configuration are measured in turns, so that what else the machine does falls on all of
-them. A measured gain is the geometric mean over rounds of the ratio to the default measured next
-to it.
+them. A measured gain is the median over rounds of the ratio to the default measured next to it.
 
     python -m benchmarks.advice_accuracy --out benchmarks/results/<machine>/advice_accuracy.json
         [--models embedded,135m] [--situations "long prompts,few seats"] [--rounds 3]
@@ -28,7 +27,7 @@ from autotune.hardware.detect import describe_hardware
 from autotune.measure import Measurement
 from autotune.model_info import with_default_model
 from autotune.predict.change import Change
-from autotune.predict.gain import PredictedGain, direction
+from autotune.predict.gain import PredictedGain, same_direction
 from autotune.predict.predictor import Predictor, predictor_for
 from autotune.profiling.build import build_profile
 from autotune.profiling.evidence import LoadEvidence, prompts_of
@@ -77,7 +76,10 @@ def value_of(measured: Measurement, gain: PredictedGain) -> float | None:
 def measured_gain(
     pairs: Sequence[tuple[Measurement, Measurement]], gain: PredictedGain
 ) -> dict[str, Any] | None:
-    """Over rounds of (default, changed): the geometric mean of the ratio, and each ratio."""
+    """Over rounds of (default, changed): the median of the ratio, and each ratio.
+
+    The median, as a round in which the machine was at something else says nothing of the change.
+    """
     logs = []
     for default, changed in pairs:
         before, after = value_of(default, gain), value_of(changed, gain)
@@ -86,7 +88,7 @@ def measured_gain(
         sign = 1 if gain.metric in ("throughput", "cost") else -1
         logs.append(sign * (math.log(after) - math.log(before)))
     return {
-        "value": math.exp(statistics.fmean(logs)),
+        "value": math.exp(statistics.median(logs)),
         "rounds": [math.exp(log) for log in logs],
         "spread": statistics.stdev(logs) if len(logs) > 1 else None,
     }
@@ -100,7 +102,7 @@ def scored(gain: PredictedGain, measured: Mapping[str, Any]) -> dict[str, Any]:
         "measured": measured,
         "error": abs(gain.value / value - 1),
         "held": gain.low <= value <= gain.high,
-        "direction_right": direction(gain.value) == direction(value),
+        "direction_right": same_direction(gain.value, value),
     }
 
 

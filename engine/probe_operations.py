@@ -7,7 +7,7 @@ which no cache of the device holds them: so each layer meets the memory as it do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,7 +24,7 @@ from engine.tunable_operations import random_cache
 from kernels import ops
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata, build_attention_metadata
-from kernels.ops import LinearWeight, pack_dense
+from kernels.ops import ConcatWeight, Int8Weight, LinearWeight, pack_dense
 
 # Copies of weights, or of caches, that no cache holds: server CPUs have up to some hundred
 # megabytes of L3, GPUs tens of L2.
@@ -35,11 +35,26 @@ DRAWN_PAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class RandomRows:
-    """Random activations of `rows` tokens in the model's dtype, drawn once for each width."""
+    """Random activations of `rows` tokens in the model's dtype, drawn once for each width.
+
+    Where a kernel's speed depends on outliers, `observed` has real ones for each kind of layer.
+    """
 
     decoder: Decoder
     rows: int
     drawn: dict[int, Tensor] = field(default_factory=dict)
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def entering(self, name: str, width: int) -> Tensor:
+        """[rows, width] for the kind of layer `name`."""
+        if name not in self.observed:
+            return self.of_width(width)
+        seen = self.observed[name]
+        return seen.repeat(-(-self.rows // len(seen)), 1)[: self.rows]
+
+    def with_observed(self, observed: Mapping[str, Tensor]) -> RandomRows:
+        """The same, with what really enters the layers."""
+        return RandomRows(self.decoder, self.rows, self.drawn, observed)
 
     def of_width(self, width: int) -> Tensor:
         """[rows, width]."""
@@ -61,6 +76,13 @@ class LinearLayers:
     num_layers: int
 
     @property
+    def outlier_threshold(self) -> float:
+        """The magnitude from which on activations are split off; 0 where none are."""
+        weight = self.layers[0][0]
+        part = weight.parts[0] if isinstance(weight, ConcatWeight) else weight
+        return part.outlier_threshold if isinstance(part, Int8Weight) else 0.0
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the weights of one layer."""
         qkv, output, mlp = self.layers[0]
@@ -69,16 +91,20 @@ class LinearLayers:
     def runs(self, inputs: RandomRows) -> list[Callable[[], Tensor]]:
         """One for each layer here: its linear layers over the rows."""
         spec = inputs.decoder.spec
-        x = inputs.of_width(spec.hidden_size)
-        attended = inputs.of_width(spec.num_heads * spec.head_dim)
+        x = inputs.entering("qkv", spec.hidden_size)
+        attended = inputs.entering("output", spec.num_heads * spec.head_dim)
+        # Mixtures of experts tell other names; their rows are random.
+        before_mlp = inputs.entering("gate_up", spec.hidden_size)
+        plain = [mlp for _, _, mlp in self.layers if isinstance(mlp, Mlp)]
+        inner = inputs.entering("down", plain[0].down.shape[1]) if plain else x
 
         def run(qkv: LinearWeight, output: LinearWeight, mlp: Mlp | Experts) -> Tensor:
             ops.linear(x, qkv)
             ops.linear(attended, output)
             if isinstance(mlp, Experts):
-                return run_experts(spec, mlp, x)
-            ops.linear(x, mlp.gate_up)
-            return ops.linear(inputs.of_width(mlp.down.shape[1]), mlp.down)
+                return run_experts(spec, mlp, before_mlp)
+            ops.linear(before_mlp, mlp.gate_up)
+            return ops.linear(inner, mlp.down)
 
         return [partial(run, *layer) for layer in self.layers]
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from engine.models.decoder import Decoder
+from engine.observed_rows import observe_rows
 from engine.probe_operations import AttentionLayers, RandomRows, own_layers, random_layers
 from kernels.triton.measure import Operation
 
@@ -90,13 +92,19 @@ def probe_linears(
                 forms.append(random_layers(decoder, method))
             except torch.OutOfMemoryError:  # what is loaded leaves no room beside it
                 break
+        observed: dict[float, Mapping[str, Tensor]] = {0.0: {}}
+        for threshold in {form.outlier_threshold for form in forms} - {0.0}:
+            observed[threshold] = observe_rows(decoder, threshold)
         ladder = row_ladder(most_rows)
         tasks = []
         for rows in ladder:
             inputs = RandomRows(decoder, rows)
             passes = [
                 # The head comes after layers, as in a step: they have taken the cache meanwhile.
-                _Pass(form.runs(inputs), form.head_run(inputs) if rows <= most_sampled else None)
+                _Pass(
+                    form.runs(inputs.with_observed(observed[form.outlier_threshold])),
+                    form.head_run(inputs) if rows <= most_sampled else None,
+                )
                 for form in forms
             ]
             tasks.append(_Task(passes, needed=rows in (ladder[0], ladder[-1])))

@@ -38,3 +38,13 @@ def direction(gain: float) -> Direction:
     if gain < WORSE_BELOW:
         return "worse"
     return "better" if gain > BETTER_ABOVE else "no change"
+
+
+def same_direction(predicted: float, measured: float) -> bool:
+    """Whether a prediction had the sign right: both up, both down, or both no change to speak of.
+
+    How far up or down is what the error and the interval are held to.
+    """
+    if direction(predicted) == direction(measured):
+        return True
+    return (predicted > 1.0) == (measured > 1.0)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.predict.gain import direction
+from autotune.predict.gain import direction, same_direction
 from autotune.records import TrialRecord
 from autotune.search.gain import paired_gain
 
@@ -65,8 +65,8 @@ def scoreboard(
     Returns:
         `entries`, one a testable piece of advice, and how often predictions held over those that
         were scored; None if there is no such advice or no default. An entry has `held`, whether the
-        measured gain lies in the predicted interval, `direction_right`, whether both are better,
-        worse or no change, and `error`, |predicted / measured - 1|; all None where it was not
+        measured gain lies in the predicted interval, `direction_right`, whether both are up,
+        down or no change, and `error`, |predicted / measured - 1|; all None where it was not
         scored, for the reason in `why_not`.
     """
     searched = [t for t in trials if t.kind == "search"]
@@ -115,7 +115,7 @@ def _entry(
         "measured": asdict(found),
         "held": predicted["low"] <= found.value <= predicted["high"],
         "direction": ways,
-        "direction_right": ways["predicted"] == ways["measured"],
+        "direction_right": same_direction(predicted["value"], found.value),
         "error": abs(predicted["value"] / found.value - 1),
     }
 

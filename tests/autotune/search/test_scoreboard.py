@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.predict.gain import direction
+from autotune.predict.gain import direction, same_direction
 from autotune.records import TrialKind, TrialRecord
 from autotune.search.scoreboard import scoreboard
 
@@ -207,3 +207,19 @@ def test_a_gain_near_one_is_no_change() -> None:
     gains = (0.5, 0.94, 0.96, 1.0, 1.04, 1.06, 3.0)
     words = [direction(gain) for gain in gains]
     assert words == ["worse"] * 2 + ["no change"] * 3 + ["better"] * 2
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "right"),
+    [
+        (1.3, 1.01, True),
+        (1.3, 0.99, False),
+        (1.04, 0.96, True),
+        (1.04, 0.94, False),
+        (0.8, 0.9, True),
+    ],
+)
+def test_a_direction_is_right_where_the_sign_is_or_neither_is_a_change(
+    predicted: float, measured: float, right: bool
+) -> None:
+    assert same_direction(predicted, measured) is right
