@@ -11,7 +11,7 @@ from typing import Any, Literal
 # - weight_reads: bytes of weights that a step reads (their time while memory bounds them)
 # - linear_compute: arithmetic of linear layers (their time while arithmetic bounds them)
 # - attention_compute: prompt attention
-# - kv_reads: bytes of keys and values that decodes read
+# - kv_reads: bytes of keys and values that decodes read (their time as far as it grows with these)
 # - host: time on the host each step
 # - communication: collectives
 # - device: everything on the device

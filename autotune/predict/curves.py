@@ -92,6 +92,7 @@ class Surface:
     sequences: tuple[float, ...]
     contexts: tuple[tuple[float, ...], ...]
     seconds: tuple[tuple[float, ...], ...]
+    _constants: dict[float, float] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, points: Iterable[tuple[float, float, float]]) -> Surface:
@@ -129,6 +130,18 @@ class Surface:
         left = right - 1
         low, high = self._along(left, context), self._along(right, context)
         return max(low, _line(sequences, counts[left], counts[right], low, high))
+
+    def split(self, sequences: float, tokens: float) -> tuple[float, float]:
+        """The same as seconds that do not grow with the context, and those that do.
+
+        The former are those of no context, by the line through the two shortest ones.
+        """
+        total = self.at(sequences, tokens)
+        constant = self._constants.get(sequences)
+        if constant is None:
+            constant = self._constants[sequences] = self.at(sequences, 0.0)
+        constant = min(constant, total)
+        return constant, total - constant
 
     def _along(self, index: int, context: float) -> float:
         xs, ys = self.contexts[index], self.seconds[index]

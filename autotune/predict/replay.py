@@ -260,8 +260,7 @@ class _Replay:
         """Move arrivals to when a device of prompts, that takes one after another, is done."""
         free = 0.0
         for index, request in enumerate(self.requests):
-            length = len(request.token_ids)
-            work = StepWork(length, 1, 0, 1, 0, length, length * (length + 1) // 2)
+            work = StepWork.of_prompt(len(request.token_ids))
             free = max(free, self.arrivals[index]) + share * cost.device_seconds(work)
             self.arrivals[index] = free
 

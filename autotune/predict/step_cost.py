@@ -82,7 +82,7 @@ class StepWork(NamedTuple):
 
     @classmethod
     def of_prompt(cls, tokens: int, cached: int = 0) -> StepWork:
-        """The work of a step with one whole prompt of `tokens`, of which `cached` are computed."""
+        """The work of a step with one whole prompt, of which `cached` tokens are in the cache."""
         new = tokens - cached
         return cls(new, 1, 0, 1, 0, tokens, new * cached + new * (new + 1) // 2)
 
@@ -163,7 +163,7 @@ class StepCost:
         seconds = (
             k.linear * self.layers.scaled(work.rows, reads, compute)
             + k.head * self.head.scaled(work.sampled, reads, compute)
-            + self._kv_reads(work)
+            + sum(self._decode_attention(work))
             + self._prefill_attention(work)
             + self._overhead(work)
             + self._communication(work)
@@ -180,7 +180,8 @@ class StepCost:
         """Device seconds by `TERMS`; they sum to `device_seconds`.
 
         Linear layers are `weights` as far as reading them takes the time, and `linear_compute` as
-        far as arithmetic does.
+        far as arithmetic does. The attention of decodes is `kv_reads` as far as it grows with what
+        they see; what it takes in any case is `overhead`.
         """
         k, f = self.coefficients, self.factors
         parts = dict.fromkeys(TERMS, 0.0)
@@ -195,19 +196,23 @@ class StepCost:
                 parts["weights"] += total * read / (read + computed)
                 parts["linear_compute"] += total * computed / (read + computed)
         parts["prefill_attention"] = self._prefill_attention(work)
-        parts["kv_reads"] = self._kv_reads(work)
+        constant, parts["kv_reads"] = self._decode_attention(work)
         parts["communication"] = self._communication(work)
-        parts["overhead"] = self._overhead(work)
+        parts["overhead"] = constant + self._overhead(work)
         slowdown = self._slowdown(work)
         if slowdown != 1.0:
             parts = {name: seconds * slowdown for name, seconds in parts.items()}
         return parts
 
-    def _kv_reads(self, work: StepWork) -> float:
+    def _decode_attention(self, work: StepWork) -> tuple[float, float]:
+        """Seconds whatever the decodes see, and seconds of reading it."""
         if not work.decode_sequences:
-            return 0.0
-        measured = self.decode_attention.at(work.decode_sequences, work.decode_kv_tokens)
-        return self.coefficients.decode_attention * measured * self.factors.kv_reads
+            return 0.0, 0.0
+        scale = self.coefficients.decode_attention
+        constant, reading = self.decode_attention.split(
+            work.decode_sequences, work.decode_kv_tokens
+        )
+        return scale * constant, scale * reading * self.factors.kv_reads
 
     def _prefill_attention(self, work: StepWork) -> float:
         if not work.prefill_sequences:

@@ -261,7 +261,7 @@ class Communication(Part):
 
 
 class Imbalance(Part):
-    """How unequal steps are: coefficients of variation of step time and tokens by phase-mix."""
+    """How unequal steps are: coefficients of variation of the time and tokens of all of them."""
 
     step_time_cv: float
     step_tokens_cv: float
@@ -298,9 +298,9 @@ class Breakdown(Part):
     `queue` (waiting for a seat, beyond the end of a step under way), `prefill_linear` and
     `prefill_attention` (its own prompt), `interference` (steps longer through others' prompt
     chunks, and chunks of others before its own), `weights` (linear layers while memory bounds
-    them), `linear_compute` (those of decodes while arithmetic does), `kv_reads` (decode attention),
-    `host`, `communication`, `preempted` (waiting and
-    computing again), `other` (device time that the fitted cost does not explain), `idle`.
+    them), `linear_compute` (those of decodes while arithmetic does), `kv_reads` (decode attention
+    as far as it grows with the context), `host`, `communication`, `preempted` (waiting and
+    computing again), `other` (device time that is neither reading nor arithmetic), `idle`.
     """
 
     metric: Literal["ttft", "tpot", "throughput"]

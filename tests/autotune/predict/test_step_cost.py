@@ -105,6 +105,25 @@ def test_few_rows_wait_for_the_weights_and_many_for_arithmetic() -> None:
     assert terms["kv_reads"] == 0
 
 
+def test_only_attention_that_grows_with_the_context_is_reading_it() -> None:
+    cost, shorter = _cost(), _cost(CostFactors(kv_reads=0.25))
+    for sequences, context in ((1, 20), (3, 500), (64, 1000), (80, 4000)):
+        work = StepWork(sequences, 0, sequences, sequences, sequences * context, 0, 0)
+        reading = 1.2 * 2e-7 * sequences * context
+        terms = cost.terms(work)
+        assert terms["kv_reads"] == pytest.approx(reading, rel=1e-6)
+        of_steps = 3e-4 + 1e-6 * sequences + 2e-6 * sequences
+        assert terms["overhead"] == pytest.approx(1.2e-4 + of_steps, rel=1e-6)
+        saved = cost.device_seconds(work) - shorter.device_seconds(work)
+        assert saved == pytest.approx(0.75 * reading, rel=1e-6)
+
+
+def test_attention_measured_at_one_context_is_all_reading_and_never_below_zero() -> None:
+    assert Surface.of([(2, 100, 1e-3)]).split(2, 400) == (0.0, pytest.approx(2e-3))
+    falling = Surface.of([(1, 10, 2.0), (1, 20, 1.0)])
+    assert falling.split(1, 15) == (1.5, 0.0)
+
+
 def test_a_saving_counts_only_where_its_resource_is_what_is_waited_for() -> None:
     decode = StepWork(1, 0, 1, 0, 0, 0, 0)
     prompt = StepWork(2048, 1, 0, 0, 0, 0, 0)
