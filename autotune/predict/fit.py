@@ -4,7 +4,8 @@ Steps are weighted by their own time, so that errors are relative, and those tha
 delayed lose their weight (by Cauchy's function: Holland and Welsch 1977, "Robust Regression Using
 Iteratively Reweighted Least-Squares"). No coefficient is below 0 (Lawson and Hanson 1974, "Solving
 Least Squares Problems", ch. 23). A ridge holds each factor near what the probes say, 1: where the
-steps do not tell parts apart, because there are few or all are alike, the probes decide.
+steps do not tell parts apart, because there are few or all are alike, the probes decide. And no
+part is believed to take much less within a step than it took alone, whatever a disturbed load says.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from scipy.optimize import nnls
 
 from autotune.predict.curves import Curve, Surface
 from autotune.predict.step_cost import Coefficients, PrefillAttention, StepCost, StepWork
+from autotune.profiling.enough import lacking
 from autotune.profiling.machine import MachineCalibration, stand_in
 from autotune.profiling.schema import (
     AttentionProbe,
@@ -40,6 +42,9 @@ ROUNDS = 12
 # at least; on a disturbed machine steps are farther from it, and tell less.
 FACTOR_SIGMA = 0.15
 STEP_SIGMA = 0.05
+# Where the steps say less of a factor, something disturbed them or the probes. Above there is no
+# limit: a part may be slower within a step, for want of a cache for instance.
+LEAST_FACTOR = 0.5
 # Steps err together, by what the form of the cost leaves out: many tell no more than so many.
 INDEPENDENT_STEPS = 20
 HELD_OUT = 5  # every fifth step
@@ -64,9 +69,7 @@ def fit_step_cost(
             cache.
     """
     if len(steps) < FEWEST_STEPS:
-        raise ValueError(
-            f"the cost of a step needs at least {FEWEST_STEPS} steps; the load has {len(steps)}"
-        )
+        raise ValueError(lacking("the cost of a step", "steps", FEWEST_STEPS, len(steps)))
     probed = probed_cost(machine.probes, config.quantization, config.kv_cache_dtype)
     used = _spread(steps)
     held_out = used[HELD_OUT - 1 :: HELD_OUT]
@@ -168,7 +171,10 @@ def _fitted(probed: StepCost, steps: Sequence[StepRecord], row_scale: float) -> 
     overhead = _overhead_scale(device)
     prior = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
     spread = np.array([*[FACTOR_SIGMA] * 4, row_scale, overhead / 4, overhead])
-    linear, head, decodes, prefills, row, sequence, base = _robust(features, device, prior, spread)
+    least = np.array([LEAST_FACTOR] * 4 + [0.0] * 3)
+    linear, head, decodes, prefills, row, sequence, base = _robust(
+        features, device, prior, spread, least
+    )
     plain = np.column_stack([rows, sequences, ones])
     host_spread = _overhead_scale(host) * np.array([1 / 16, 1 / 4, 1.0])
     host_row, host_sequence, host_base = _robust(plain, host, np.zeros(3), host_spread)
@@ -213,11 +219,14 @@ def _overhead_scale(seconds: Floats) -> float:
     return max(float(np.quantile(seconds, 0.1)), 1e-7)
 
 
-def _robust(features: Floats, target: Floats, prior: Floats, spread: Floats) -> Floats:
-    """Coefficients >= 0 that bring `features @ c` relatively near `target`, and c near `prior`.
+def _robust(
+    features: Floats, target: Floats, prior: Floats, spread: Floats, least: Floats | float = 0.0
+) -> Floats:
+    """Coefficients >= `least` that bring `features @ c` relatively near `target`, c near `prior`.
 
     `spread` is how far from its prior a coefficient is expected.
     """
+    least = np.broadcast_to(least, prior.shape)
     target = np.maximum(target, 1e-9)
     scaled = features / target[:, None]
     repeated = max(1.0, len(target) / INDEPENDENT_STEPS)
@@ -228,7 +237,7 @@ def _robust(features: Floats, target: Floats, prior: Floats, spread: Floats) -> 
         ridge = np.diag(sigma / spread) * np.sqrt(repeated)
         lines = np.vstack([scaled * weights[:, None], ridge])
         wanted = np.concatenate([weights, ridge @ prior])
-        found = nnls(lines, wanted)[0]
+        found = least + nnls(lines, wanted - lines @ least)[0]
         errors = np.abs(scaled @ found - 1.0)
         sigma = max(STEP_SIGMA, 1.5 * float(np.median(errors)))  # normal errors' own, by median
         quiet = max(QUIET_ERROR, sigma)

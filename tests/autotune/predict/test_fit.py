@@ -10,7 +10,13 @@ import pytest
 
 from autotune.predict.apply import NotPredictable, apply_change
 from autotune.predict.change import Change, Factor
-from autotune.predict.fit import fit_step_cost, linear_probe, probed_cost, step_cost
+from autotune.predict.fit import (
+    LEAST_FACTOR,
+    fit_step_cost,
+    linear_probe,
+    probed_cost,
+    step_cost,
+)
 from autotune.predict.step_cost import Coefficients, StepCost, StepWork
 from autotune.profiling.machine import MachineCalibration, stand_in
 from autotune.profiling.model_facts import model_facts
@@ -76,11 +82,18 @@ def _true_cost(method: str = "none", cache: str = "auto") -> StepCost:
 
 
 def _steps(
-    count: int, seed: int, *, noise: float = 0.0, disturbed: float = 0.0, prompts: bool = True
+    count: int,
+    seed: int,
+    *,
+    noise: float = 0.0,
+    disturbed: float = 0.0,
+    prompts: bool = True,
+    truth: Coefficients = TRUTH,
 ) -> list[StepRecord]:
     """Steps of a varied load; `disturbed` of them take up to ten times as long."""
     rng = random.Random(seed)
-    cost, steps = _true_cost(), []
+    cost = dataclasses.replace(_true_cost(), coefficients=truth)
+    steps = []
     for number in range(count):
         decodes = rng.randint(1, 40)
         new = rng.choice([0, 0, 16, 100, 300]) if prompts else 0
@@ -163,6 +176,15 @@ def test_steps_that_were_disturbed_do_not_count() -> None:
     assert _error(cost) < 0.06
 
 
+def test_layers_whose_probe_was_disturbed_are_not_taken_for_nothing() -> None:
+    # Something else ran while they were probed: in the steps they take a twentieth.
+    truth = dataclasses.replace(TRUTH, linear=0.05)
+    steps = _steps(600, 12, noise=0.05, truth=truth)
+    found = fit_step_cost(steps, MODEL, CONFIG, MACHINE)[0].coefficients
+    factors = (found.linear, found.head, found.decode_attention, found.prefill_attention)
+    assert min(factors) == found.linear == LEAST_FACTOR
+
+
 def test_few_steps_of_one_kind_are_filled_up_by_the_probes() -> None:
     # Eight decodes alone say nothing of prompts and of what the head takes.
     steps = _steps(8, 5, noise=0.02, prompts=False)
@@ -174,7 +196,7 @@ def test_few_steps_of_one_kind_are_filled_up_by_the_probes() -> None:
 
 
 def test_fewer_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs at least 8 steps; the load has 7"):
+    with pytest.raises(ValueError, match="needs at least 8 steps; has 7"):
         fit_step_cost(_steps(7, 6), MODEL, CONFIG, MACHINE)
 
 
