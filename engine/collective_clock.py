@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 # Sizes that collectives among idle ranks are timed at: a decode step's, and a long prompt's.
 IDLE_BYTES = (1 << 10, 1 << 20)
-IDLE_ROUNDS = 7
+IDLE_ROUNDS = 16
 _FLOAT = 4
 
 
@@ -55,11 +54,12 @@ class CollectiveClock:
     def calibrate(self, run: Callable[[int], None]) -> None:
         """Time collectives among idle ranks; `run` is one over so many floats.
 
-        All ranks call this at once. A small one before each lets them begin together.
+        All ranks call this at once. A small one before each lets them begin together. Taken is the
+        lower quartile: what delays a collective is not its own, and the fastest is one by luck.
         """
         if self.seconds is None:
             return
-        medians = []
+        idle = []
         for size in IDLE_BYTES:
             taken = []
             for _ in range(IDLE_ROUNDS):
@@ -67,7 +67,7 @@ class CollectiveClock:
                 begin = time.perf_counter()
                 run(size // _FLOAT)
                 taken.append(time.perf_counter() - begin)
-            medians.append(statistics.median(taken))
+            idle.append(sorted(taken)[len(taken) // 4])
         small, large = IDLE_BYTES
-        self.byte_cost = max(0.0, medians[1] - medians[0]) / (large - small)
-        self.start_cost = max(0.0, medians[0] - self.byte_cost * small)
+        self.byte_cost = max(0.0, idle[1] - idle[0]) / (large - small)
+        self.start_cost = max(0.0, idle[0] - self.byte_cost * small)

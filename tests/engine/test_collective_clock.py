@@ -50,6 +50,25 @@ def test_what_a_collective_takes_beyond_idle_ranks_is_waiting(
     assert since.waiting == pytest.approx(100e-6)
 
 
+def test_collectives_that_something_delayed_do_not_count_as_idle_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = Clock(monkeypatch)
+    clock = CollectiveClock(runs=True)
+    calls = 0
+
+    def run(floats: int) -> None:
+        nonlocal calls
+        calls += 1
+        # More than half of the rounds, of which each has two calls.
+        delay = 5e-3 if calls // 2 % 5 < 3 else 0.0
+        fake.take(10e-6 + 4e-9 * floats + delay)
+
+    clock.calibrate(run)
+    assert clock.start_cost == pytest.approx(10e-6, rel=1e-6)
+    assert clock.byte_cost == pytest.approx(1e-9, rel=1e-6)
+
+
 def test_a_clock_that_does_not_run_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Clock(monkeypatch)
     clock = CollectiveClock(runs=False)
