@@ -52,7 +52,7 @@ _FACTS: Mapping[str, tuple[str, tuple[tuple[str, str, Write], ...]]] = {
     "queueing": (
         "Queueing",
         (
-            ("utilisation", "Utilisation", percent),
+            ("utilisation", "Arrivals, of what full batches sustain", percent),
             ("busy_share", "Time with a step under way", percent),
             ("wait_share", "Waiting, of TTFT", percent),
             ("queue_mean", "Waiting requests, mean", significant),

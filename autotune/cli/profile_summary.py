@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.console import data_console
+from autotune.diagnose.not_known import not_known
 
 if TYPE_CHECKING:
     from autotune.diagnose.finding import Diagnosis, Finding
@@ -64,10 +65,7 @@ def print_profile(profile: Profile, diagnosis: Diagnosis, console: Console | Non
         if lines:
             _print_block(title, lines, console)
     _print_findings(diagnosis, console)
-    # What is not judged for a reason that stands there already need not be said.
-    reasons = tuple(text.rstrip(".") for text in profile.partial)
-    unjudged = [text for text in diagnosis.unjudged if not (reasons and text.endswith(reasons))]
-    lacks = dict.fromkeys([*profile.partial, *unjudged])
+    lacks = not_known(profile, diagnosis)
     if lacks:
         console.print()
         console.print("[bold]Not known[/]")
@@ -191,14 +189,15 @@ def _kv(profile: Profile) -> Iterator[str]:
 def _queue(profile: Profile) -> Iterator[str]:
     queueing, traffic = profile.queueing, profile.traffic
     facts = []
-    if queueing.utilisation is not None:
-        facts.append(f"utilisation {queueing.utilisation:.0%}")
     if queueing.busy_share is not None:
-        facts.append(f"busy {queueing.busy_share:.0%} of the time")
+        facts.append(f"a step is under way {queueing.busy_share:.0%} of the time")
+    if queueing.utilisation is not None:
+        # An engine may be busy all the time with steps that are nearly empty.
+        facts.append(f"what arrives is {queueing.utilisation:.0%} of what full batches sustain")
     if traffic.arrival_cv is not None:
         facts.append(f"arrivals' variation {traffic.arrival_cv:.2g} (Poisson: 1)")
     if facts:
-        yield ", ".join(facts)
+        yield "; ".join(facts)
     if queueing.wait is not None:
         share = "" if queueing.wait_share is None else f", {queueing.wait_share:.0%} of TTFT"
         yield f"wait {_spread(queueing.wait)}{share}"

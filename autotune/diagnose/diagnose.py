@@ -14,6 +14,7 @@ from autotune.diagnose.thresholds import MIN_SHARE
 from autotune.diagnose.throughput import cost_causes, throughput_causes
 from autotune.diagnose.tpot import tpot_causes
 from autotune.diagnose.ttft import ttft_causes
+from autotune.profiling.enough import shortage
 from autotune.profiling.schema import Profile
 
 _CAUSES: Mapping[Metric, Callable[[Profile], Causes]] = {
@@ -53,9 +54,7 @@ def diagnose(profile: Profile) -> Diagnosis:
             (_finding(metric, cause, pressing) for cause in _merged(causes.found)),
             key=lambda f: (-f.severity, -f.share, f.bottleneck),
         )
-        unjudged += [
-            f"{metric}: {what} is not known{_why(profile, metric)}" for what in causes.unjudged
-        ]
+        unjudged += [f"{metric}: {what} {_why(profile, metric)}" for what in causes.unjudged]
     worst = limits[0] if limits else None
     bound = _bound_metric(worst.about, findings) if worst is not None else None
     return Diagnosis(
@@ -108,9 +107,11 @@ def _bound_metric(about: tuple[Metric, ...], findings: list[Finding]) -> Metric 
 
 
 def _why(profile: Profile, metric: Metric) -> str:
-    """The sentence of `partial` that is about the metric, if there is one."""
+    """That it is not known, by the sentence of `partial` that is about the metric, if any is."""
     about = [text for text in profile.partial if any(w in text for w in _TOLD_BY[metric])]
-    return f": {about[0].rstrip('.')}" if about else ""
+    if not about:
+        return "is not known"
+    return shortage(about[0]) or f"is not known: {about[0].rstrip('.')}"
 
 
 def _notes(profile: Profile) -> list[str]:

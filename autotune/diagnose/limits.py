@@ -72,14 +72,16 @@ def urgency(metric: Metric, profile: Profile, found: list[Standing]) -> float:
     """How pressing a metric is, in `MIN_URGENCY`..1.
 
     It is measured over bound of its worst limit, 1 where that is missed. Throughput without a limit
-    is as pressing as the server is used: an idle one has no want of throughput. Cost and memory
-    have no limit of their own and are taken as they are, like a latency that was not measured.
+    is as pressing as arrivals come near to what the server sustains: one with room for more has no
+    want of throughput. Cost and memory have no limit of their own and are taken as they are, like a
+    latency that was not measured.
     """
     ratios = [s.ratio for s in found if metric in s.about]
     if ratios:
         return min(1.0, max(MIN_URGENCY, max(ratios)))
     if metric == "throughput":
-        used = [profile.queueing.utilisation, profile.queueing.busy_share]
-        known = [value for value in used if value is not None]
-        return min(1.0, max(MIN_URGENCY, *known)) if known else 1.0
+        # One that is busy all the time may do so with batches that are nearly empty.
+        queue = profile.queueing
+        used = queue.busy_share if queue.utilisation is None else queue.utilisation
+        return 1.0 if used is None else min(1.0, max(MIN_URGENCY, used))
     return 1.0

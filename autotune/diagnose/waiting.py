@@ -176,7 +176,9 @@ def _arrivals(profile: Profile, queued: float, interference: float) -> Cause:
         joined(
             f"{percent(share)} of the time to the first token is waiting for steps that others "
             "have begun",
-            None if load is None else f"the engine is in use {percent(load)} of the time",
+            None
+            if q.busy_share is None
+            else f"a step is under way {percent(q.busy_share)} of the time",
             wait,
         ),
         evidence,

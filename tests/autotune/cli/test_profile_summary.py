@@ -62,7 +62,7 @@ def test_cache_queue_and_host_are_told_in_their_units() -> None:
     )
     assert "10% of prompt tokens found in the prefix cache; this traffic allows 62%" in text
     assert "7 preemptions" in text
-    assert "utilisation 120%" in text
+    assert "what arrives is 120% of what full batches sustain" in text
     assert "not stable: 1.5 more requests in the system every second" in text
     assert "2 ranks spend 31% of device time in collectives" in text
     assert "the device waits for it 4.0% of step time" in text
@@ -128,6 +128,29 @@ def test_lack_is_said_once() -> None:
     text = printed(profile(partial=["too short"]), diagnosis)
     assert text.count("too short") == 1
     assert "memory: unknown" in text
+
+
+def test_evidence_that_is_too_short_is_said_once_with_all_that_it_leaves_open() -> None:
+    short = [
+        "the burstiness of arrivals needs at least 20 requests; has 1",
+        "the arithmetic of the decode phase needs at least 20 steps; has 9",
+        "the breakdown of time to first token needs at least 20 requests; has 1",
+    ]
+    found = profile(
+        partial=short, breakdowns=[], queueing=altered(profile().queueing, wait_share=None)
+    )
+    diagnosis = diagnose(found)
+    about_ttft = "ttft: where the time to the first token goes needs at least 20 requests; has 1"
+    assert about_ttft in diagnosis.unjudged
+    text = printed(found, diagnosis, width=200)
+    lacks = text[text.index("Not known") :]
+    assert lacks.count("needs at least 20 requests; has 1") == 1
+    assert (
+        "needs at least 20 requests; has 1: the burstiness of arrivals, the breakdown of time to "
+        "first token\n" in lacks
+    )
+    assert "the arithmetic of the decode phase needs at least 20 steps; has 9\n" in lacks
+    assert "tpot: where the time between tokens goes is not known\n" in lacks
 
 
 @pytest.mark.parametrize(("ratio", "state"), [(None, "missed"), (0.5, "met, at 0.5 times")])

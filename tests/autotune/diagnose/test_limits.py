@@ -7,8 +7,10 @@ import json
 import pytest
 
 from autotune.diagnose.diagnose import diagnose
+from autotune.diagnose.limits import urgency
+from autotune.diagnose.thresholds import MIN_URGENCY
 from autotune.slo import SloError
-from tests.autotune.diagnose.profiles import breakdowns, metrics, parts, profile
+from tests.autotune.diagnose.profiles import breakdowns, metrics, parts, profile, queueing
 
 
 def test_the_binding_limit_is_the_one_that_is_missed_most() -> None:
@@ -36,6 +38,17 @@ def test_an_end_to_end_limit_binds_the_metric_with_the_worst_finding() -> None:
         breakdowns=breakdowns(tpot=parts(host=0.9), ttft=parts(prefill_linear=0.9)),
     )
     assert diagnose(slow).binding == "tpot"
+
+
+@pytest.mark.parametrize(
+    ("utilisation", "busy", "pressing"),
+    [(0.4, 0.98, 0.4), (None, 0.98, 0.98), (1.3, 1.0, 1.0), (0.01, 0.9, MIN_URGENCY)],
+)
+def test_throughput_presses_as_arrivals_come_near_to_what_is_sustained(
+    utilisation: float | None, busy: float, pressing: float
+) -> None:
+    seen = profile(queueing=queueing(utilisation=utilisation, busy_share=busy))
+    assert urgency("throughput", seen, []) == pressing
 
 
 def test_nothing_measured_binds_nothing_and_what_was_not_measured_has_no_ratio() -> None:
