@@ -285,16 +285,18 @@ def communication_causes(profile: Profile, metric: str, share: float) -> list[Ca
 
 
 def throttled_part(profile: Profile) -> float:
-    """The part of the device's time that lowered clocks cost: 1 - clock / full clock while slowed.
+    """The part of the device's time that lowered clocks cost.
 
     Work at a clock of r times the full one takes 1/r times as long, so 1 - r of that time is lost.
+    `clock_ratio` is the mean of r over all samples while busy, slowed or not; no more can be lost
+    than there are slowed ones.
     """
     gpu = profile.gpu
     if gpu is None or gpu.throttled_share is None or gpu.clock_ratio is None:
         return 0.0
     if gpu.throttled_share < THROTTLED_SAMPLES or gpu.clock_ratio > THROTTLED_CLOCK:
         return 0.0
-    return min(1.0, gpu.throttled_share) * (1 - gpu.clock_ratio)
+    return min(gpu.throttled_share, 1 - gpu.clock_ratio)
 
 
 def throttling_cause(profile: Profile, metric: str, share: float) -> Cause | None:

@@ -282,6 +282,14 @@ def test_a_brief_touch_of_the_power_limit_is_no_finding() -> None:
     assert "throttling" not in named(profile(gpu=fast), "tpot")
 
 
+def test_clocks_that_fall_in_some_samples_cost_what_they_fall_on_average() -> None:
+    # Half of the samples at 60% of the clock: 0.8 on average, and a fifth of the work is lost.
+    half = Gpu(samples=[], interval_s=0.1, clock_ratio=0.8, throttled_share=0.5)
+    slowed = profile(gpu=half, breakdowns=breakdowns(tpot=parts(weights=0.9, host=0.1)))
+    shares = {f.bottleneck: f.share for f in diagnose(slowed).of("tpot")}
+    assert shares["throttling"] == pytest.approx(0.2 * 0.9)
+
+
 def test_clocks_that_nvml_withholds_leave_a_note() -> None:
     unknown = Gpu(samples=[], interval_s=0.1, throttled_share=0.5)
     assert any("slowed in 50%" in note for note in diagnose(profile(gpu=unknown)).notes)
