@@ -85,7 +85,8 @@ def profile_records(
         )
     with claim_output(output):
         facts, partial = _facts(config)
-        known = _known_profile(folder)
+        known, problem = _known_profile(folder, stays=output is None)
+        partial += problem
         machine = _known_machine(known)
         if calibrate and machine is None:
             machine, problem = _calibrate(config, run, say, stop or threading.Event())
@@ -195,11 +196,18 @@ def _facts(config: EngineConfig) -> tuple[ModelFacts | None, list[str]]:
         return None, [f"operations and bytes are not known, as the model is not here: {error}"]
 
 
-def _known_profile(folder: RunFolder) -> Profile | None:
-    """An earlier profile of this folder, if there is one that can be read."""
-    with contextlib.suppress(BadInput):
-        return read_profile(folder.profile_json)
-    return None
+def _known_profile(folder: RunFolder, *, stays: bool) -> tuple[Profile | None, list[str]]:
+    """An earlier profile of this folder, or why one that is there is of no use.
+
+    `stays`: whether the new one would belong where the earlier is.
+    """
+    if not folder.profile_json.exists():
+        return None, []
+    try:
+        return read_profile(folder.profile_json), []
+    except BadInput as error:
+        lost = f"what an earlier profile of this folder told of its machine is not used ({error})"
+        return None, [f"{lost}; it stays as it is, and -o keeps this one" if stays else lost]
 
 
 def _known_machine(known: Profile | None) -> MachineCalibration | None:

@@ -131,10 +131,6 @@ def profile(
             traced, problem = _trace(load, trace, folder.path / TRACE_NAME, drain_limit, say, stop)
             partial += problem
         say("reading the records")
-        if sampler is not None and sampler.problem is not None:
-            partial.append(
-                f"power, clocks and memory of the GPU were not sampled: {sampler.problem}"
-            )
         built = build_profile(
             evidence,
             config,
@@ -146,6 +142,7 @@ def profile(
             price=price,
             machine=machine,
             gpu=None if sampler is None else sampler.result(),
+            gpu_problem=None if sampler is None else sampler.problem,
             created_at=utc_now(),
             notes=load.notes,
         )

@@ -149,7 +149,7 @@ def profile(
         folder = default_folder(_name(knobs.get("model", ""), metrics_url))
     if nsys:
         assert folder is not None
-        raise typer.Exit(_under_nsys(folder, named=output is not None))
+        raise typer.Exit(_under_nsys(folder, knobs, named=output is not None))
     with progress_stages() as (say, stop):
         if read_from is not None:
             outcome = _of_records(read_from, trial, slo, price, calibrate, folder, say, stop)
@@ -300,10 +300,13 @@ def _name(model: str, url: str | None) -> str:
     return re.sub(r"^https?://", "", url).partition("/")[0].replace(":", "-")
 
 
-def _under_nsys(folder: Path, *, named: bool) -> int:
+def _under_nsys(folder: Path, knobs: Mapping[str, Any], *, named: bool) -> int:
     """Run this command again under Nsight Systems; its exit code."""
+    from autotune.hardware.detect import describe_hardware
     from autotune.profiling.nsys import nsys_command, run_under_nsys
 
+    if describe_hardware(str(knobs.get("device", "auto")))["device"] == "cpu":
+        note("note: the model is served on the CPU here, so Nsight Systems sees no GPU at work")
     arguments = sys.argv[1:] if named else [*sys.argv[1:], "--output", str(folder)]
     # Beside the folder, which the command makes and wants for itself.
     report = folder.with_name(folder.name + "-nsys")

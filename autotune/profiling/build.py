@@ -37,6 +37,7 @@ def build_profile(
     price: float | None = None,
     machine: MachineCalibration | None = None,
     gpu: Gpu | None = None,
+    gpu_problem: str | None = None,
     created_at: str,
     notes: Sequence[str] = (),
 ) -> Profile:
@@ -56,6 +57,7 @@ def build_profile(
         price: of an hour of the hardware.
         machine: measured ceilings and probes; without them no utilisation is known.
         gpu: samples taken during the load.
+        gpu_problem: why there are none, where they were wanted.
         created_at: `autotune.records.utc_now()`.
         notes: sentences for the reader that are no lack.
     """
@@ -71,6 +73,9 @@ def build_profile(
     cache = kept(kv_cache(evidence, steps, config, model))
     devices = config.tensor_parallel_size if _on_gpu(hardware) else 1
     found_phases = kept(phases(steps, model, machine.ceilings if machine else None, devices))
+    if gpu is None and (gpu_problem is not None or _on_gpu(hardware)):
+        why = "" if gpu_problem is None else f": {gpu_problem}"
+        partial.append(f"power, clocks and memory of the GPU were not sampled{why}")
     times = []
     if cost is not None:
         timeline = Timeline(evidence.steps, steps, cost)

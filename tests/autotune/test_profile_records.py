@@ -251,6 +251,23 @@ def test_machine_and_samples_that_the_folder_knows_are_used_again(bench: Path) -
     assert profile.gpu == gpu
 
 
+def test_profile_of_another_version_is_left_alone_and_named(bench: Path, tmp_path: Path) -> None:
+    known = profile_records(bench).profile
+    old = known.model_copy(update={"profile_version": 0, "ceilings": MACHINE.ceilings})
+    write_profile(bench / "profile.json", old)
+    before = (bench / "profile.json").read_bytes()
+    profile = profile_records(bench).profile
+    assert profile.ceilings is None
+    (told,) = [text for text in profile.partial if "earlier profile" in text]
+    assert "has profile version 0" in told
+    assert "stays as it is, and -o keeps this one" in told
+    assert (bench / "profile.json").read_bytes() == before
+    kept = profile_records(bench, output=tmp_path / "new").profile
+    (told,) = [text for text in kept.partial if "earlier profile" in text]
+    assert "stays as it is" not in told
+    assert read_profile(tmp_path / "new") == kept
+
+
 def test_calibration_measures_this_machine_for_the_runs_model(
     bench: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

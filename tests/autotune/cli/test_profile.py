@@ -51,10 +51,13 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Played:
 
 
 def test_options_reach_the_profile(played: Played, capsys: pytest.CaptureFixture[str]) -> None:
-    assert autotune(
-        *("profile", "--rate", "4", "--max-num-seqs", "8", "--seed", "5", "--slo", "ttft<1s"),
-        *("--price", "2", "--drain", "7s", "--trace", "--trace-steps", "3:9", "-o", "out"),
-    ) == 0
+    assert (
+        autotune(
+            *("profile", "--rate", "4", "--max-num-seqs", "8", "--seed", "5", "--slo", "ttft<1s"),
+            *("--price", "2", "--drain", "7s", "--trace", "--trace-steps", "3:9", "-o", "out"),
+        )
+        == 0
+    )
     ((knobs, traffic, others),) = played
     assert knobs == {"seed": 5, "max_num_seqs": 8}
     assert (traffic.rate, traffic.duration_s) == (4.0, 20.0)
@@ -200,6 +203,15 @@ def test_server_that_is_down_ends_with_3(
     assert autotune("profile", "--metrics-url", url, "-o", str(tmp_path / "out")) == 3
     assert "cannot be reached" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_nsys_on_a_processor_is_told_to_see_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["autotune", "profile", "--nsys", "--device", "cpu"])
+    assert autotune("profile", "--nsys", "--device", "cpu") == 3
+    assert capsys.readouterr().err.count("Nsight Systems sees no GPU at work") == 1
 
 
 def test_nsys_that_is_missing_ends_with_3_and_the_command(

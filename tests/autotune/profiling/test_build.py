@@ -15,6 +15,7 @@ from autotune.profiling.machine import MachineCalibration
 from autotune.profiling.schema import (
     AttentionProbe,
     Ceilings,
+    Gpu,
     LinearProbe,
     Probes,
     Profile,
@@ -173,6 +174,18 @@ def test_records_of_an_earlier_release_give_what_they_can() -> None:
     assert found.kv.fragmentation is None
     assert found.speculation is None
     assert len([s for s in found.partial if "earlier release" in s]) == 3
+
+
+def test_a_gpu_that_was_not_sampled_is_told_and_a_processor_lacks_none() -> None:
+    evidence, config = served(poisson(100, 60, seed=1), COST)
+    gpu = {"hardware": {"device": "cuda"}}
+    lack = "power, clocks and memory of the GPU were not sampled"
+    assert lack in profile(evidence, config, machine=MACHINE, **gpu).partial
+    told = profile(evidence, config, machine=MACHINE, gpu_problem="no NVML", **gpu).partial
+    assert f"{lack}: no NVML" in told
+    sampled = Gpu(samples=[], interval_s=0.1)
+    assert not profile(evidence, config, machine=MACHINE, gpu=sampled, **gpu).partial
+    assert not profile(evidence, config, machine=MACHINE, hardware={"device": "cpu"}).partial
 
 
 def test_ranks_on_gpus_add_their_ceilings() -> None:
