@@ -249,9 +249,9 @@ def _breakdown(metric: str, totals: dict[str, float], count: int) -> Breakdown:
 
 
 def _ratio(own: Floats, all_of_them: Floats) -> Floats:
-    """The part of a step's prompt work that is a request's own; 1 where none is counted."""
-    ratio = np.divide(own, all_of_them, out=np.ones(len(own)), where=all_of_them > 0)
-    return np.asarray(np.minimum(1.0, ratio), dtype=np.float64)
+    """The part of a step's prompt work that is a request's own; 1 where no more is counted."""
+    ratio = np.divide(own, all_of_them, out=np.ones(len(own)), where=all_of_them > own)
+    return np.asarray(ratio, dtype=np.float64)
 
 
 def _array(values: Iterable[float]) -> Floats:
