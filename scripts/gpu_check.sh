@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and times everything on the GPU of this machine, in at most 8 minutes and without a network:
 # kernel tests compiled for it, errors against float64, times against floors and PyTorch's own
-# kernels, and the engine. Writes JSON to benchmarks/results/<device>/ (or the folder given).
+# kernels, the engine, and a profile of it with what the driver tells. Writes JSON to benchmarks/results/<device>/ (or the folder given).
 #
 #   scripts/gpu_check.sh [folder for results]
 #
@@ -16,7 +16,8 @@ export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OF
 missing=$("$PYTHON" - <<'CODE'
 import importlib.util as util
 needed = ("torch", "triton", "transformers", "pytest", "hypothesis", "numpy", "psutil",
-          "safetensors", "tokenizers", "scipy")
+          "safetensors", "tokenizers", "scipy", "optuna", "pandas", "prometheus_client", "pyarrow",
+          "pydantic", "pynvml", "rich", "typer", "yaml", "jinja2")
 print(" ".join(name for name in needed if util.find_spec(name) is None))
 CODE
 ) || { echo "$PYTHON does not run; set PYTHON=..." >&2; exit 3; }
@@ -46,5 +47,10 @@ echo "== Kernel tests, compiled"
 timeout 130 "${pytest[@]}" tests/kernels/triton tests/engine/test_sampler_launch.py \
     tests/engine/test_engine_gpu.py tests/engine/test_parallel_gpu.py || failed=1
 echo "== Errors and times"
-timeout 320 "$PYTHON" -m benchmarks.gpu.check --out "$out" --seconds 300 || failed=1
+timeout 260 "$PYTHON" -m benchmarks.gpu.check --out "$out" --seconds 240 || failed=1
+echo "== A profile"
+device=$("$PYTHON" -c 'import torch; from benchmarks.gpu.check import machine; print(machine(torch.device("cuda", 0)))')
+profile=$(mktemp -d)/profile
+timeout 75 "$PYTHON" -m autotune.cli.main profile --load 0.7 --duration 10s -o "$profile" \
+    && cp "$profile/profile.json" "$out/$device/" || failed=1
 exit $failed
