@@ -26,7 +26,8 @@ class Advice:
     `knobs` can be set at once (none where no knob does it), `opens` are values worth searching.
     `testable` says whether the bundled engine can measure it on this device; `why_not` why not.
     `problems` are the findings that it answers, `role` whether it is a first answer to them or one
-    to add. `check` says what to look at afterwards, `commands` what to type.
+    to add. `check` says what to look at afterwards, `commands` what to type. `breaks` is a limit of
+    the SLO that is met now and is predicted not to be any more.
     """
 
     technique: str
@@ -45,6 +46,7 @@ class Advice:
     why: str
     testable: bool
     why_not: str | None = None
+    breaks: str | None = None
     commands: tuple[str, ...] = ()
     source: str = ""
 
@@ -68,6 +70,7 @@ class Advice:
             "why": self.why,
             "testable": self.testable,
             "why_not": self.why_not,
+            "breaks": self.breaks,
             "commands": list(self.commands),
             "source": self.source,
         }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from autotune.advise.advice import Advice, AdviceList
 from autotune.advise.candidates import (
     Candidate,
+    base_config,
     candidates,
     changes_of,
+    effort_here,
     fill,
     open_values,
     symptoms,
@@ -20,12 +23,13 @@ from autotune.advise.candidates import (
 from autotune.advise.commands import commands_for
 from autotune.advise.facts import Facts
 from autotune.advise.feasibility import infeasible_limits
-from autotune.advise.rank import confidence_of, first_of, harms, helps, ranked
+from autotune.advise.rank import confidence_of, first_of, helps, ranked
+from autotune.advise.side_effects import broken_limits, ruined
 from autotune.advise.table import Table, Technique, factor_of, load_table
 from autotune.advise.topics import topic_of
 from autotune.diagnose.finding import Diagnosis
 from autotune.predict.change import Change
-from autotune.predict.gain import PredictedGain
+from autotune.predict.gain import BETTER_ABOVE, PredictedGain
 from autotune.profiling.schema import Profile
 from autotune.search.methods_offered import Offer, offer_for
 from autotune.slo import Slo
@@ -47,6 +51,7 @@ def advise(
     offer: Offer | None = None,
     table: Table | None = None,
     workload: Sequence[str] = (),
+    searched: bool = False,
 ) -> AdviceList:
     """Advice on a profile, best first.
 
@@ -59,37 +64,47 @@ def advise(
             fast.
         table: the techniques; by default those that are shipped.
         workload: command-line options of the traffic, for the commands.
+        searched: whether the profile is of the best that a search found, so that what can be tried
+            here was tried.
     """
     table = load_table() if table is None else table
     slo = Slo() if slo is None else slo
     facts = Facts(profile, diagnosis, slo, _offer(profile) if offer is None else offer)
     called, unjudged = candidates(facts, table)
     advice: list[Advice] = []
-    useless: dict[str, str] = {}
-    breaking: list[str] = []
+    left_out = _LeftOut()
+    binding = binding_metric(diagnosis)
     for candidate in called:
-        item = _judged(candidate, facts, predictor, workload)
-        metrics = {f.metric for f in candidate.findings} | {binding_metric(diagnosis), "goodput"}
-        answered = [g for g in item.gains if g.metric in metrics]
-        if answered and not any(map(helps, answered)):
-            useless[candidate.row.title] = f"{max(g.value for g in answered):.2f}x"
+        options = _options(candidate, facts, predictor)
+        bearable = [option for option in options if not option.ruined]
+        if not bearable:
+            left_out.ruinous += [option.told(candidate.row.title) for option in options[:1]]
+            left_out.without_value += [] if options else [candidate.row.title]
             continue
-        broken = _broken_limits(item, profile, slo)
-        if broken:
-            breaking.append(item.technique)
-            item = replace(item, why=f"{item.why} It is predicted to break {broken[0]}.")
-        advice.append(item)
+        chosen = _chosen(bearable)
+        metrics = {f.metric for f in candidate.findings} | {binding, "goodput"}
+        answered = [g for g in chosen.gains if g.metric in metrics]
+        if answered and not any(map(helps, answered)):
+            most = max(g.value for g in answered)
+            left_out.useless.append(f"{candidate.row.title} ({most:.2f}x)")
+            continue
+        spoilt = [o.knobs for o in options if o.ruined]
+        advice.append(_advice(candidate, chosen, spoilt, facts, workload))
     listed = {item.technique for item in advice}
     alternatives = [c.row.id for c in called if set(c.row.alternative_to) & listed]
-    ordered = ranked(advice, breaking, alternatives)
-    notes = _notes(useless, unjudged)
-    infeasible = () if predictor is None else infeasible_limits(profile, slo, predictor, ordered)
+    aside = [c.row.id for c in called if all(f.metric != binding for f in c.findings)]
+    ordered = ranked(advice, alternatives, aside)
+    infeasible = (
+        ()
+        if predictor is None
+        else infeasible_limits(profile, slo, predictor, ordered, searched=searched)
+    )
     return AdviceList(
         advice=tuple(ordered),
-        first=first_of([a for a in ordered if a.technique not in breaking]),
+        first=first_of(ordered),
         infeasible=infeasible,
         symptoms=tuple(symptoms(diagnosis, table)),
-        notes=tuple(notes),
+        notes=(*left_out.notes(), *_unjudged_notes(unjudged)),
     )
 
 
@@ -101,25 +116,90 @@ def binding_metric(diagnosis: Diagnosis) -> str:
     return "throughput" if worst is None else worst.metric
 
 
-def _judged(
-    candidate: Candidate, facts: Facts, predictor: Predictor | None, workload: Sequence[str]
-) -> Advice:
-    """The candidate with the knob values that are predicted to do most for the binding metric."""
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A technique with one setting of its knobs, and what that is predicted to bring.
+
+    `broken` are limits that would no longer be met, `ruined` the metrics that it makes much worse.
+    """
+
+    knobs: Mapping[str, Any]
+    why_not: str | None
+    gains: tuple[PredictedGain, ...]
+    gain: PredictedGain | None
+    broken: Sequence[str]
+    ruined: Sequence[PredictedGain]
+
+    @property
+    def score(self) -> float:
+        """The gain of the binding metric, else the best of the others, 1 without any."""
+        if self.gain is not None:
+            return self.gain.value
+        return max((g.value for g in self.gains), default=1.0)
+
+    def told(self, title: str) -> str:
+        """The technique with its knobs and what it would ruin."""
+        settings = "".join(f", {name}={value}" for name, value in self.knobs.items())
+        harm = ", ".join(f"{g.metric} {g.value:.2g}x" for g in self.ruined)
+        return f"{title}{settings} ({harm})"
+
+
+@dataclass(slots=True)
+class _LeftOut:
+    """Techniques that a finding calls for and that are not advised, by the reason."""
+
+    useless: list[str] = field(default_factory=list)
+    ruinous: list[str] = field(default_factory=list)
+    without_value: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """One sentence a reason."""
+        reasons = (
+            ("Predicted to make nothing better here, and left out", self.useless),
+            ("Left out for what they would make at least twice as bad", self.ruinous),
+            ("Left out, as no better value can be set here", self.without_value),
+        )
+        return [f"{reason}: {', '.join(titles)}." for reason, titles in reasons if titles]
+
+
+def _options(candidate: Candidate, facts: Facts, predictor: Predictor | None) -> list[_Option]:
+    """The technique with each setting of its knobs that is worth judging.
+
+    None at all where the config is known and has no better values.
+    """
     row, metric = candidate.row, binding_metric(facts.diagnosis)
-    best: tuple[float, dict[str, Any], tuple[PredictedGain, ...]] | None = None
-    why_not = why_not_testable(row, {}, facts) if row.outside_reach else None
-    for knobs in variants(row, facts) or [{}]:
-        reason = why_not_testable(row, knobs, facts)
-        gains = _gains(candidate, knobs, facts, predictor, testable=reason is None)
-        gain = _of(metric, gains)
-        score = gain.value if gain is not None else max((g.value for g in gains), default=1.0)
-        if best is None or score > best[0] + 1e-9:
-            best, why_not = (score, knobs, gains), reason
-    assert best is not None
-    _, knobs, gains = best
-    testable = why_not is None
-    own = fill(row.why, facts)
-    gain = _of(metric, gains)
+    settings = variants(row, facts)
+    if not settings and (base_config(facts) is None or facts.get("is_server")):
+        settings = [{}]
+    options = []
+    for knobs in settings:
+        why_not = why_not_testable(row, knobs, facts)
+        gains = _gains(candidate, knobs, facts, predictor, testable=why_not is None)
+        broken = broken_limits(gains, facts.profile, facts.slo)
+        harmed = ruined(gains, facts.profile, facts.slo)
+        options.append(_Option(knobs, why_not, gains, _of(metric, gains), broken, harmed))
+    return options
+
+
+def _chosen(options: Sequence[_Option]) -> _Option:
+    """The one that is predicted to do most for the binding metric and breaks nothing, if any."""
+    fine = [o for o in options if not o.broken and o.score > BETTER_ABOVE]
+    return max(fine or options, key=lambda o: round(o.score, 9))
+
+
+def _advice(
+    candidate: Candidate,
+    chosen: _Option,
+    spoilt: Sequence[Mapping[str, Any]],
+    facts: Facts,
+    workload: Sequence[str],
+) -> Advice:
+    """The piece of advice; settings in `spoilt` are not worth a search."""
+    row, knobs = candidate.row, chosen.knobs
+    testable = chosen.why_not is None
+    breaks = chosen.broken[0] if chosen.broken else None
+    broken = None if breaks is None else f"It is predicted to break {breaks}."
+    sentences = (candidate.findings[0].sentence, fill(row.why, facts), broken)
     return Advice(
         technique=row.id,
         title=row.title,
@@ -127,16 +207,17 @@ def _judged(
         problems=tuple(dict.fromkeys(f.bottleneck for f in candidate.findings)),
         role=candidate.role,
         knobs=dict(knobs),
-        opens=open_values(row, knobs, facts) if testable else {},
-        gain=gain,
-        gains=gains,
-        confidence=confidence_of(gain),
-        effort=row.effort,
+        opens=open_values(row, knobs, facts, spoilt) if testable else {},
+        gain=chosen.gain,
+        gains=chosen.gains,
+        confidence=confidence_of(chosen.gain),
+        effort=effort_here(row, knobs, facts),
         trade_off=fill(row.trade_off, facts) or _without_numbers(row.trade_off),
         check=row.check,
-        why=" ".join(s for s in (candidate.findings[0].sentence, own) if s),
+        why=" ".join(s for s in sentences if s),
         testable=testable,
-        why_not=why_not,
+        why_not=chosen.why_not,
+        breaks=breaks,
         commands=commands_for(knobs, facts, testable=testable, workload=workload),
         source=row.source,
     )
@@ -203,26 +284,6 @@ def _memory(row: Technique, facts: Facts) -> dict[str, PredictedGain]:
     return {"memory": gain}
 
 
-def _broken_limits(item: Advice, profile: Profile, slo: Slo) -> list[str]:
-    """Limits that are met now and would not be, by the predicted gains."""
-    by_metric = {gain.metric: gain for gain in item.gains}
-    if "tpot" in by_metric:
-        by_metric.setdefault("itl", by_metric["tpot"])
-    broken = []
-    for limit, result in zip(slo.limits, slo.evaluate(profile.metrics or {}), strict=True):
-        gain = by_metric.get(limit.metric)
-        if gain is None or not result.met or result.measured is None or not harms(gain):
-            continue
-        after = (
-            result.measured * gain.value
-            if limit.metric == "throughput"
-            else result.measured / max(gain.value, 1e-9)
-        )
-        if not limit.met_by(after):
-            broken.append(limit.text)
-    return broken
-
-
 def _of(metric: str, gains: Sequence[PredictedGain]) -> PredictedGain | None:
     return next((gain for gain in gains if gain.metric == metric), None)
 
@@ -239,20 +300,14 @@ def _offer(profile: Profile) -> Offer | None:
 
 def _without_numbers(text: str) -> str:
     """The text where its facts are not known."""
-    import re
-
     return re.sub(r"\{[^}]*\}", "an unknown number of", text)
 
 
-def _notes(useless: Mapping[str, str], unjudged: Mapping[str, Sequence[str]]) -> list[str]:
-    notes = []
-    if useless:
-        told = ", ".join(f"{title} ({gain})" for title, gain in useless.items())
-        notes.append(f"Predicted to make nothing better here, and left out: {told}.")
-    if unjudged:
-        missing = sorted({topic_of(name) for names in unjudged.values() for name in names})
-        notes.append(
-            f"Not judged, as the profile does not tell {', '.join(missing)}: "
-            f"{', '.join(sorted(unjudged))}."
-        )
-    return notes
+def _unjudged_notes(unjudged: Mapping[str, Sequence[str]]) -> list[str]:
+    if not unjudged:
+        return []
+    missing = sorted({topic_of(name) for names in unjudged.values() for name in names})
+    return [
+        f"Not judged, as the profile does not tell {', '.join(missing)}: "
+        f"{', '.join(sorted(unjudged))}."
+    ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from autotune.advise.advice import Effort
 from autotune.advise.facts import Facts
 from autotune.advise.table import KnobSetting, Table, Technique, factor_of, knob_values
 from autotune.diagnose.finding import Diagnosis, Finding
@@ -22,6 +23,13 @@ LEAST_SEVERITY = 0.05
 # Findings at least so severe make a symptom: `Finding.level` calls them medium.
 SYMPTOM_SEVERITY = 0.2
 # Knobs whose effect is not the scheduler's and not among what the probes measure.
+# Knobs that say among how many devices the model is divided or copied.
+_DEVICES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "context_parallel_size",
+    "data_parallel_size",
+)
 _UNMEASURED = ("cuda_graphs", "tensor_parallel_size", "num_threads", "gpu_memory_utilization")
 
 
@@ -134,8 +142,15 @@ def why_not_testable(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> 
     gpus = facts.number("gpus")
     ranks = knobs.get("tensor_parallel_size", 1)
     if ranks > 1 and gpus is not None and gpus < ranks:
-        return f"it takes {ranks} GPUs; {gpus:.0f} is here" if gpus == 1 else f"{gpus:.0f} are here"
+        return f"it takes {ranks} GPUs; {gpus:.0f} {'is' if gpus == 1 else 'are'} here"
     return None
+
+
+def effort_here(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> Effort:
+    """What a row takes; where it needs more GPUs than there are, hardware."""
+    gpus = facts.number("gpus")
+    needed = max((int(knobs[name]) for name in _DEVICES if name in knobs), default=0)
+    return "buy" if gpus is not None and gpus < needed else row.effort
 
 
 def changes_of(
@@ -171,8 +186,16 @@ def fill(text: str, facts: Facts) -> str | None:
     return "".join(parts)
 
 
-def open_values(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
-    """Values worth a search: what the row opens, and every value that it would have set."""
+def open_values(
+    row: Technique,
+    knobs: Mapping[str, Any],
+    facts: Facts,
+    spoilt: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Values worth a search: what the row opens, and every value that it would have set.
+
+    Those of the settings in `spoilt` are left out, but for what `knobs` sets.
+    """
     opened: dict[str, tuple[Any, ...]] = {}
     settings: dict[str, KnobSetting | list[Any]] = {**row.knobs, **row.opens}
     for name, setting in settings.items():
@@ -181,6 +204,8 @@ def open_values(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> dict[
         values = knob_values(name, setting, facts)
         now = facts.get(f"config.{name}")
         mine = [knobs[name]] if name in knobs else []
+        bad = [setting[name] for setting in spoilt if name in setting]
+        values = [value for value in values if value not in bad]
         offered = None if facts.offer is None else facts.offer.values.get(name)
         kept = [v for v in (now, *mine, *values) if v is not None]
         opened[name] = tuple(

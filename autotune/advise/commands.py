@@ -19,19 +19,26 @@ def commands_for(
 ) -> tuple[str, ...]:
     """Shell commands that try a technique: measure it alone, then search around it.
 
-    `workload` are options of the traffic, as they were given. What cannot be tried here has none.
+    `workload` are options of the traffic, as they were given; other knobs are those of the profile.
+    What cannot be tried here has none.
     """
     if not testable:
         return ()
-    model = (facts.profile.engine_config or {}).get("model")
+    config = facts.profile.engine_config or {}
+    model = config.get("model")
     common = [*(["--model", str(model)] if model else []), *workload]
+    for name, value in config.items():
+        given = name in KNOBS and name not in _NOT_REPEATED and value != KNOBS[name].default
+        if given and name not in knobs and value is not None:
+            common += _flag(name, value)
     if facts.slo.limits:
         common += ["--slo", str(facts.slo)]
     flags = [part for name, value in knobs.items() for part in _flag(name, value)]
+    # A search compares a value with the present one; alone it would be no search.
     searched = [
         part
         for name, value in knobs.items()
-        if KNOBS[name].tunable
+        if KNOBS[name].tunable and facts.get(f"config.{name}") is not None
         for part in ("--search", f"{name}={_values(facts, name, value)}")
     ]
     commands = [shlex.join(["autotune", "bench", *common, *flags])]
@@ -40,6 +47,8 @@ def commands_for(
     return tuple(commands)
 
 
+# Knobs of the profile that the commands name otherwise, or that follow from the machine or the run.
+_NOT_REPEATED = ("model", "device", "seed", "calibration")
 # Options of the traffic, as `autotune.cli.traffic_options` has them; all but the last take a value.
 _TRAFFIC = (
     "--workload",

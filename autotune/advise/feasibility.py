@@ -24,7 +24,12 @@ _HURT_BY_GROWTH = ("ttft", "e2e", "goodput")
 
 
 def infeasible_limits(
-    profile: Profile, slo: Slo | None, predictor: Predictor | None, advice: Sequence[Advice]
+    profile: Profile,
+    slo: Slo | None,
+    predictor: Predictor | None,
+    advice: Sequence[Advice],
+    *,
+    searched: bool = False,
 ) -> tuple[Infeasible, ...]:
     """The limits of an SLO that no configuration is expected to meet, in the SLO's order.
 
@@ -32,7 +37,8 @@ def infeasible_limits(
         profile: what was measured; with the model and ceilings, for proofs.
         slo: the limits; None has none. Limits on quality are no matter of speed and left out.
         predictor: of the same profile; without one only what is proven or measured is told.
-        advice: what could be done; empty after a search, which has tried it.
+        advice: what could be done; after a search what it could not try.
+        searched: whether the profile is of the best that a search found.
     """
     bounds = Bounds.of(profile)
     found = []
@@ -60,7 +66,7 @@ def infeasible_limits(
             )
             found.append(_infeasible(limit, bound, growth.certain, proof, outlook, best, advice))
         elif result is not None and not (best and outlook.meets(best.value)):
-            proof = _unproven(limit, outlook, best, bound, tried=not advice)
+            proof = _unproven(limit, outlook, best, bound, searched=searched)
             found.append(_infeasible(limit, bound, False, proof, outlook, best, advice))
     return tuple(found)
 
@@ -99,7 +105,7 @@ def _infeasible(
 
 
 def _unproven(
-    limit: Limit, outlook: Outlook, best: Prospect | None, bound: Bound | None, *, tried: bool
+    limit: Limit, outlook: Outlook, best: Prospect | None, bound: Bound | None, *, searched: bool
 ) -> str:
     """Why a limit is not expected to be met, without a proof."""
     if outlook.measured is not None:
@@ -108,7 +114,7 @@ def _unproven(
         sentence = "requests did not finish"
     if best is not None and best.how:
         sentence += f", and the best that is predicted is {told(limit, best.value)} ({best.how})"
-    elif tried:
+    elif searched:
         sentence += ", the best of what was tried"
     else:
         sentence += ", and nothing that can be set here is predicted to help"

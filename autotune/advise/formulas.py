@@ -220,11 +220,14 @@ def cores_in_use(facts: Facts) -> Factor | None:
 
 @_formula
 def shared_kv_heads(facts: Facts, *, heads_per_kv_head: float) -> Factor | None:
-    """Keys and values of a model with that many query heads to each, over this one's."""
-    now = facts.number("heads_per_kv_head")
-    if now is None or now >= heads_per_kv_head:
+    """Keys and values of a model with that many query heads to each (at most all), over this."""
+    model, now = facts.profile.model, facts.number("heads_per_kv_head")
+    if model is None or now is None:
         return None
-    value = now / heads_per_kv_head
+    most = min(heads_per_kv_head, model.num_heads)
+    if now >= most:
+        return None
+    value = now / most
     return _ordered(value, value, math.sqrt(value))
 
 
@@ -304,6 +307,16 @@ def price_ratio(facts: Facts, *, low: float, usual: float, high: float) -> Facto
     """Price of other hardware, USD an hour, over that of this one; None where that is not told."""
     now = facts.profile.price
     return None if not now else Factor(usual / now, low / now, high / now)
+
+
+@_formula
+def price_of_gpus(facts: Facts, *, needed: float) -> Factor | None:
+    """Price of as many GPUs over that of those that are here, which are paid for in any case."""
+    here = facts.number("gpus")
+    if not here:
+        return None
+    value = max(1.0, needed / here)
+    return Factor(value, value, value)
 
 
 @_formula

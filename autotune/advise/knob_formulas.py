@@ -14,6 +14,10 @@ from engine.config import KNOBS
 
 KnobFormula = Callable[..., list[float]]
 KNOB_FORMULAS: dict[str, KnobFormula] = {}
+# Mean share of the seats that may be taken before waiting for one grows long.
+_BUSIEST = 0.8
+# Of free memory the rest is left to others.
+_OF_FREE = 0.8
 
 
 def _knob_formula(function: KnobFormula) -> KnobFormula:
@@ -28,6 +32,17 @@ def times(facts: Facts, *, knob: str, by: list[float]) -> list[float]:
     if now is None:
         now = _default(facts, knob)
     return [] if now is None else [now * factor for factor in by]
+
+
+@_knob_formula
+def in_free_memory(facts: Facts, *, knob: str, by: list[float]) -> list[float]:
+    """Multiples of the knob's present bytes whose growth takes at most most of the free memory."""
+    available = ((facts.profile.hardware or {}).get("memory") or {}).get("available_bytes")
+    values = times(facts, knob=knob, by=[1.0, *by])
+    if available is None or not values:
+        return []
+    now, *larger = values
+    return [value for value in larger if value - now <= _OF_FREE * available]
 
 
 @_knob_formula
@@ -46,12 +61,17 @@ def seats_for_tpot(facts: Facts, *, knob: str, by: list[float]) -> list[float]:
     """Seats below the most that ran at once, times each of `by`; as TPOT's limit asks, if any.
 
     A step's time grows at most in proportion to its sequences, so the limit over the measured
-    statistic is a share of them that surely suffices.
+    statistic is a share of them that surely suffices. Where the engine keeps up, no fewer than keep
+    up: steps of fewer sequences take little less time, so that by Little's law the mean number that
+    runs now has to find a seat, and a queue that is not to grow takes some to spare.
     """
     del knob
-    running = facts.profile.queueing.running_max
+    queueing = facts.profile.queueing
+    running = queueing.running_max
     if running is None:
         return []
+    keeps_up = queueing.utilisation is None or queueing.utilisation < 1
+    least = math.ceil((queueing.running_mean or 0.0) / _BUSIEST) if keeps_up else 1
     share = 0.5
     metrics = facts.profile.metrics or {}
     for limit in facts.slo.limits:
@@ -59,7 +79,8 @@ def seats_for_tpot(facts: Facts, *, knob: str, by: list[float]) -> list[float]:
             measured = (metrics.get("tpot") or {}).get(limit.statistic or "p95")
             if measured and measured > limit.bound:
                 share = max(0.1, limit.bound / measured)
-    return [max(1.0, math.floor(running * share * factor)) for factor in by]
+    values = [max(1, least, math.floor(running * share * factor)) for factor in by]
+    return [float(value) for value in values if value < running]
 
 
 @_knob_formula

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from autotune.advise.advice import EFFORTS, Advice, Confidence, Effort
 from autotune.predict.gain import PredictedGain
@@ -23,6 +23,10 @@ _EASE: Mapping[Effort, float] = {
 }
 # What to do first: of the advice with so much of the best one's logarithmic gain, the easiest.
 _ENOUGH = 0.5
+# A gain from here on is clear, and worth to be the first thing that is tried.
+_CLEAR = 1.1
+# What nobody begins with while anything else might do.
+_LAST: tuple[Effort, ...] = ("train", "buy")
 
 
 def confidence_of(gain: PredictedGain | None) -> Confidence:
@@ -46,25 +50,29 @@ def harms(gain: PredictedGain | None) -> bool:
 
 
 def ranked(
-    advice: Sequence[Advice], breaking: Sequence[str], alternatives: Sequence[str]
+    advice: Sequence[Advice], alternatives: Collection[str] = (), aside: Collection[str] = ()
 ) -> list[Advice]:
     """Best first.
 
-    What helps the binding metric comes before what helps another or could not be judged, and that
-    before what helps nothing; `breaking` names techniques that would break a limit that is met, and
-    `alternatives` those that stand in for an easier one: they come after the others of their group.
-    Within a group by the gain, midway between its value and its lower bound, discounted by
-    confidence and effort.
+    What helps the binding metric comes first, what can be tried here before what cannot; then what
+    helps another metric, could not be judged or would break a limit; at last what harms. After the
+    others of their group come those in `aside`, which answer no finding of the binding metric, and
+    in `alternatives`, which stand in for an easier one. Within a group by the gain, midway between
+    its value and its lower bound, discounted by confidence and effort.
     """
 
-    def key(item: Advice) -> tuple[int, bool, float, bool, int, str]:
+    def key(item: Advice) -> tuple[int, bool, bool, float, bool, int, str]:
         gain = item.gain
         worth = 0.0 if gain is None else _expected(gain) * _TRUST[item.confidence]
         if worth > 0:
             worth *= _EASE[item.effort]
-        group = 0 if helps(gain) and item.technique not in breaking else 2 if harms(gain) else 1
+        if helps(gain) and item.breaks is None:
+            group = 0 if item.testable else 1
+        else:
+            group = 3 if harms(gain) else 2
         return (
             group,
+            item.technique in aside and not helps(gain),
             item.technique in alternatives,
             -round(worth, 3),
             item.role == "secondary",
@@ -76,23 +84,41 @@ def ranked(
 
 
 def first_of(advice: Sequence[Advice]) -> str | None:
-    """What to do first: of what can be tried here, else of all, the easiest that is worth it.
+    """What to do first: the easiest that is worth it, of what a person would begin with.
 
-    Worth it is half of the best one's gain, in logarithms. What a trial of minutes shows comes
-    before what has to be built or bought, however much that promises.
+    That is what a trial of minutes shows, then what can be deployed, and training or buying only
+    where nothing else is left, however much they promise. Worth it is half of the best one's gain
+    among equals, in logarithms. Nothing that breaks a limit or harms comes first.
     """
-    good = [a for a in advice if helps(a.gain) and a.gain is not None]
-    good = [a for a in good if a.testable and a.confidence != "low"] or good
-    if not good:
-        return advice[0].technique if advice and not harms(advice[0].gain) else None
+    able = [a for a in advice if a.breaks is None and not harms(a.gain)]
+    good = [a for a in able if helps(a.gain)]
+    cheap = [a for a in good if a.effort not in _LAST]
+    clear = [a for a in cheap if a.gain is not None and a.gain.value >= _CLEAR]
+    unjudged = [a for a in able if not a.gains and a.effort not in _LAST]
+    groups = [
+        [a for a in clear if a.testable],
+        clear,
+        cheap,
+        unjudged[:1],
+        [a for a in good if a.effort == "train"],
+        good,
+        [a for a in able if a.effort not in _LAST][:1],
+        able[:1],
+    ]
+    found = next((group for group in groups if group), None)
+    return None if found is None else _easiest(found).technique
+
+
+def _easiest(advice: Sequence[Advice]) -> Advice:
+    """The least effort that is worth it, beside the best of them."""
 
     def worth(item: Advice) -> float:
         return 0.0 if item.gain is None else _expected(item.gain) * _TRUST[item.confidence]
 
-    best = max(map(worth, good))
+    best = max(map(worth, advice))
     # Half of a best that is itself below nothing would leave none.
-    enough = [a for a in good if worth(a) >= min(best, _ENOUGH * best)]
-    return min(enough, key=lambda a: (EFFORTS.index(a.effort), -worth(a))).technique
+    enough = [a for a in advice if worth(a) >= min(best, _ENOUGH * best)]
+    return min(enough, key=lambda a: (EFFORTS.index(a.effort), -worth(a)))
 
 
 def _expected(gain: PredictedGain) -> float:

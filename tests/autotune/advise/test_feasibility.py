@@ -70,6 +70,8 @@ def test_what_advice_is_predicted_to_meet_is_not_listed() -> None:
     assert infeasible_limits(measured, slo, Oracle(linear), helps) == ()
     found = only(infeasible_limits(measured, slo, Oracle(linear), ()))
     assert not found.proven
+    assert "measured 500 ms, and nothing that can be set here" in found.proof
+    found = only(infeasible_limits(measured, slo, Oracle(linear), (), searched=True))
     assert "measured 500 ms, the best of what was tried" in found.proof
 
 

@@ -110,6 +110,8 @@ def test_more_queries_to_a_key_head_read_fewer_keys() -> None:
     assert value("shared_kv_heads", heads_per_kv_head=8).value == pytest.approx(1 / 8)
     grouped = situations.profile(model=situations.model(num_kv_heads=4))
     assert FORMULAS["shared_kv_heads"](situations.facts(grouped), heads_per_kv_head=8) is None
+    few = situations.profile(model=situations.model(num_heads=6, num_kv_heads=3))
+    assert value("shared_kv_heads", few, heads_per_kv_head=8).value == pytest.approx(2 / 6)
 
 
 def test_a_window_reads_its_tokens_of_the_context() -> None:
@@ -147,6 +149,9 @@ def test_other_factors_are_what_the_profile_says() -> None:
     assert value("cores_in_use", few).value == pytest.approx(2 / 8)
     # 32 layers of 12 kernels at 2 us beside 10 ms of host time.
     assert value("launches", kernels=12).value == pytest.approx(1 + 32 * 12 * 2e-6 / 0.01)
+    for count, price in ((1, 2.0), (2, 1.0), (4, 1.0)):
+        here = situations.profile(situations.gpu("9.0", count=count))
+        assert value("price_of_gpus", here, needed=2).value == price
     priced = situations.profile(price=2.0)
     assert value("price_ratio", priced, low=1, usual=3, high=4) == Factor(1.5, 0.5, 2.0)
 
@@ -184,6 +189,7 @@ def test_a_formula_without_its_facts_gives_nothing(name: str) -> None:
         "prompts_at_median": {"share": 0.5},
         "launches": {"kernels": 10},
         "price_ratio": {"low": 1, "usual": 1, "high": 1},
+        "price_of_gpus": {"needed": 2},
     }.get(name, {})
     found = FORMULAS[name](situations.facts(unknown), **arguments)
     # How often requests repeat is known from published logs where it is not from the profile.
@@ -245,6 +251,16 @@ def test_values_of_knobs_follow_from_the_profile() -> None:
     assert knob("seats_that_fit", "max_num_seqs", [1.0, 0.5]) == [6, 3]
     # TPOT is twice its limit, so half of what ran.
     assert knob("seats_for_tpot", "max_num_seqs", [1.0]) == [16]
+    # Where the engine keeps up, the 16 that run on average need 20 seats.
+    calm = served.queueing.model_copy(update={"utilisation": 0.6})
+    facts = situations.facts(served.model_copy(update={"queueing": calm}), slo="tpot<50ms")
+    assert knob("seats_for_tpot", "max_num_seqs", [1.0, 1.5, 2.0]) == [20, 24]
+    # The cache has 4 GiB, and 32 are free.
+    growing = [2, 4, 7, 8]
+    assert knob("in_free_memory", "kv_cache_memory_bytes", growing) == [
+        factor * 4 * situations.GIB for factor in (2, 4, 7)
+    ]
+    facts = situations.facts(served, slo="ttft<3s,tpot<50ms")
     # 2 requests are served a second, and the limit leaves 3 s.
     assert knob("queue_within_limit", "max_num_queued_reqs", [1.0]) == [6]
     assert knob("all_cores", "num_threads", [1.0]) == [8]

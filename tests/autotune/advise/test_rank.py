@@ -35,8 +35,8 @@ def advice(name: str, predicted: PredictedGain | None, **others: Any) -> Advice:
     return Advice(technique=name, gain=predicted, **{**values, **others})
 
 
-def order(*items: Advice, breaking: tuple[str, ...] = (), others: tuple[str, ...] = ()) -> str:
-    return " ".join(item.technique for item in ranked(items, breaking, others))
+def order(*items: Advice, others: tuple[str, ...] = (), aside: tuple[str, ...] = ()) -> str:
+    return " ".join(item.technique for item in ranked(items, others, aside))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,20 @@ def test_effort_decides_between_equal_gains() -> None:
 
 def test_what_breaks_a_limit_or_stands_in_for_another_comes_after() -> None:
     best, other = advice("best", gain(3.0)), advice("other", gain(1.2))
-    assert order(best, other, breaking=("best",)) == "other best"
+    assert order(advice("best", gain(3.0), breaks="ttft<1s"), other) == "other best"
     assert order(best, other, others=("best",)) == "other best"
+
+
+def test_what_can_be_tried_here_comes_before_an_estimate_however_large() -> None:
+    bought = advice("gpu", gain(20.0, basis="estimate"), effort="buy", testable=False)
+    assert order(bought, advice("flag", gain(1.2)), advice("unknown", None)) == "flag gpu unknown"
+
+
+def test_what_answers_the_binding_metric_comes_before_what_answers_another() -> None:
+    cheaper = advice("cheaper", None)
+    assert order(cheaper, advice("unknown", None), aside=("cheaper",)) == "unknown cheaper"
+    helpful = advice("helpful", gain(1.5))
+    assert order(helpful, advice("less", gain(1.2)), aside=("helpful",)) == "helpful less"
 
 
 def test_the_first_step_is_the_easiest_that_is_worth_it() -> None:
@@ -105,3 +117,21 @@ def test_the_first_step_is_the_easiest_that_is_worth_it() -> None:
     assert first_of([advice("unknown", None)]) == "unknown"
     # Promising in the middle and harmful at the lower bound: still the best there is.
     assert first_of([advice("doubtful", gain(1.1, 0.3, 3.0))]) == "doubtful"
+
+
+def test_nobody_trains_or_buys_before_trying_what_is_cheap() -> None:
+    def estimated(name: str, value: float, effort: str, **others: Any) -> Advice:
+        return advice(name, gain(value, basis="estimate"), effort=effort, testable=False, **others)
+
+    bought, trained = estimated("gpu", 20.0, "buy"), estimated("student", 3.0, "train")
+    prompts, rough = estimated("prompts", 1.6, "deploy"), advice("rough", gain(1.3, 0.5, 3.0))
+    assert first_of([bought, trained, prompts, rough]) == "rough"
+    assert first_of([bought, trained, prompts]) == "prompts"
+    # A flag that hardly helps comes after a clear gain, and before what is trained or bought.
+    trifle = advice("trifle", gain(1.06))
+    assert first_of([bought, trifle, prompts]) == "prompts"
+    assert first_of([bought, trained, trifle]) == "trifle"
+    # A flag that could not be judged is tried before anything is trained.
+    assert first_of([bought, trained, advice("unknown", None)]) == "unknown"
+    assert first_of([bought, trained]) == "student"
+    assert first_of([bought, advice("rough", gain(2.0), breaks="ttft<1s")]) == "gpu"
