@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autotune.advise.rank import helps
 from autotune.cli.advice_outcome import print_infeasible_limits
+from autotune.cli.binding_limit import binding_limit
 from autotune.cli.console import data_console
+from autotune.diagnose.not_known import not_known
 
 if TYPE_CHECKING:
     from autotune.advise.advice import Advice, AdviceList
@@ -58,7 +61,7 @@ def print_advice(
         console.print()
         console.print("Nothing in the table of techniques is called for by this profile.")
     else:
-        _print_table(advice, console)
+        _print_groups(profile, advice, console)
         explained = advice.advice if show_all else _first_ones(advice)
         for item in explained:
             _print_item(item, _own_why(item, diagnosis), console, item.technique == advice.first)
@@ -67,7 +70,7 @@ def print_advice(
             console.print()
             console.print(f"--all explains the other {left}.")
     print_infeasible_limits(console, [asdict(limit) for limit in advice.infeasible])
-    notes = [*profile.partial, *diagnosis.unjudged, *advice.notes]
+    notes = [*not_known(profile, diagnosis), *advice.notes]
     if notes:
         console.print()
         console.print("[bold]Not known, or left out[/]")
@@ -82,12 +85,9 @@ def _first_ones(advice: AdviceList) -> list[Advice]:
 
 
 def _print_binding(diagnosis: Diagnosis, console: Console) -> None:
-    if diagnosis.binding_limit is None or diagnosis.binding_ratio is None:
-        return
-    ratio = diagnosis.binding_ratio
-    state = "missed" if ratio > 1 else "met"
-    line = f"{diagnosis.binding_limit} binds: {state}, at {ratio:.3g} of it"
-    console.print(Text(line, style="bold"), soft_wrap=True)
+    if diagnosis.binding_limit is not None:
+        line = binding_limit(diagnosis.binding_limit, diagnosis.binding_ratio)
+        console.print(Text(line, style="bold"), soft_wrap=True)
 
 
 def _print_findings(diagnosis: Diagnosis, console: Console) -> None:
@@ -98,26 +98,46 @@ def _print_findings(diagnosis: Diagnosis, console: Console) -> None:
         _indented(head.append(finding.sentence, style="not bold"), console)
 
 
-def _print_table(advice: AdviceList, console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
+def _print_groups(profile: Profile, advice: AdviceList, console: Console) -> None:
+    """The ranked list: what the bundled engine can try here, and the rest."""
+    here = [item for item in advice.advice if item.testable]
+    beyond = [item for item in advice.advice if not item.testable]
+    of_server = profile.source.kind == "metrics"
+    other = "For that server" if of_server else "Beyond the bundled engine, by estimates"
     gains = [item.gain for item in advice.advice if item.gain is not None]
-    predicted = _metric(gains[0]) if gains else "predicted"
-    for heading in ("", predicted, "confidence", "takes", "testable", "advice"):
-        right = heading in ("", predicted)
-        wraps = heading == "advice"
-        justify: Literal["left", "right"] = "right" if right else "left"
-        table.add_column(heading, justify=justify, no_wrap=not wraps, overflow="fold")
-    for position, item in enumerate(advice.advice, 1):
-        table.add_row(
-            str(position),
-            "-" if item.gain is None else _ratio(item.gain),
-            item.confidence,
-            _EFFORTS[item.effort],
-            "yes" if item.testable else "no",
-            Text(item.title + _knobs(item)),
-        )
-    console.print()
-    console.print(table)
+    metric = f", by {_metric(gains[0])}" if gains else ""
+    for title, items in (("To try here", here), (other, beyond)):
+        if items:
+            console.print()
+            console.print(Text(title + metric, style="bold"))
+            console.print(_ranked_table(items))
+
+
+def _ranked_table(items: Sequence[Advice]) -> Table:
+    """One row a piece of advice: its rank, its gain, and in words that wrap all else."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for position, item in enumerate(items, 1):
+        told = Text(item.title + _knobs(item))
+        terms = f"{_EFFORTS[item.effort]}, {item.confidence} confidence"
+        told.append(f"; {terms}", style="dim")
+        elsewhere = _best_elsewhere(item)
+        if elsewhere is not None:
+            told.append(f"; {_metric(elsewhere)} {elsewhere.value:.2f}x")
+        if item.breaks is not None:
+            told.append(f"; breaks {item.breaks}", style="yellow")
+        table.add_row(str(position), "-" if item.gain is None else _ratio(item.gain), told)
+    return table
+
+
+def _best_elsewhere(item: Advice) -> PredictedGain | None:
+    """What makes advice worth a place that is not predicted to help the metric it is ranked by."""
+    if helps(item.gain):
+        return None
+    best = max(item.gains, key=lambda gain: gain.value, default=None)
+    return best if helps(best) else None
 
 
 def _own_why(item: Advice, diagnosis: Diagnosis) -> str:

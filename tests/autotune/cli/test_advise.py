@@ -84,7 +84,7 @@ def test_a_profile_is_advised_on_with_the_keys_that_programs_read(saved: Path) -
 def test_people_read_what_binds_what_to_do_first_and_what_to_type(saved: Path) -> None:
     found = advise(saved)
     assert found.exit_code == 0
-    assert "tpot<100ms binds: missed, at 2 of it" in found.stdout
+    assert "tpot<100ms binds: missed, at 2 times the limit" in found.stdout
     assert "Do first: " in found.stdout
     assert "try: autotune bench" in found.stdout
     assert "costs: " in found.stdout
