@@ -140,18 +140,22 @@ def infeasible_winner(
     prepared: Prepared,
     folder: RunFolder,
     result: Mapping[str, Any],
+    advice: Sequence[Mapping[str, Any]],
     note: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Which limits the winner cannot keep, why, and what would be enough instead.
 
-    Empty where the run had no profile: the bounds are those of measured ceilings.
+    Of the advice, what could not be tried here is judged again, for the winner. Empty where the run
+    had no profile: the bounds are those of measured ceilings.
     """
     numbers = result["winner_trials"]
     trial = next((t for t in folder.read_trials() if t.number in numbers and t.metrics), None)
     if trial is None or not folder.profile_json.exists():
         return []
     try:
-        from autotune.advise.feasibility import infeasible_limits
+        from autotune.advise.advise import advise
+        from autotune.advise.table import load_table
+        from autotune.diagnose.diagnose import diagnose
         from autotune.profiling.machine import MachineCalibration
 
         known = read_profile(folder.profile_json)
@@ -159,8 +163,19 @@ def infeasible_winner(
         if known.ceilings is not None and known.probes is not None:
             machine = MachineCalibration(known.ceilings, known.probes)
         profile, predictor = _profile(prepared, folder, trial, machine, MAX_PREDICTION_S / 3)
-        slo = prepared.options.parsed_slo
-        return [asdict(item) for item in infeasible_limits(profile, slo, predictor, ())]
+        untried = {item["technique"] for item in advice if not item["testable"]}
+        table = load_table()
+        rows = [row for row in table.techniques if row.id in untried]
+        found = advise(
+            profile,
+            diagnose(profile),
+            predictor,
+            slo=prepared.options.parsed_slo,
+            offer=prepared.offer,
+            table=table.model_copy(update={"techniques": rows}),
+            searched=True,
+        )
+        return [asdict(item) for item in found.infeasible]
     except Exception as error:  # the verdict stands without it
         note(f"what the SLO would need is not known, a fault of ours ({_traced(folder, error)})")
         return []

@@ -177,7 +177,7 @@ class _Search:
         result["infeasible"] = (
             []
             if result["slo_met"]
-            else infeasible_winner(self._prepared, self._folder, result, self._note)
+            else infeasible_winner(self._prepared, self._folder, result, self._advice, self._note)
         )
         return result
 

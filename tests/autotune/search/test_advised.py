@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from autotune.advise.advice import Advice, AdviceList
 from autotune.diagnose.finding import Diagnosis, Finding
 from autotune.errors import Interrupted
+from autotune.predict.change import Change
 from autotune.predict.gain import PredictedGain
 from autotune.profiling.file import read_profile
 from autotune.profiling.machine import MachineCalibration
@@ -22,6 +24,7 @@ from autotune.search.events import Silent
 from autotune.search.messages import Failed, MeasureCommand, ProbeCommand, Probed
 from autotune.search.options import TuneOptions
 from autotune.search.tune import tune
+from tests.autotune.advise import situations
 from tests.autotune.played import PlayedEvaluator, play, play_nothing
 from tests.autotune.search.test_tune import options
 
@@ -274,6 +277,36 @@ def test_a_fault_in_the_advice_costs_no_measurement(
     assert any("without advice: a fault of ours" in note for note in run["result"]["notes"])
     assert "KeyError: 'surprise'" in (tmp_path / "out" / "trials.log").read_text()
     assert run["advice"]["given"] is False
+
+
+def test_what_was_not_tried_is_named_where_the_winner_misses_its_limits(
+    tmp_path: Path, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untried = [
+        piece(name, ttft(1.1, 1.0, 1.2), testable=False)
+        for name in ("response_caching", "model_routing")
+    ]
+    both = dataclasses.replace(ADVICE, advice=(*ADVICE.advice, *untried))
+    monkeypatch.setattr(sys.modules[__name__], "ADVICE", both)
+
+    def profiled(*_: Any) -> Any:
+        # Judged for the winner, whatever it promised for the default.
+        return situations.profile(), situations.Told(_gain_of_requests)
+
+    found = situations.diagnosis(situations.finding("ttft", "queue_saturation"), binding="ttft")
+    monkeypatch.setattr(module, "_profile", profiled)
+    monkeypatch.setattr("autotune.diagnose.diagnose.diagnose", lambda _: found)
+    run = tune(advised(slo="ttft<20ms"), tmp_path / "out")
+    assert not run["result"]["slo_met"]
+    (limit,) = run["result"]["infeasible"]
+    techniques = [r["technique"] for r in limit["relaxations"] if r["kind"] == "technique"]
+    assert techniques == ["response_caching"]
+
+
+def _gain_of_requests(change: Change) -> float:
+    """Enough for the cache of responses alone, which keeps a fifth of the requests away."""
+    requests = change.factors.get("requests")
+    return 100.0 if requests is not None and requests.value > 0.8 else 1.2
 
 
 def test_a_default_that_fails_is_not_advised_on(
