@@ -59,7 +59,7 @@ class SearchSpace:
         for name, values in self.values.items():
             value = getattr(config, name)
             merged = values if value in values else (*values, value)
-            widened[name] = tuple(sorted(merged)) if self.is_ordinal(name) else tuple(merged)
+            widened[name] = _in_order(merged) if self.is_ordinal(name) else tuple(merged)
         return SearchSpace(widened)
 
     def seeds(self, default: EngineConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -150,6 +150,11 @@ def _checked(name: Any, choices: Any, device: str, where: str) -> tuple[Any, ...
         accepted.append(getattr(probe, name))
     ordinal = KNOBS[name].type in (int, float)
     return tuple(sorted(accepted)) if ordinal else tuple(accepted)
+
+
+def _in_order(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Numbers in increasing order, after None, with which the engine chooses for itself."""
+    return tuple(sorted(values, key=lambda value: (value is not None, value or 0)))
 
 
 def _plain(value: Any) -> str:

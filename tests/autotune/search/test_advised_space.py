@@ -112,3 +112,11 @@ def test_values_that_this_device_cannot_be_set_to_are_not_opened(advice: dict[st
 def test_a_knob_that_the_user_fixed_is_not_opened() -> None:
     made = advised_space(SPACE, BASE, [opening(block_size=(8,))], {}, OFFER, {"block_size"})
     assert "block_size" not in made.space.values
+
+
+def test_a_value_may_join_one_that_the_engine_chooses_for_itself() -> None:
+    space = advised_space(SPACE, BASE, [item(kv_cache_memory_bytes=2**33)], {}, OFFER, ()).space
+    assert space.values["kv_cache_memory_bytes"] == (None, 2**33)
+    start = space.point_of(BASE)
+    assert start is not None
+    assert start["kv_cache_memory_bytes"] is None
