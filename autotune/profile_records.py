@@ -26,6 +26,9 @@ from autotune.slo import parse_slo
 from engine.config import EngineConfig
 from engine.errors import EngineError
 
+# Knobs under which a part of a step takes another time; others choose among what was probed.
+_MEASURED_UNDER = ("dtype", "num_threads", "tensor_parallel_size")
+
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
@@ -87,12 +90,13 @@ def profile_records(
         facts, partial = _facts(config)
         known, problem = _known_profile(folder, stays=output is None)
         partial += problem
-        machine = _known_machine(known)
+        machine, problem = _known_machine(known, config)
+        partial += problem
         if calibrate and machine is None:
             machine, problem = _calibrate(config, run, say, stop or threading.Event())
             partial += problem
         notes = chosen.notes
-        if machine is None and not calibrate:
+        if machine is None and not calibrate and not problem:
             notes = [*notes, "this run does not tell its machine's limits: --calibrate measures it"]
         built = build_profile(
             evidence,
@@ -210,11 +214,21 @@ def _known_profile(folder: RunFolder, *, stays: bool) -> tuple[Profile | None, l
         return None, [f"{lost}; it stays as it is, and -o keeps this one" if stays else lost]
 
 
-def _known_machine(known: Profile | None) -> MachineCalibration | None:
-    """What it measured of the machine."""
+def _known_machine(
+    known: Profile | None, config: EngineConfig
+) -> tuple[MachineCalibration | None, list[str]]:
+    """What it measured of the machine, or why that says nothing of this config."""
     if known is None or known.ceilings is None or known.probes is None:
-        return None
-    return MachineCalibration(known.ceilings, known.probes)
+        return None, []
+    measured = known.engine_config or {}
+    for name in _MEASURED_UNDER:
+        had, has = measured.get(name), getattr(config, name)
+        if name in measured and had != has:
+            return None, [
+                f"the machine's limits that an earlier profile of this folder tells are not used: "
+                f"they were measured with {name}={had}, and this trial had {has}"
+            ]
+    return MachineCalibration(known.ceilings, known.probes), []
 
 
 def _calibrate(

@@ -251,6 +251,21 @@ def test_machine_and_samples_that_the_folder_knows_are_used_again(bench: Path) -
     assert profile.gpu == gpu
 
 
+def test_limits_that_were_measured_with_other_threads_are_not_used(search: Path) -> None:
+    profile_records(search)
+    known = read_profile(search)
+    calibrated = {"ceilings": MACHINE.ceilings, "probes": MACHINE.probes}
+    write_profile(search / "profile.json", known.model_copy(update=calibrated))
+    assert profile_records(search, trial=3).profile.ceilings == MACHINE.ceilings
+    other = {**(known.engine_config or {}), "num_threads": 7}
+    update = {**calibrated, "engine_config": other}
+    write_profile(search / "profile.json", known.model_copy(update=update))
+    profile = profile_records(search, trial=3).profile
+    assert profile.ceilings is profile.probes is None
+    assert any("measured with num_threads=7, and this trial had" in t for t in profile.partial)
+    assert not any("--calibrate measures it" in text for text in profile.notes)
+
+
 def test_profile_of_another_version_is_left_alone_and_named(bench: Path, tmp_path: Path) -> None:
     known = profile_records(bench).profile
     old = known.model_copy(update={"profile_version": 0, "ceilings": MACHINE.ceilings})
