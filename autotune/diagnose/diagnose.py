@@ -122,4 +122,8 @@ def _notes(profile: Profile) -> list[str]:
             f"The GPU was slowed in {percent(gpu.throttled_share)} of the samples; what that costs "
             "is not known without its full clock."
         )
+    if gpu is not None and gpu.throttled_share is None:
+        notes.append(
+            "Whether power or heat slowed the GPU is not known: NVML withholds the reasons."
+        )
     return notes

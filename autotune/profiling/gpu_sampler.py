@@ -168,7 +168,7 @@ class GpuSampler:
         milliwatts = read("nvmlDeviceGetPowerUsage")
         rates = read("nvmlDeviceGetUtilizationRates")
         memory = read("nvmlDeviceGetMemoryInfo")
-        reasons = throttle_reasons(read) or ()
+        reasons = throttle_reasons(read)
         pcie = "nvmlDeviceGetPcieThroughput"
         return GpuSample(
             at_s=at,
@@ -181,7 +181,9 @@ class GpuSampler:
             utilisation=attempt(lambda: rates.gpu / 100),
             pcie_rx_bytes_per_s=scaled(pcie, _KB, "NVML_PCIE_UTIL_RX_BYTES"),
             pcie_tx_bytes_per_s=scaled(pcie, _KB, "NVML_PCIE_UTIL_TX_BYTES"),
-            throttled_by=[reason for reason in reasons if reason in SLOWING_REASONS],
+            throttled_by=None
+            if reasons is None
+            else [reason for reason in reasons if reason in SLOWING_REASONS],
         )
 
 
@@ -214,15 +216,16 @@ def summarise_samples(
         for s in samples
         if s.clock_sm_hz is not None and s.index in highest and s.utilisation != 0.0
     ]
-    reasons = Counter(reason for s in samples for reason in s.throttled_by)
+    slowed = [s.throttled_by for s in samples if s.throttled_by is not None]
+    reasons = Counter(reason for by in slowed for reason in by)
     return Gpu(
         samples=list(samples),
         interval_s=interval_s,
         power_mean_watts=fmean(power) if power else None,
         power_limit_watts=power_limit_watts,
         clock_ratio=fmean(ratios) if ratios else None,
-        throttled_share=sum(bool(s.throttled_by) for s in samples) / len(samples),
-        throttle_reasons={reason: count / len(samples) for reason, count in reasons.items()},
+        throttled_share=fmean(bool(by) for by in slowed) if slowed else None,
+        throttle_reasons={reason: count / len(slowed) for reason, count in reasons.items()},
     )
 
 

@@ -78,7 +78,7 @@ class Probes(Part):
 
 
 class GpuSample(Part):
-    """One reading; watts, Hz, bytes, bytes/s."""
+    """One reading; watts, Hz, bytes, bytes/s. `throttled_by` are the reasons that slow the GPU."""
 
     at_s: float
     index: int
@@ -90,7 +90,7 @@ class GpuSample(Part):
     utilisation: float | None = None
     pcie_rx_bytes_per_s: float | None = None
     pcie_tx_bytes_per_s: float | None = None
-    throttled_by: list[str] = Field(default_factory=list)
+    throttled_by: list[str] | None = Field(default_factory=list)
 
 
 class Gpu(Part):

@@ -293,6 +293,8 @@ def test_clocks_that_fall_in_some_samples_cost_what_they_fall_on_average() -> No
 def test_clocks_that_nvml_withholds_leave_a_note() -> None:
     unknown = Gpu(samples=[], interval_s=0.1, throttled_share=0.5)
     assert any("slowed in 50%" in note for note in diagnose(profile(gpu=unknown)).notes)
+    (untold,) = diagnose(profile(gpu=Gpu(samples=[], interval_s=0.1, clock_ratio=0.7))).notes
+    assert "NVML withholds the reasons" in untold
 
 
 def test_seats_as_many_as_a_step_can_use_are_not_too_few() -> None:

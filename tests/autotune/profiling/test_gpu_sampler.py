@@ -140,6 +140,7 @@ READINGS = {
     "nvmlDeviceGetMemoryInfo": ["memory_used_bytes"],
     "nvmlDeviceGetUtilizationRates": ["utilisation"],
     "nvmlDeviceGetPcieThroughput": ["pcie_rx_bytes_per_s", "pcie_tx_bytes_per_s"],
+    "nvmlDeviceGetCurrentClocksEventReasons": ["throttled_by"],
 }
 
 
@@ -152,6 +153,7 @@ def test_reading_that_is_withheld_is_none_and_the_others_stay(call: str) -> None
     for names in READINGS.values():
         for name in names:
             assert (getattr(gpu.samples[0], name) is None) == (name in READINGS[call]), name
+    assert (gpu.throttled_share is None) == ("throttled_by" in READINGS[call])
 
 
 @pytest.mark.parametrize(
