@@ -199,8 +199,7 @@ def profile_endpoint(
         seen = sample_metrics(
             url, window_s, model=facts, slo=parsed, price=price, say=say, stop=stop
         )
-        partial = ["the window was ended early"] if stop.is_set() else []
-        outcome = concluded(seen, partial, interrupted=stop.is_set())
+        outcome = concluded(seen, interrupted=stop.is_set())
         if output is not None:
             keep_outcome(RunFolder(output), outcome, command)
     return outcome

@@ -77,7 +77,7 @@ def profile_of(
     dialect = sampled.dialect
     window = Window(sampled.scrapes, dialect.counters)
     seen = Seen(window, dialect)
-    notes, partial = list(dialect.hints.values()), list(sampled.problems)
+    notes, partial = _hints(window, dialect), list(sampled.problems)
     if window.resets:
         partial.append(
             f"the server began again {window.resets} times within the window (its counters fell): "
@@ -130,6 +130,12 @@ def profile_of(
         partial=partial,
         notes=notes,
     )
+
+
+def _hints(window: Window, dialect: Dialect) -> list[str]:
+    """What the reader of this server's figures should know, as far as it applies."""
+    told = window.histogram(dialect.input_lengths) is not None
+    return [text for about, text in dialect.hints.items() if about != "input_tokens" or not told]
 
 
 def _traffic(seen: Seen, inputs: Spread | None, outputs: Spread | None) -> Traffic:

@@ -23,6 +23,7 @@ from tests.autotune.profiling.metrics_pages import (
     Answer,
     Served,
     endpoint,
+    histogram,
     sglang_page,
     tgi_page,
     vllm_page,
@@ -148,6 +149,17 @@ def test_sglang_counts_the_ranks_of_an_engine_once() -> None:
     assert profile.traffic.input_tokens is None
     assert profile.traffic.prompt_output_ratio == pytest.approx(sum(new.inputs) / sum(new.outputs))
     assert any("--collect-tokens-histogram" in note for note in profile.notes)
+
+
+def test_lengths_that_sglang_tells_are_not_asked_for() -> None:
+    def page(served: Served) -> str:
+        name, bounds = "sglang:prompt_tokens_histogram", (10.0, 100.0, 1000.0, 10000.0)
+        return sglang_page(served) + histogram(name, served.inputs, bounds)
+
+    profile, new = watched(page)
+    assert profile.traffic.input_tokens is not None
+    assert profile.traffic.input_tokens.mean == pytest.approx(np.mean(new.inputs))
+    assert not any("--collect-tokens-histogram" in note for note in profile.notes)
 
 
 def test_tgi_tells_its_phases_but_no_time_to_first_token() -> None:
