@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.binding_limit import binding_limit
 from autotune.cli.console import data_console
 from autotune.diagnose.not_known import not_known
 
@@ -252,10 +253,8 @@ def _print_findings(diagnosis: Diagnosis, console: Console) -> None:
     console.print()
     line = Text("Bottlenecks", style="bold")
     if diagnosis.binding_limit is not None:
-        ratio = diagnosis.binding_ratio
-        state = "met" if ratio is not None and ratio <= 1 else "missed"
-        far = "" if ratio is None else f", at {ratio:.3g} times the limit"
-        line.append(f"  {diagnosis.binding_limit} binds: {state}{far}", style="not bold")
+        told = binding_limit(diagnosis.binding_limit, diagnosis.binding_ratio)
+        line.append(f"  {told}", style="not bold")
     console.print(line, soft_wrap=True)
     if not diagnosis.findings:
         console.print("  none found")
