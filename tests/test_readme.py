@@ -77,3 +77,28 @@ def test_commands_in_the_readme_exist() -> None:
 def test_linked_files_exist() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("model", ["embedded", "135m"])
+def test_accuracies_are_those_on_file(model: str) -> None:
+    folder = ROOT / "benchmarks" / "results" / "xeon-amx-2core"
+    results = json.loads((folder / f"advice_accuracy_{model}.json").read_text())
+    assert [measured["model"] for measured in results["models"]] == [model]
+    summary = results["summary"]["advice"]
+    row = re.search(rf"^\| {model} \| (.+) \|$", README, re.MULTILINE)
+    assert row is not None
+    assert row[1].split(" | ") == [
+        str(summary["scored"]),
+        f"{summary['median_error']:.1%}",
+        f"{summary['direction_right']:.0%}",
+        f"{summary['held']:.0%}",
+    ]
+
+
+def test_what_diagnosis_named_is_on_file() -> None:
+    folder = ROOT / "benchmarks" / "results" / "xeon-amx-2core"
+    results = json.loads((folder / "diagnosis.json").read_text())
+    claim = f"{results['named_first']} of {results['injected']} ({results['kinds']} kinds)"
+    assert f"{claim} were named first" in README
+    overhead = json.loads((folder / "profiling_overhead.json").read_text())["worst_overhead"]
+    assert f"lengthened a step by {overhead:.1%} at worst" in README
