@@ -29,8 +29,21 @@ class FindingRow:
     evidence: Sequence[tuple[str, str]]
 
 
-def findings_by_metric(diagnosis: Mapping[str, Any]) -> list[tuple[str, bool, list[FindingRow]]]:
-    """(metric's title, whether it is the one that binds, findings) for each metric with any."""
+@dataclass(frozen=True, slots=True)
+class MetricFindings:
+    """What stands in the way of one metric; `binds` says that the SLO's worst limit is on it.
+
+    `minor` are those of low severity, but for the first where there is no other.
+    """
+
+    title: str
+    binds: bool
+    major: Sequence[FindingRow]
+    minor: Sequence[FindingRow]
+
+
+def findings_by_metric(diagnosis: Mapping[str, Any]) -> list[MetricFindings]:
+    """The findings of each metric that has any, in their order."""
     out = []
     for metric, title in _METRICS.items():
         rows = [
@@ -39,7 +52,9 @@ def findings_by_metric(diagnosis: Mapping[str, Any]) -> list[tuple[str, bool, li
             if item.get("metric") == metric
         ]
         if rows:
-            out.append((title, diagnosis.get("binding") == metric, rows))
+            major = [row for row in rows if row.level != "low"] or rows[:1]
+            minor = [row for row in rows if row not in major]
+            out.append(MetricFindings(title, diagnosis.get("binding") == metric, major, minor))
     return out
 
 

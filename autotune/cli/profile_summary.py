@@ -253,8 +253,8 @@ def _print_findings(diagnosis: Diagnosis, console: Console) -> None:
     console.print()
     line = Text("Bottlenecks", style="bold")
     if diagnosis.binding_limit is not None:
-        told = binding_limit(diagnosis.binding_limit, diagnosis.binding_ratio)
-        line.append(f"  {told}", style="not bold")
+        state = binding_limit(diagnosis.binding_limit, diagnosis.binding_ratio)
+        line.append(f"  {state}", style="not bold")
     console.print(line, soft_wrap=True)
     if not diagnosis.findings:
         console.print("  none found")
