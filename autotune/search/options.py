@@ -12,6 +12,7 @@ from autotune.errors import BadInput
 from autotune.search.objective import Objective, ObjectiveName
 from autotune.slo import Slo, parse_slo
 from autotune.traffic_options import TrafficOptions
+from engine.config import KNOBS
 
 DEFAULT_SLO = "ttft<200ms,tpot<100ms"
 DEFAULT_BUDGET_S = 240.0
@@ -72,6 +73,16 @@ class TuneOptions:
             )
         if not 0.5 < self.confidence < 1:
             raise BadInput(f"--confidence must lie between 0.5 and 1, got {self.confidence}")
+
+    @property
+    def default_knobs(self) -> dict[str, Any]:
+        """Knobs of the default: those of `config`, and what a single value to try fixes."""
+        fixed = {
+            name: values[0]
+            for name, values in self.narrowing.items()
+            if name in KNOBS and len(values) == 1
+        }
+        return {**self.config, **fixed}
 
     @property
     def parsed_slo(self) -> Slo:

@@ -131,7 +131,7 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     # A resumed run is what its run.json says: relative paths and files that it began with may be
     # elsewhere now, and a space file may have changed.
     base = (
-        with_default_model(EngineConfig.from_mapping(options.config))
+        with_default_model(EngineConfig.from_mapping(options.default_knobs))
         if run is None
         else EngineConfig.from_mapping(run["engine_config"])
     )

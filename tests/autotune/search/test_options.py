@@ -34,3 +34,10 @@ def test_a_capacity_has_no_infinite_rate_to_begin_with() -> None:
 def test_only_the_rate_may_be_infinite(field: str) -> None:
     with pytest.raises(BadInput, match="finite"):
         TrafficOptions(**{field: math.inf})  # type: ignore[arg-type]
+
+
+def test_a_single_value_to_try_is_the_defaults() -> None:
+    narrowing = {"max_num_seqs": [8], "block_size": [16, 32], "no_such_knob": [1]}
+    options = TuneOptions(config={"block_size": 64, "max_num_seqs": 4}, narrowing=narrowing)
+    # What is no knob is refused with the search space.
+    assert options.default_knobs == {"block_size": 64, "max_num_seqs": 8}
