@@ -117,7 +117,7 @@ def test_run_leaves_a_verdict_a_report_and_configs(tmp_path: Path, autotune: Aut
 def test_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, autotune: Autotune) -> None:
     path = tmp_path / "out"
     folder = RunFolder(path)
-    process = start(path, "--trials", "3")
+    process = start(path, "--trials", "3", "--no-advice")
     wait_until(lambda: len(folder.read_trials()) >= 2, process)
     children = children_of(process.pid)
     assert children
