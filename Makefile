@@ -22,7 +22,7 @@ run: $(STAMP)
 	$(BIN)/autotune run || [ $$? -eq 4 ]
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -171,9 +171,12 @@ def _fail(tunable: Tunable, error: Exception, report: TuningReport) -> None:
     report.failures.append(f"{tunable.name}: {first_line(error)}")
 
 
-def tuning_notes(model: str) -> list[str]:
-    """A sentence if kernels ran by default though others could be measured, else nothing."""
-    if not tuning.untuned():
+def tuning_notes(model: str, device: torch.device) -> list[str]:
+    """A sentence if kernels ran by default though others could be measured, else nothing.
+
+    `device` is the model's: what other models of this process left untuned is not its concern.
+    """
+    if not (runtime.runs_on(torch.empty(0, device=device)) and tuning.untuned()):
         return []
     return [
         "GPU kernels of this model run with default tiles, which were not measured on this GPU: "

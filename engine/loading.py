@@ -155,7 +155,7 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
         raise
     return_freed_memory()
     notes = [*serving_notes(spec, max_model_len), *source.notes, *decoder.notes]
-    notes += [*runner.notes, *tuning_notes(config.model)]
+    notes += [*runner.notes, *tuning_notes(config.model, device)]
     return LoadedModel(runner, spec, tokenizer, eos_token_ids, notes)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from autotune.advise.advice import EFFORTS, Advice, Relaxation
 from autotune.advise.bounds import Bound
@@ -84,17 +85,7 @@ def _less_load(outlook: Outlook, start: Prospect, how: str) -> Relaxation | None
         value = outlook.predict(start.change, factor)
         return None if value is None else start.scale * value
 
-    factor = _greatest(predict, outlook)
-    if factor is None:
-        return None
-    low, high = factor
-    return Relaxation(
-        kind="load",
-        sentence=f"{percent(1 - low)} less load{how}",
-        value=low,
-        low=low,
-        high=high,
-    )
+    return _part("load", lambda less: f"{less} less load{how}", predict, outlook)
 
 
 def _shorter(outlook: Outlook, start: Prospect, how: str) -> Relaxation | None:
@@ -106,17 +97,21 @@ def _shorter(outlook: Outlook, start: Prospect, how: str) -> Relaxation | None:
         value = outlook.predict(Change(start.change.knobs, factors))
         return None if value is None else start.scale * value
 
+    return _part("lengths", lambda less: f"{called} shorter by {less}{how}", predict, outlook)
+
+
+def _part(
+    kind: Literal["load", "lengths"],
+    sentence: Callable[[str], str],
+    predict: Callable[[float], float | None],
+    outlook: Outlook,
+) -> Relaxation | None:
+    """The greatest part that meets the limit; `sentence` tells how much less it is."""
     factor = _greatest(predict, outlook)
     if factor is None:
         return None
     low, high = factor
-    return Relaxation(
-        kind="lengths",
-        sentence=f"{called} shorter by {percent(1 - low)}{how}",
-        value=low,
-        low=low,
-        high=high,
-    )
+    return Relaxation(kind, sentence(percent(1 - low)), value=low, low=low, high=high)
 
 
 def _greatest(

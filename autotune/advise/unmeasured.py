@@ -36,17 +36,7 @@ def profile_if_too_large(
         slo=slo,
         price=price,
         model=facts,
-        traffic=Traffic(
-            requests=0,
-            completed=0,
-            refused=0,
-            failed=0,
-            timed_out=0,
-            duration_s=0.0,
-            rate=None,
-            input_tokens=None,
-            output_tokens=None,
-        ),
+        traffic=Traffic.none(),
         partial=[
             f"{facts.name} was not run: its weights take {facts.resident_bytes / 2**30:.3g} GiB "
             f"and the device has {memory / 2**30:.3g} GiB, so that this is arithmetic alone"

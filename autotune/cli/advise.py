@@ -15,6 +15,15 @@ from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
 from autotune.cli.given_options import given_options, refuse_useless
 from autotune.cli.knob_options import with_knobs
+from autotune.cli.profile_options import (
+    DEFAULT_WINDOW,
+    DrainOption,
+    MetricsUrlOption,
+    PriceOption,
+    SeedOption,
+    WindowOption,
+    check_price,
+)
 from autotune.cli.stages import progress_stages
 from autotune.cli.traffic_options import TRAFFIC_PARAMETERS, with_traffic
 from autotune.errors import BadInput
@@ -25,8 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from autotune.advise.from_folder import Advised
-
-_DEFAULT_WINDOW = "60s"
 
 
 @with_knobs(without=("seed",))
@@ -49,9 +56,7 @@ def advise(
             "that is read, else ttft<200ms,tpot<100ms.",
         ),
     ] = None,
-    price: Annotated[
-        float | None, typer.Option("--price", help="USD per hour of this machine, for cost.")
-    ] = None,
+    price: PriceOption = None,
     trial: Annotated[
         int | None,
         typer.Option(
@@ -65,25 +70,10 @@ def advise(
             help="With a run: measure this machine's limits, if the folder does not tell them.",
         ),
     ] = False,
-    metrics_url: Annotated[
-        str | None,
-        typer.Option(
-            "--metrics-url",
-            metavar="URL",
-            help="Watch a running vLLM, SGLang or TGI instead of running a load.",
-        ),
-    ] = None,
-    window: Annotated[
-        str,
-        typer.Option("--window", help="With --metrics-url: how long to watch, for instance 60s."),
-    ] = _DEFAULT_WINDOW,
-    drain: Annotated[
-        str,
-        typer.Option(
-            "--drain", help="How long after the last arrival unfinished requests are waited for."
-        ),
-    ] = "30s",
-    seed: Annotated[int, typer.Option("--seed", help="Drives everything random.")] = 0,
+    metrics_url: MetricsUrlOption = None,
+    window: WindowOption = DEFAULT_WINDOW,
+    drain: DrainOption = "30s",
+    seed: SeedOption = 0,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -112,8 +102,7 @@ def advise(
     _refuse_contradictions(context, path, metrics_url, knobs)
     window_s = parse_duration(window, "--window")
     drain_s = parse_duration(drain, "--drain")
-    if price is not None and not price > 0:
-        raise BadInput(f"--price must be above 0, got {price:g}")
+    check_price(price)
     with progress_stages() as (say, stop):
         if path is not None:
             from autotune.advise.from_folder import advise_folder

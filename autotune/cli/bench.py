@@ -16,6 +16,7 @@ from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
+from autotune.cli.profile_options import DrainOption, SeedOption
 from autotune.cli.traffic_options import with_traffic
 from autotune.traffic_options import TrafficOptions
 
@@ -30,15 +31,8 @@ def bench(
         str,
         typer.Option("--slo", help="Limits that goodput is counted by, for instance ttft<200ms."),
     ] = "ttft<200ms,tpot<100ms",
-    drain: Annotated[
-        str,
-        typer.Option(
-            "--drain",
-            help="How long after the last arrival unfinished requests are waited for; after that "
-            "they count as timed out.",
-        ),
-    ] = "30s",
-    seed: Annotated[int, typer.Option("--seed", help="Drives everything random.")] = 0,
+    drain: DrainOption = "30s",
+    seed: SeedOption = 0,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder for the result and its records; must be new."),

@@ -16,6 +16,15 @@ from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
 from autotune.cli.given_options import given_options, refuse_useless
 from autotune.cli.knob_options import with_knobs
+from autotune.cli.profile_options import (
+    DEFAULT_WINDOW,
+    DrainOption,
+    MetricsUrlOption,
+    PriceOption,
+    SeedOption,
+    WindowOption,
+    check_price,
+)
 from autotune.cli.stages import progress_stages
 from autotune.cli.traffic_options import TRAFFIC_PARAMETERS, with_traffic
 from autotune.errors import BadInput
@@ -27,7 +36,6 @@ if TYPE_CHECKING:
 
     from autotune.profile_outcome import ProfileOutcome
 
-_DEFAULT_WINDOW = "60s"
 _FROM = "--from, which reads what was measured"
 _URL = "--metrics-url, which watches a server's own traffic"
 # Options that say how a load is run here.
@@ -46,9 +54,7 @@ def profile(
             "else ttft<200ms,tpot<100ms.",
         ),
     ] = None,
-    price: Annotated[
-        float | None, typer.Option("--price", help="USD per hour of this machine, for cost.")
-    ] = None,
+    price: PriceOption = None,
     read_from: Annotated[
         Path | None,
         typer.Option(
@@ -71,19 +77,8 @@ def profile(
             help="With --from: measure this machine's limits, if the folder does not tell them.",
         ),
     ] = False,
-    metrics_url: Annotated[
-        str | None,
-        typer.Option(
-            "--metrics-url",
-            metavar="URL",
-            help="Watch a running vLLM, SGLang or TGI instead of running a load; --model then "
-            "names what it serves, for bytes and operations.",
-        ),
-    ] = None,
-    window: Annotated[
-        str,
-        typer.Option("--window", help="With --metrics-url: how long to watch, for instance 60s."),
-    ] = _DEFAULT_WINDOW,
+    metrics_url: MetricsUrlOption = None,
+    window: WindowOption = DEFAULT_WINDOW,
     trace: Annotated[
         bool,
         typer.Option(
@@ -107,14 +102,8 @@ def profile(
             help="Run this command under NVIDIA Nsight Systems; prints what it runs.",
         ),
     ] = False,
-    drain: Annotated[
-        str,
-        typer.Option(
-            "--drain",
-            help="How long after the last arrival unfinished requests are waited for.",
-        ),
-    ] = "30s",
-    seed: Annotated[int, typer.Option("--seed", help="Drives everything random.")] = 0,
+    drain: DrainOption = "30s",
+    seed: SeedOption = 0,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -142,8 +131,7 @@ def profile(
     steps = parse_trace_steps(trace_steps) if trace else None
     window_s = parse_duration(window, "--window")
     drain_s = parse_duration(drain, "--drain")
-    if price is not None and not price > 0:
-        raise BadInput(f"--price must be above 0, got {price:g}")
+    check_price(price)
     folder = output
     if folder is None and read_from is None:
         folder = default_folder(_name(knobs.get("model", ""), metrics_url))

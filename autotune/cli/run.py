@@ -13,6 +13,7 @@ from autotune.cli.console import message_console, note, print_json
 from autotune.cli.default_folder import default_folder
 from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
+from autotune.cli.given_options import given_options
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
 from autotune.cli.traffic_options import with_traffic
@@ -281,19 +282,10 @@ def _first_failure(trials: Sequence[TrialRecord]) -> str:
 
 def _say_what_is_ignored(context: typer.Context) -> None:
     """Name the options beside `--resume` that have no effect."""
-    ignored = [
-        max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name not in ("resume", "as_json", "lm_eval_tasks")
-        and _on_command_line(context, str(parameter.name))
-    ]
+    heeded = ("resume", "as_json", "lm_eval_tasks")
+    ignored = [flag for name, flag in given_options(context).items() if name not in heeded]
     if ignored:
         note(f"note: a resumed run goes on with its own options; ignored: {', '.join(ignored)}")
-
-
-def _on_command_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _narrowing(texts: list[str]) -> dict[str, list[Any]]:

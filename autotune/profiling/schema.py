@@ -178,6 +178,21 @@ class Traffic(Part):
     prompt_output_ratio: float | None = None
     texts: bool | None = None
 
+    @classmethod
+    def none(cls) -> Traffic:
+        """No traffic at all."""
+        return cls(
+            requests=0,
+            completed=0,
+            refused=0,
+            failed=0,
+            timed_out=0,
+            duration_s=0.0,
+            rate=None,
+            input_tokens=None,
+            output_tokens=None,
+        )
+
 
 class KvCache(Part):
     """The KV cache: occupancy is blocks owned by requests over all blocks.

@@ -165,12 +165,9 @@ def test_profile_that_knows_next_to_nothing_is_printed_all_the_same() -> None:
     empty = Profile(
         created_at="2026-01-01T00:00:00+00:00",
         source=Source(kind="metrics", where="http://x/metrics", server="vllm"),
-        traffic=Traffic(
-            requests=0, completed=0, refused=0, failed=0, timed_out=0, duration_s=0.0, rate=None,
-            input_tokens=None, output_tokens=None,
-        ),
+        traffic=Traffic.none(),
         partial=["no traffic in the window", "no traffic in the window"],
-    )  # fmt: skip
+    )
     text = printed(empty, Diagnosis(()))
     assert text.startswith("vllm at http://x/metrics in 0 s\n")
     assert text.count("no traffic in the window") == 1

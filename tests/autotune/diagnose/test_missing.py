@@ -65,17 +65,7 @@ def test_a_profile_of_nothing_has_no_findings_and_says_what_is_not_known() -> No
     nothing = Profile(
         created_at=BASE.created_at,
         source=BASE.source,
-        traffic=Traffic(
-            requests=0,
-            completed=0,
-            refused=0,
-            failed=0,
-            timed_out=0,
-            duration_s=0.0,
-            rate=None,
-            input_tokens=None,
-            output_tokens=None,
-        ),
+        traffic=Traffic.none(),
     )
     diagnosis = diagnose(nothing)
     assert not diagnosis.findings
