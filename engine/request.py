@@ -126,7 +126,9 @@ class Request:
     `num_cached_tokens` are the prompt tokens that prefix caching spared when the request was first
     admitted; `max_total_tokens` ends it; `rank` is its place in the scheduler's order. `refusal`
     says in one sentence why it was refused or given up. `first_scheduled` is when it first got a
-    seat among the running requests.
+    seat among the running requests. The keys and values of the first `num_received_tokens` tokens
+    come from another engine, which computed the prompt: they take blocks, but no computing, unless
+    the request is preempted.
 
     Times are seconds on the engine's clock.
     """
@@ -147,6 +149,7 @@ class Request:
     max_total_tokens: int = 0
     rank: tuple[int, int] = (0, 0)
     first_scheduled: float | None = None
+    num_received_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

@@ -296,6 +296,8 @@ class Scheduler:
             num_tokens = len(request.token_ids)
             prefix = pool.match_prefix(request.tables, request.token_ids)
             start = prefix.num_blocks * pool.block_size
+            if request.num_received_tokens > start and not request.num_preemptions:
+                start = request.num_received_tokens
             pending = num_tokens - start
             # A recomputed sequence may have outgrown a step; chunks are then the only way.
             if not config.enable_chunked_prefill and (

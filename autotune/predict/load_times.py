@@ -18,12 +18,18 @@ _ENOUGH = 5
 class LoadTimes:
     """What the load generator and the loop around the engine took, in seconds.
 
-    `gap` lies between the end of a step and the beginning of the next while there is work,
-    `arrival` between the intended send and the step that sees the request while the engine idles.
+    `gap` lies between the end of a step and the beginning of the next while there is work, and
+    `gap_sequence` more of it for each sequence of the step. `arrival` lies between the intended
+    send and the step that sees the request while the engine idles.
     """
 
     gap: float = 0.0
     arrival: float = 0.0
+    gap_sequence: float = 0.0
+
+    def gap_of(self, sequences: int) -> float:
+        """Seconds after a step of so many sequences."""
+        return self.gap + self.gap_sequence * sequences
 
 
 NO_TIMES = LoadTimes()

@@ -42,6 +42,11 @@ class Pace:
         index = int(now / self.window_s)
         return self.factors[index] if index < len(self.factors) else self.mean
 
+    def holds_until(self, now: float) -> float:
+        """Until when the factor of a moment holds at least, in seconds."""
+        index = int(now / self.window_s)
+        return (index + 1) * self.window_s if index < len(self.factors) else math.inf
+
     @property
     def steady(self) -> Pace:
         """The mean at every moment, for traffic that takes another time."""

@@ -17,6 +17,7 @@ from autotune.predict.asked import latency_statistics
 from autotune.predict.cache_after import Served, cache_after
 from autotune.predict.change import Change, Factor, Term
 from autotune.predict.comparing import latency_logs, latency_ratio, served_per_second
+from autotune.predict.decoding import Decoding
 from autotune.predict.fit import step_cost
 from autotune.predict.gain import Basis, PredictedGain
 from autotune.predict.intervals import Z90, bounds, single_trials_spread, trial_noise
@@ -31,7 +32,7 @@ from autotune.predict.recorded_traffic import (
     recorded_outputs,
     recorded_requests,
 )
-from autotune.predict.replay import Decoding, Replayed, replay
+from autotune.predict.replay import Replayed, replay
 from autotune.predict.served import served
 from autotune.predict.step_cost import StepCost
 from autotune.profiling.evidence import LoadEvidence

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autotune.predict.curves import Curve, Surface
+from autotune.predict.step_times import DecodeLine
 from engine.attention_work import attention_work
 from engine.batch import Batch
 from engine.block_groups import ONE_GROUP, BlockGroup
@@ -175,6 +176,17 @@ class StepCost:
         k = self.coefficients
         rows = k.host_row * work.rows + k.host_sequence * work.sequences + k.host_base
         return rows * self.factors.host
+
+    def decode_line(self, sequences: int) -> DecodeLine:
+        """Seconds, of device and host, of steps that decode so many sequences and do nothing else.
+
+        Between the contexts at which attention was measured it is straight.
+        """
+        contexts = {c * sequences for line in self.decode_attention.contexts for c in line}
+        tokens = sorted({0.0, *contexts, 2.0 * max(contexts)})
+        works = [StepWork(sequences, 0, sequences, sequences, seen, 0, 0) for seen in tokens]
+        seconds = [self.device_seconds(work) + self.host_seconds(work) for work in works]
+        return DecodeLine(tuple(tokens), tuple(seconds))
 
     def terms(self, work: StepWork) -> dict[str, float]:
         """Device seconds by `TERMS`; they sum to `device_seconds`.

@@ -10,6 +10,7 @@ import numpy as np
 
 from autotune.predict.replay import replay
 from autotune.predict.step_cost import TERMS, StepWork
+from autotune.predict.step_times import DecodeLine
 from autotune.profiling.evidence import LoadEvidence, prompts_of
 from autotune.profiling.schema import ModelFacts
 from autotune.records import RequestRecord
@@ -90,6 +91,11 @@ class LinearCost:
 
     def host_seconds(self, work: StepWork) -> float:
         return self.host
+
+    def decode_line(self, sequences: int) -> DecodeLine:
+        works = [StepWork(sequences, 0, sequences, sequences, seen, 0, 0) for seen in (0, 1000)]
+        seconds = tuple(self.device_seconds(work) + self.host for work in works)
+        return DecodeLine((0.0, 1000.0), seconds)
 
 
 def poisson(
