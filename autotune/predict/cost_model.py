@@ -1,4 +1,4 @@
-"""What predictions ask of whatever knows the cost of steps: a calibration, or a GPU's data sheet."""
+"""What predictions ask of whoever knows the cost of steps: a calibration, or a data sheet."""
 
 from __future__ import annotations
 
