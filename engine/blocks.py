@@ -145,6 +145,8 @@ class BlockPool:
 
         Windows then slide a token a step if need be: a request alone is given smaller chunks.
         """
+        if self.uniform:
+            return min(most, self.num_blocks * self.block_size)
         return longest_sequence(self.windows, self.num_blocks, self.block_size, most)
 
     def match_prefix(self, tables: BlockTables, token_ids: Sequence[int]) -> Prefix:
@@ -224,10 +226,19 @@ class BlockPool:
         if self.uniform:
             table = tables.groups[0]
             missing = total - len(table)
-            if missing > self.num_available:
-                return False
-            for _ in range(missing):
-                table.append(self._take())
+            if missing > 0:
+                if missing > self.num_available:
+                    return False
+                free, references = self._free, self._references
+                if missing > 1 and missing <= len(free):  # the same at once
+                    taken = free[-missing:]
+                    del free[-missing:]
+                    taken.reverse()
+                    for block in taken:
+                        references[block] = 1
+                    table += taken
+                else:
+                    table.extend([self._take() for _ in range(missing)])
             tables.capacity = len(table) * size
             return True
         least = num_tokens if least is None else least
@@ -269,9 +280,16 @@ class BlockPool:
         Last position first, so that a sequence's tail is evicted before the prefix it hangs on.
         """
         if self.uniform:
-            table, release = tables.groups[0], self._release
-            while table:
-                release(table.pop())
+            # `_release` of each, without the calls: long sequences have many blocks.
+            table, references, key = tables.groups[0], self._references, self._index.key
+            for block in reversed(table):
+                references[block] -= 1
+                if not references[block]:
+                    if key[block] is None:
+                        self._free.append(block)
+                    else:
+                        self._cached[block] = None
+            table.clear()
         else:
             for position in range(max(map(len, tables.groups)) - 1, -1, -1):
                 for table, given_up in zip(tables.groups, tables.given_up, strict=True):

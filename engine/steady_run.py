@@ -46,9 +46,11 @@ def steady_steps(scheduler: Scheduler, previous: Batch) -> int:
         left = request.max_total_tokens - length
         if left < steps:
             steps = left
-    # Preemptions are the scheduler's.
-    while steps and _needed_blocks(pool, running, steps) > pool.num_available:
-        steps //= 2
+    available = pool.num_available
+    if len(running) * (-(-steps // pool.block_size) + 1) > available:
+        # Preemptions are the scheduler's.
+        while steps and _needed_blocks(pool, running, steps) > available:
+            steps //= 2
     return steps
 
 
@@ -71,16 +73,15 @@ def advance(
     else:
         registers = pool.enable_prefix_caching
         for request in running:
-            ids = request.token_ids
-            length = len(ids)
-            last = length + steps - 1  # tokens that the last step computes up to
+            computed = request.num_computed_tokens
+            last = computed + steps  # tokens that the last step computes up to
             if last > request.tables.capacity:
                 pool.extend(request.tables, last)
-            ids.extend(tokens(request, length - request.num_prompt_tokens, steps))
-            if registers and last // size != request.num_computed_tokens // size:
-                pool.register(request.tables, ids, last)
+            request.token_ids += tokens(request, computed + 1 - request.num_prompt_tokens, steps)
+            if registers and last // size != computed // size:
+                pool.register(request.tables, request.token_ids, last)
             request.num_computed_tokens = last
-    finished = [r for r in running if len(r.token_ids) >= r.max_total_tokens]
+    finished = [r for r in running if r.num_computed_tokens + 1 >= r.max_total_tokens]
     for request in finished:
         scheduler.finish(request, FinishReason.LENGTH)
     return finished

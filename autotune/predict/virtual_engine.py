@@ -309,6 +309,8 @@ class VirtualEngine:
 
     def _tokens(self, request: Request, first: int, count: int) -> Sequence[int]:
         """What a request generates: what it got when it was measured, or something of its own."""
+        if not self._outputs:
+            return [-request.rank[1]] * count
         known = self._outputs.get(request.request_id, _NO_TOKENS)
         if len(known) >= first + count:
             return known[first : first + count]
