@@ -16,7 +16,7 @@ guidellm's `time_per_output_token` is something else: it includes the time to th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ def compute_metrics(
     steps: Sequence[StepRecord] = (),
     seed: int = 0,
     resamples: int = RESAMPLES,
+    engine: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metrics of one measurement, keyed as in `bench --json`; None where undefined.
 
@@ -69,6 +70,7 @@ def compute_metrics(
         steps: the engine's own records of the same time.
         seed: of the bootstrap.
         resamples: of the bootstrap; 0 gives the latencies no intervals.
+        engine: what the steps come to, where they were added up and not kept.
     """
     finished = [record for record in records if record.completed]
     if duration is None:
@@ -102,7 +104,7 @@ def compute_metrics(
         "load_delivered": load_delivered,
         "load_note": load_note,
         "config": config.to_dict(),
-        "engine": _engine(steps),
+        "engine": _engine(steps) if engine is None else dict(engine),
         "slo_statistics": _slo_statistics(records, slo),
         "intervals": {
             "slo_attainment": None if low is None else [low, high],

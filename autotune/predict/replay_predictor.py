@@ -123,7 +123,7 @@ class ReplayPredictor:
     ) -> dict[str, Any] | None:
         """Metrics after a change, by the keys of `bench`; None where they cannot be predicted."""
         change = change or Change()
-        played = self._play(change, rate_factor, keep_steps=True)
+        played = self._play(change, rate_factor)
         config = self._config(change)
         if played is None or config is None:
             return None
@@ -134,7 +134,7 @@ class ReplayPredictor:
             config=config,
             load_delivered=True,
             load_note=None,
-            steps=played.steps,
+            engine=played.totals.to_metrics(),
             resamples=0,
         )
 
@@ -222,7 +222,6 @@ class ReplayPredictor:
         change: Change,
         rate_factor: float | None,
         slower: float = 1.0,
-        keep_steps: bool = False,
         wobble: int = 0,
     ) -> Replayed | None:
         """The replay of a change, its steps `slower` times as long; None if it is not possible."""
@@ -232,7 +231,6 @@ class ReplayPredictor:
                 {term: dataclasses.astuple(f) for term, f in change.factors.items()},
                 rate_factor,
                 slower,
-                keep_steps,
                 wobble,
             ],
             sort_keys=True,
@@ -248,15 +246,11 @@ class ReplayPredictor:
                 later = jittered(situation.requests, self._step_s, self._seed + wobble)
                 situation = dataclasses.replace(situation, requests=later)
             self._replays[key] = (
-                None
-                if situation is None
-                else self._replay(situation, pace.slowed(slower), limit, keep_steps)
+                None if situation is None else self._replay(situation, pace.slowed(slower), limit)
             )
         return self._replays[key]
 
-    def _replay(
-        self, situation: _Situation, pace: Pace, drain_limit: float, keep_steps: bool
-    ) -> Replayed:
+    def _replay(self, situation: _Situation, pace: Pace, drain_limit: float) -> Replayed:
         return replay(
             situation.requests,
             situation.config,
@@ -267,7 +261,6 @@ class ReplayPredictor:
             times=self._times,
             pace=pace,
             decoding=situation.decoding,
-            keep_steps=keep_steps,
         )
 
     def _situation(self, change: Change, rate_factor: float | None) -> _Situation | None:
