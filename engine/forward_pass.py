@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from engine.block_groups import BlockGroup, block_groups, group_of_layer
-from engine.config import KNOBS, EngineConfig
+from engine.config import EngineConfig
 from engine.cuda_capture import CudaCapture
 from engine.device_memory import CudaMemory, DeviceMemory, measure_use
 from engine.errors import EnvironmentLacks
-from engine.graphs import Capture, DecodeGraphs, NotCapturable, Scores, decode_sizes
+from engine.graph_sizes import decode_sizes, most_sequences
+from engine.graphs import Capture, DecodeGraphs, NotCapturable, Scores
 from engine.kv_cache import KVCache, cache_dtype, cpu_cache_budget
 from engine.models.decoder import Decoder
 from engine.models.spec import DecoderSpec
@@ -265,15 +266,6 @@ def logits_of(
     if len(step.last) != len(hidden):
         hidden = hidden[step.last]
     return decoder.logits(hidden)
-
-
-def most_sequences(config: EngineConfig) -> int:
-    """Sequences of a step to be ready for.
-
-    `max_num_seqs` can be raised while the cache stays, so not less than its default counts.
-    """
-    wanted = max(config.max_num_seqs, int(KNOBS["max_num_seqs"].default))
-    return min(wanted, config.max_num_batched_tokens)
 
 
 def check_capturable(spec: DecoderSpec, cache: LayerCache, dtype: torch.dtype) -> None:

@@ -18,8 +18,6 @@ from torch import Tensor
 from engine.errors import EnvironmentLacks
 from engine.packed_step import StepBuffer, StepHeader, StepTensors, step_arrays, step_tensors
 
-MOST_SEQUENCES = 512
-
 
 class NotCapturable(Exception):
     """A step has an operation that a graph cannot hold; says which."""
@@ -56,17 +54,6 @@ class Scores(NamedTuple):
 
     logits: Tensor
     likeliest: Tensor | None = None
-
-
-def decode_sizes(most: int) -> list[int]:
-    """The ladder of batch sizes up to `most` sequences: 1, 2, 4, then multiples of 8, then of 16.
-
-    As in vLLM: what padding adds stays small, and so does the number of graphs.
-    """
-    ladder = [1, 2, 4, *range(8, 256, 8), *range(256, MOST_SEQUENCES + 1, 16)]
-    most = min(most, MOST_SEQUENCES)
-    below = [size for size in ladder if size < most]
-    return [*below, most]
 
 
 class DecodeGraphs:

@@ -15,7 +15,8 @@ from engine.block_groups import BlockGroup, block_groups
 from engine.collective_clock import CollectiveSeconds
 from engine.config import EngineConfig
 from engine.errors import EnvironmentLacks
-from engine.forward_pass import ForwardPass, most_sequences
+from engine.forward_pass import ForwardPass
+from engine.graph_sizes import most_sequences
 from engine.kv_cache import KVCache, cache_dtype, num_blocks_for
 from engine.models.decoder import Decoder
 from engine.packed_step import StepBuffer, StepHeader

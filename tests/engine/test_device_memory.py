@@ -11,7 +11,8 @@ from torch import Tensor
 from engine.config import EngineConfig
 from engine.device_memory import MemoryUse, graph_bytes, measure_use
 from engine.errors import EnvironmentLacks
-from engine.forward_pass import ForwardPass, most_sequences
+from engine.forward_pass import ForwardPass
+from engine.graph_sizes import most_sequences
 from engine.models.decoder import Decoder
 from engine.runner import ModelRunner
 from tests.engine.fake_capture import FakeCapture

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from engine.cuda_capture import reason
 from engine.errors import EnvironmentLacks
-from engine.graphs import DecodeGraphs, NotCapturable, decode_sizes
+from engine.graph_sizes import decode_sizes
+from engine.graphs import DecodeGraphs, NotCapturable
 from engine.packed_step import StepTensors
 from engine.step_inputs import StepInputs
 from tests.engine.fake_capture import FakeCapture
