@@ -21,8 +21,8 @@ from engine.models.registry import decoder_spec
 from engine.models.sharding import Shard
 from engine.models.spec import DecoderSpec
 from engine.models.tensors import Root, layer_linears
-from engine.quantize.memory import linear_bytes
 from engine.quantize.method_table import METHODS
+from engine.quantize.weight_size import linear_bytes
 
 _SCALE_BYTES = 2  # of a checkpoint that is quantized already; float16, beside them zeros
 

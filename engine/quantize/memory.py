@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from engine.models.spec import DecoderSpec
 from engine.models.tensors import Root, layer_linears
-from engine.quantize.method_table import METHODS
-from engine.quantize.rtn import int4_group_size
-
-# As the kernels hold them on a CPU with AMX: float32, and float16 for what it holds exactly.
-_SCALE = 4
-_ZERO = 2
+from engine.quantize.weight_size import linear_bytes
 
 
 def theoretical_bytes(spec: DecoderSpec, method: str, dtype_bytes: int = 2) -> int:
@@ -41,15 +36,3 @@ def theoretical_bytes(spec: DecoderSpec, method: str, dtype_bytes: int = 2) -> i
             total += linear_bytes(rows, parts.columns, method, dtype_bytes)
     # Norms, biases and routers.
     return total + (spec.num_parameters - counted) * dtype_bytes
-
-
-def linear_bytes(rows: int, columns: int, method: str, dtype_bytes: int = 2) -> int:
-    """Bytes of one weight [rows, columns] and its scales."""
-    bits = METHODS[method].weight_bits
-    if bits == 16:
-        return rows * columns * dtype_bytes
-    group_size = int4_group_size(columns) if bits == 4 else None
-    if group_size is None:
-        return rows * columns + rows * _SCALE
-    per_group = _SCALE if method == "nf4" else _SCALE + _ZERO
-    return rows * columns // 2 + rows * (columns // group_size) * per_group

@@ -19,7 +19,8 @@ from engine.quantize.fp8 import quantize_fp8
 from engine.quantize.llm_int8 import OUTLIER_THRESHOLD
 from engine.quantize.method_table import METHODS, Method
 from engine.quantize.nf4 import quantize_nf4
-from engine.quantize.rtn import int4_group_size, quantize_int4, quantize_int8
+from engine.quantize.rtn import quantize_int4, quantize_int8
+from engine.quantize.weight_size import int4_group_size
 
 __all__ = [
     "METHODS",

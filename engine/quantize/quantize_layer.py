@@ -17,11 +17,12 @@ from engine.quantize.fp8 import quantize_fp8
 from engine.quantize.gptq import GptqOptions, quantize_gptq
 from engine.quantize.method_table import METHODS
 from engine.quantize.methods import quantize_weight, require_finite
-from engine.quantize.rtn import int4_group_size, quantize_groups, quantize_int8
+from engine.quantize.rtn import quantize_groups, quantize_int8
 from engine.quantize.smoothquant import MIGRATION_STRENGTH, smoothing_scales
 from engine.quantize.statistics import InputStatistics
 from engine.quantize.stored_scales import with_stored_scales
 from engine.quantize.wanda import prune_2_of_4
+from engine.quantize.weight_size import int4_group_size
 
 Sparsity = Literal["none", "2:4"]
 

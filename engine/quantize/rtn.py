@@ -14,10 +14,6 @@ from engine.quantize.forms import IntGroupForm
 from engine.quantize.grid import group_grid, round_to_grid
 from kernels.rounding import INT8_MAX
 
-# Smaller groups follow the weights closer and cost more scales: 64 adds an eighth of a byte a
-# weight at most and is what the CPU and GPU int4 matmuls take.
-INT4_GROUP_SIZE = 64
-
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 per output channel: `w ~ q * scale`, `scale = max|w| / 127`.
@@ -59,16 +55,3 @@ def quantize_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tens
     """
     form = quantize_groups(weight, group_size, bits=4)
     return form.q, form.scales, form.zeros
-
-
-def int4_group_size(columns: int, largest: int = INT4_GROUP_SIZE) -> int | None:
-    """The largest group of at most `largest` that divides `columns` by halving.
-
-    None if there is none of at least 16, below which the scales cost more than they save.
-    """
-    size = largest
-    while size >= 16:
-        if columns % size == 0:
-            return size
-        size //= 2
-    return None

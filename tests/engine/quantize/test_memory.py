@@ -12,8 +12,9 @@ from engine.checkpoints.model_folder import open_model_folder
 from engine.checkpoints.open_source import open_source
 from engine.models.load_decoder import load_decoder
 from engine.models.registry import decoder_spec
-from engine.quantize.memory import linear_bytes, theoretical_bytes
+from engine.quantize.memory import theoretical_bytes
 from engine.quantize.method_table import METHODS
+from engine.quantize.weight_size import linear_bytes
 from tests.engine.tiny_models import make_tiny
 
 AT_LOAD = [name for name, method in METHODS.items() if not method.calibrated]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.quantize.rtn import int4_group_size, quantize_int4, quantize_int8
+from engine.quantize.rtn import quantize_int4, quantize_int8
+from engine.quantize.weight_size import int4_group_size
 
 
 def weights(seed: int, rows: int = 24, columns: int = 128) -> torch.Tensor:
