@@ -249,13 +249,7 @@ class VirtualEngine:
                 assert stamps is not None
                 stamps.extend([end] * len(got))
         elif self._closed:
-            closed = self._closed
-            for sequence in batch.sequences:
-                key = sequence.request.request_id
-                if sequence.samples and key in closed:
-                    progress = self._open[key] = closed.pop(key)
-                    progress.opened = index
-                    progress.preemptions = sequence.request.num_preemptions
+            self._open_from(index, [s.request for s in batch.sequences if s.samples])
         for request in finished:
             self._leave(self._progress[request.request_id], "finished", None)
         self.now = end + self._times.gap_of(len(batch.sequences))
@@ -282,6 +276,8 @@ class VirtualEngine:
             )
         steps = len(ends)
         began, self.now = self.now, ends[-1]
+        if len(self._open) < count:  # the last chunk of a prompt, a single token, looks as decodes
+            self._open_from(len(self._ends), running)
         self._ends += [end - gap for end in ends] if gap else ends
         in_order = bool(self._outputs)
         finished = advance(self.scheduler, steps, self._tokens, in_order=in_order)
@@ -321,6 +317,15 @@ class VirtualEngine:
         if not self._outputs:
             return -request.rank[1]
         return self._tokens(request, request.num_output_tokens, 1)[0]
+
+    def _open_from(self, index: int, sampled: Sequence[Request]) -> None:
+        """Note who gets the first of a row of tokens in the step of this number."""
+        for request in sampled:
+            progress = self._closed.pop(request.request_id, None)
+            if progress is not None:
+                self._open[request.request_id] = progress
+                progress.opened = index
+                progress.preemptions = request.num_preemptions
 
     def _close_preempted(self) -> None:
         index = len(self._ends)
