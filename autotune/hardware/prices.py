@@ -41,7 +41,9 @@ def parse_prices(texts: Iterable[str], catalogue: Catalogue | None = None) -> di
         if path.suffix.lower() in (".yaml", ".yml", ".json", ".csv") or _is_file(path):
             prices |= _read_file(path, catalogue)
         elif equals and name.strip():
-            prices[catalogue.find(name).name] = _given(price.strip(), "--price", text, {})
+            prices[catalogue.find(name).name] = _given(
+                price.strip(), "--price", f"--price {text}", {}
+            )
         else:
             raise BadInput(f"--price {text!r}: {_FORMS}")
     return prices
