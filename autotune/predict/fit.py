@@ -1,9 +1,6 @@
 """Coefficients of a step's cost, fitted to the steps of a load.
 
-Steps are weighted by their own time, so that errors are relative, and those that something else
-delayed lose their weight (by Cauchy's function: Holland and Welsch 1977, "Robust Regression Using
-Iteratively Reweighted Least-Squares"). No coefficient is below 0 (Lawson and Hanson 1974, "Solving
-Least Squares Problems", ch. 23). A ridge holds each factor near what the probes say, 1: where the
+The fit (`autotune.predict.robust_fit`) holds each factor near what the probes say, 1: where the
 steps do not tell parts apart, because there are few or all are alike, the probes decide. And no
 part is believed to take much less within a step than it took alone, whatever a disturbed load says.
 """
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from autotune.predict.curves import Curve, Surface
+from autotune.predict.fit_lines import Expected, FitLines, fit_lines
 from autotune.predict.step_cost import Coefficients, PrefillAttention, StepCost, StepWork
 from autotune.profiling.enough import lacking
 from autotune.profiling.machine import MachineCalibration, stand_in
@@ -35,18 +33,6 @@ from engine.step_record import StepRecord
 FEWEST_STEPS = 8
 # Least squares of more steps tell nothing more; they are taken evenly from the load.
 MOST_STEPS = 4000
-# Relative errors up to this are those of an undisturbed step.
-QUIET_ERROR = 0.05
-ROUNDS = 12
-# How far from 1 the factors of measured functions are expected, and how far a step from its cost
-# at least; on a disturbed machine steps are farther from it, and tell less.
-FACTOR_SIGMA = 0.15
-STEP_SIGMA = 0.05
-# Where the steps say less of a factor, something disturbed them or the probes. Above there is no
-# limit: a part may be slower within a step, for want of a cache for instance.
-LEAST_FACTOR = 0.5
-# Steps err together, by what the form of the cost leaves out: many tell no more than so many.
-INDEPENDENT_STEPS = 20
 HELD_OUT = 5  # every fifth step
 # Hidden states that norms, residuals, rotations and the gate of a layer read and write for a token,
 # and how many times longer than by the bandwidth they may take.
@@ -74,7 +60,7 @@ def fit_step_cost(
     used = _spread(steps)
     held_out = used[HELD_OUT - 1 :: HELD_OUT]
     rest = [step for place, step in enumerate(used) if place % HELD_OUT != HELD_OUT - 1]
-    row = _elementwise_seconds(model, machine)
+    row = elementwise_seconds(model, machine)
     errors = _errors(_fitted(probed, rest, row), held_out)
     cost = _fitted(probed, used, row)
     return cost, StepFit(
@@ -149,7 +135,7 @@ def _prefill_attention(probe: AttentionProbe) -> PrefillAttention:
     return PrefillAttention(*(float(value) for value in found))
 
 
-def _elementwise_seconds(model: ModelFacts, machine: MachineCalibration) -> float:
+def elementwise_seconds(model: ModelFacts, machine: MachineCalibration) -> float:
     """Seconds of a row that the elementwise operations may take at most."""
     states = ELEMENTWISE_STATES * model.num_layers * model.hidden_size
     item_bytes = 4 if model.dtype == "float32" else 2
@@ -159,93 +145,9 @@ def _elementwise_seconds(model: ModelFacts, machine: MachineCalibration) -> floa
 
 def _fitted(probed: StepCost, steps: Sequence[StepRecord], row_scale: float) -> StepCost:
     """Fit the coefficients; `row_scale` is how many seconds a row are expected at most."""
-    works = [StepWork.of(step) for step in steps]
-    communication = np.array([step.communication_seconds or 0.0 for step in steps])
-    device = np.array([step.device_seconds for step in steps]) - communication
-    host = np.array([step.host_seconds for step in steps])
-    rows = np.array([work.rows for work in works], dtype=float)
-    sequences = np.array([work.sequences for work in works], dtype=float)
-    ones = np.ones(len(works))
-    parts = [_probed_parts(probed, work) for work in works]
-    features = np.column_stack([np.array(parts), rows, sequences, ones])
-    overhead = _overhead_scale(device)
-    prior = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    spread = np.array([*[FACTOR_SIGMA] * 4, row_scale, overhead / 4, overhead])
-    least = np.array([LEAST_FACTOR] * 4 + [0.0] * 3)
-    linear, head, decodes, prefills, row, sequence, base = _robust(
-        features, device, prior, spread, least
-    )
-    plain = np.column_stack([rows, sequences, ones])
-    host_spread = _overhead_scale(host) * np.array([1 / 16, 1 / 4, 1.0])
-    host_row, host_sequence, host_base = _robust(plain, host, np.zeros(3), host_spread)
-    communication_row, communication_base = 0.0, 0.0
-    if communication.any():
-        both = np.column_stack([rows, ones])
-        scale = _overhead_scale(communication)
-        spread = np.array([scale / 16, scale])
-        communication_row, communication_base = _robust(both, communication, np.zeros(2), spread)
-    return dataclasses.replace(
-        probed,
-        coefficients=Coefficients(
-            linear=float(linear),
-            head=float(head),
-            decode_attention=float(decodes),
-            prefill_attention=float(prefills),
-            row=float(row),
-            sequence=float(sequence),
-            base=float(base),
-            communication_row=float(communication_row),
-            communication_base=float(communication_base),
-            host_row=float(host_row),
-            host_sequence=float(host_sequence),
-            host_base=float(host_base),
-        ),
-    )
-
-
-def _probed_parts(cost: StepCost, work: StepWork) -> tuple[float, float, float, float]:
-    """Seconds by the probes of linear layers, head, attention of decodes and of prompts."""
-    new = work.rows - work.decode_sequences
-    return (
-        cost.layers.at(work.rows),
-        cost.head.at(work.sampled),
-        cost.decode_attention.at(work.decode_sequences, work.decode_kv_tokens),
-        cost.prefill_attention.at(work.prefill_pairs, work.prefill_kv_tokens, new),
-    )
-
-
-def _overhead_scale(seconds: Floats) -> float:
-    """What a step may take at least, as the scale of what nothing is known of."""
-    return max(float(np.quantile(seconds, 0.1)), 1e-7)
-
-
-def _robust(
-    features: Floats, target: Floats, prior: Floats, spread: Floats, least: Floats | float = 0.0
-) -> Floats:
-    """Coefficients >= `least` that bring `features @ c` relatively near `target`, c near `prior`.
-
-    `spread` is how far from its prior a coefficient is expected.
-    """
-    least = np.broadcast_to(least, prior.shape)
-    target = np.maximum(target, 1e-9)
-    scaled = features / target[:, None]
-    repeated = max(1.0, len(target) / INDEPENDENT_STEPS)
-    sigma = STEP_SIGMA
-    weights = np.ones(len(target))
-    found = prior
-    for _ in range(ROUNDS):
-        ridge = np.diag(sigma / spread) * np.sqrt(repeated)
-        lines = np.vstack([scaled * weights[:, None], ridge])
-        wanted = np.concatenate([weights, ridge @ prior])
-        found = least + nnls(lines, wanted - lines @ least)[0]
-        errors = np.abs(scaled @ found - 1.0)
-        sigma = max(STEP_SIGMA, 1.5 * float(np.median(errors)))  # normal errors' own, by median
-        quiet = max(QUIET_ERROR, sigma)
-        new = 1.0 / np.sqrt(1.0 + (errors / quiet) ** 2)
-        if np.allclose(new, weights, atol=1e-3):
-            break
-        weights = new
-    return found
+    lines = FitLines.of(probed, steps)
+    fit = fit_lines(lines, Expected.of_probes(lines, row_scale))
+    return dataclasses.replace(probed, coefficients=fit.coefficients)
 
 
 def _spread(steps: Sequence[StepRecord]) -> list[StepRecord]:

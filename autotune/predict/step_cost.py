@@ -3,8 +3,8 @@
     device = linear * layers(rows) + head * output head(sampled)
            + decode_attention * attention of decodes(sequences, context)
            + prefill_attention * (a pair of query and key, a cached token read)
-           + row * rows + sequence * sequences + base + communication
-    host   = host_base + host_sequence * sequences + host_row * rows
+           + row * rows + sequence * sequences + chunk * prompt chunks + base + communication
+    host   = host_base + host_sequence * sequences + host_row * rows + host_chunk * prompt chunks
 
 The functions in it come from the probes of this machine (`engine.step_probes`), so that another
 quantization or cache dtype exchanges a function and keeps the rest; the coefficients come from the
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from autotune.predict.curves import Curve, Surface
 from autotune.predict.step_times import DecodeLine
@@ -100,7 +100,7 @@ class StepWork(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """Of the sum above: factors on measured functions, and seconds a row, a sequence, a step."""
+    """Of the sum above: factors on measured functions, and seconds by what they count."""
 
     linear: float = 1.0
     head: float = 1.0
@@ -109,11 +109,13 @@ class Coefficients:
     row: float = 0.0
     sequence: float = 0.0
     base: float = 0.0
+    chunk: float = 0.0
     communication_row: float = 0.0
     communication_base: float = 0.0
     host_row: float = 0.0
     host_sequence: float = 0.0
     host_base: float = 0.0
+    host_chunk: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,18 +177,14 @@ class StepCost:
         """Seconds of a step that the device waits for the host."""
         k = self.coefficients
         rows = k.host_row * work.rows + k.host_sequence * work.sequences + k.host_base
-        return rows * self.factors.host
+        return (rows + k.host_chunk * work.prefill_sequences) * self.factors.host
 
     def decode_line(self, sequences: int) -> DecodeLine:
         """Seconds, of device and host, of steps that decode so many sequences and do nothing else.
 
         Between the contexts at which attention was measured it is straight.
         """
-        contexts = {c * sequences for line in self.decode_attention.contexts for c in line}
-        tokens = sorted({0.0, *contexts, 2.0 * max(contexts)})
-        works = [StepWork(sequences, 0, sequences, sequences, seen, 0, 0) for seen in tokens]
-        seconds = [self.device_seconds(work) + self.host_seconds(work) for work in works]
-        return DecodeLine(tuple(tokens), tuple(seconds))
+        return decode_line(self, self.decode_attention, sequences)
 
     def terms(self, work: StepWork) -> dict[str, float]:
         """Device seconds by `TERMS`; they sum to `device_seconds`.
@@ -237,7 +235,8 @@ class StepCost:
 
     def _overhead(self, work: StepWork) -> float:
         k = self.coefficients
-        return k.row * work.rows + k.sequence * work.sequences + k.base
+        chunks = k.chunk * work.prefill_sequences
+        return k.row * work.rows + k.sequence * work.sequences + k.base + chunks
 
     def _communication(self, work: StepWork) -> float:
         k = self.coefficients
@@ -248,3 +247,22 @@ class StepCost:
         factors = self.factors
         drafting = factors.step_overhead if work.decode_sequences else 0.0
         return factors.device * (1.0 + drafting)
+
+
+class _Cost(Protocol):
+    def device_seconds(self, work: StepWork) -> float: ...
+
+    def host_seconds(self, work: StepWork) -> float: ...
+
+
+def decode_line(cost: _Cost, attention: Surface, sequences: int) -> DecodeLine:
+    """Seconds, of device and host, of steps that decode so many sequences and do nothing else.
+
+    `attention` is what the cost of decodes' attention is made of: between the contexts at which it
+    was measured the cost is straight.
+    """
+    contexts = {context * sequences for line in attention.contexts for context in line}
+    tokens = sorted({0.0, *contexts, 2.0 * max(contexts)})
+    works = [StepWork(sequences, 0, sequences, sequences, seen, 0, 0) for seen in tokens]
+    seconds = [cost.device_seconds(work) + cost.host_seconds(work) for work in works]
+    return DecodeLine(tuple(tokens), tuple(seconds))

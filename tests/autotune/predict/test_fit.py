@@ -11,12 +11,12 @@ import pytest
 from autotune.predict.apply import NotPredictable, apply_change
 from autotune.predict.change import Change, Factor
 from autotune.predict.fit import (
-    LEAST_FACTOR,
     fit_step_cost,
     linear_probe,
     probed_cost,
     step_cost,
 )
+from autotune.predict.fit_lines import LEAST_FACTOR
 from autotune.predict.step_cost import Coefficients, StepCost, StepWork
 from autotune.profiling.machine import MachineCalibration, stand_in
 from autotune.profiling.model_facts import model_facts

@@ -1,0 +1,67 @@
+"""How loads' speeds differ: from one to the next, and from one moment to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autotune.predict.calibration_sample import LoadSample, Method
+from autotune.predict.pace import Pace
+from autotune.predict.robust_fit import Floats
+
+WINDOW_S = 0.5
+# Work that is too little to tell a moment from a long step is pulled to the mean as if so many
+# seconds of work at that speed had been seen beside.
+_LEAST_WORK_S = 0.1
+_LIMITS = (0.5, 8.0)
+# Moments are gone through again where a simulation is longer than what was measured.
+_MOST_WINDOWS = 1200
+# Before any two loads were seen, the machine's speed is expected to differ by so much from one to
+# the next (standard deviation of a logarithm), as if it had been seen so often.
+DRIFT = 0.03
+_DRIFT_SEEN = 4
+
+
+def moments(sample: LoadSample, expected: Floats) -> tuple[float, ...]:
+    """How many times as long as on the load's mean steps took in each `WINDOW_S` of it.
+
+    `expected` are the seconds that were expected of each step of the sample.
+    """
+    if not len(expected) or expected.sum() <= 0:
+        return ()
+    measured = sample.seconds
+    mean = float(measured.sum() / expected.sum())
+    index = np.clip((sample.starts / WINDOW_S).astype(np.int64), 0, None)
+    count = int(index.max()) + 1
+    took = sample.every * np.bincount(index, weights=measured, minlength=count)
+    should = sample.every * mean * np.bincount(index, weights=expected, minlength=count)
+    factors = (took + _LEAST_WORK_S) / (should + _LEAST_WORK_S)
+    return tuple(float(f) for f in np.clip(factors, *_LIMITS))
+
+
+def drift(
+    samples: Sequence[LoadSample], totals: Sequence[float], methods: Mapping[Method, object]
+) -> float:
+    """Standard deviation of the logarithm of a load's speed around that of its method's loads."""
+    by_method: dict[Method, list[float]] = {}
+    for sample, total in zip(samples, totals, strict=True):
+        if sample.kind == "load" and sample.method in methods:
+            by_method.setdefault(sample.method, []).append(math.log(total))
+    squares, free = _DRIFT_SEEN * DRIFT**2, float(_DRIFT_SEEN)
+    for logs in by_method.values():
+        mean = sum(logs) / len(logs)
+        squares += sum((log - mean) ** 2 for log in logs)
+        free += len(logs) - 1
+    return math.sqrt(squares / free)
+
+
+def played_pace(mean: float, factors: Sequence[float], turned: float = 0.0) -> Pace:
+    """A pace that goes through the moments, again and again; `turned` (0..1) tells from where."""
+    if not factors:
+        return Pace(mean=mean)
+    first = int(turned * len(factors)) % len(factors)
+    once = [mean * factor for factor in (*factors[first:], *factors[:first])]
+    repeats = math.ceil(_MOST_WINDOWS / len(once))
+    return Pace(mean=mean, window_s=WINDOW_S, factors=tuple((once * repeats)[:_MOST_WINDOWS]))
