@@ -1,0 +1,119 @@
+"""What one GPU achieves of its data sheet, in the units that a step's cost is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.hardware.catalogue import Gpu
+from autotune.hardware.efficiency import Efficiency, Factors, shifted
+from autotune.planning.methods_run import matmul_rates
+from autotune.simulation.interval import Interval
+
+# A stack's kernels are not those of the anchors, and a model's shapes not those that were measured.
+# A simulator that was fitted on H100s and asked about A100s and L40S was off by 13 to 16% in the
+# median (BLIS, held-out runs of 2026), by far most of it in the factors that are drawn one by one;
+# this is for what they have in common.
+_WHOLE_STEP = Interval(1.0, 0.9, 1.12)
+# Products of many rows whose weights are widened on the way. Marlin's gain falls to 1 at 128 rows
+# and more; portable kernels lose more.
+_WIDENING = Interval(1.15, 1.0, 1.7)
+# Of the rates of plain products, what grouped ones of experts achieve: tiles that experts fill in
+# part, and tokens that are sorted by expert and back.
+_EXPERT_SHARE = Interval(0.72, 0.5, 0.92)
+# From a request's arrival to the engine's queue: HTTP, JSON, tokenizing. A server of an 8B model
+# answers a short prompt in 10 ms of which its step takes about 6.
+_ARRIVAL = Interval(0.002, 0.0006, 0.008)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRates:
+    """Achieved rates and latencies of one GPU among its like; seconds, bytes/s and operations/s.
+
+    - `bandwidth`: of reading weights, by their bits (16, 8, 4); `kv_bandwidth` of reading cached
+      keys and values, by theirs (16, 8).
+    - `matmul`: of large matrix products, by the type of what meets the weights ("float", "int8",
+      "fp8"); what is missing has no such units. `attention`: of prompt attention.
+    - `kernel_latency`: what a kernel takes beyond its work; `attention_latency` the least time of
+      an attention kernel; `launch` of a kernel in a step that is not captured.
+    - `all_reduce_latency`: of one sum over the ranks, and `link` bytes/s achieved in it.
+    - `host_step`, `host_sequence`: of the host while the device idles.
+    - `widening`: how many times as long a product of many rows takes whose weights are widened.
+    - `expert_share`: of these rates, what the grouped products of experts achieve.
+    - `whole_step`: factor on all of the device's times.
+    - `arrival`: from a request's arrival to the engine's queue.
+    """
+
+    bandwidth: Mapping[int, float]
+    kv_bandwidth: Mapping[int, float]
+    matmul: Mapping[str, float]
+    attention: float
+    kernel_latency: float
+    attention_latency: float
+    launch: float
+    all_reduce_latency: float
+    link: float
+    host_step: float
+    host_sequence: float
+    widening: float = _WIDENING.value
+    expert_share: float = _EXPERT_SHARE.value
+    whole_step: float = 1.0
+    arrival: float = _ARRIVAL.value
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One guess at what a GPU achieves: the factors on its data sheet, and what all GPUs share."""
+
+    factors: Factors[float]
+    widening: float = _WIDENING.value
+    expert_share: float = _EXPERT_SHARE.value
+    whole_step: float = 1.0
+    arrival: float = _ARRIVAL.value
+
+    @classmethod
+    def middle(cls, efficiency: Efficiency) -> Guess:
+        """The likeliest."""
+        return cls(efficiency.middle())
+
+    @classmethod
+    def drawn(cls, efficiency: Efficiency, rng: np.random.Generator) -> Guess:
+        """One that may be so."""
+        factors = efficiency.drawn(rng)
+        widening, experts, whole, arrival = rng.standard_normal(4).tolist()
+        return cls(
+            factors,
+            shifted(_WIDENING, widening),
+            shifted(_EXPERT_SHARE, experts),
+            shifted(_WHOLE_STEP, whole),
+            shifted(_ARRIVAL, arrival),
+        )
+
+    def rates(self, gpu: Gpu, dtype: str, ranks: int) -> DeviceRates:
+        """What it makes of a GPU's data sheet, for a model of a dtype on so many of them."""
+        factors = self.factors
+        peaks = matmul_rates(gpu, dtype)
+        shares = factors.matmul
+        half = next((shares[name] for name in ("bf16", "fp16") if name in shares), 0.5)
+        link = gpu.link_among(ranks)
+        return DeviceRates(
+            bandwidth={bits: share * gpu.bandwidth for bits, share in factors.bandwidth.items()},
+            kv_bandwidth={
+                bits: share * gpu.bandwidth for bits, share in factors.decode_attention.items()
+            },
+            matmul={name: shares.get(name, half) * peak for name, peak in peaks.items()},
+            attention=factors.prefill_attention * peaks["float"],
+            kernel_latency=factors.kernel_latency,
+            attention_latency=factors.attention_latency,
+            launch=factors.eager_kernel_latency,
+            all_reduce_latency=factors.all_reduce_latency[link.kind],
+            link=factors.all_reduce[link.kind] * link.bytes_per_s,
+            host_step=factors.step_overhead,
+            host_sequence=factors.sequence_overhead,
+            widening=self.widening,
+            expert_share=self.expert_share,
+            whole_step=self.whole_step,
+            arrival=self.arrival,
+        )
