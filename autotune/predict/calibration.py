@@ -120,7 +120,7 @@ class Calibration:
             both = shared.standard_normal(len(TERMS)), own.standard_normal(len(TERMS))
             normal = _SHARED * both[0] + math.sqrt(1 - _SHARED**2) * both[1]
             speed, decode, prompt, gap, turned = shared.standard_normal(5)
-            probed = own_probe * float(own.standard_normal())
+            level = math.hypot(own_probe, fit.level_error) * float(own.standard_normal())
             link = float(own.standard_normal())
             cost = CalibratedCost(
                 in_parallel(
@@ -133,8 +133,8 @@ class Calibration:
                     error=link,
                 ),
                 self.fits.residual,
-                decode=math.exp(probed + fit.decode_error * decode),
-                prompt=math.exp(probed + fit.prompt_error * prompt),
+                decode=math.exp(level + fit.decode_error * decode),
+                prompt=math.exp(level + fit.prompt_error * prompt),
                 ladder=ladder,
             )
             mean = fit.pace * math.exp(math.hypot(self.fits.drift, self.wider) * speed)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.predict.calibration_pace import drift, moments
+from autotune.predict.calibration_pace import drift, speed
 from autotune.predict.calibration_sample import LoadSample, Method
 from autotune.predict.fit import elementwise_seconds, probed_cost
 from autotune.predict.fit_lines import CostFit, Expected, FitLines, fit_lines
@@ -31,6 +31,8 @@ TURNS = 3
 # Stretches of time of a load: errors are cross-validated by them, as neighbours err alike.
 STRETCHES = 4
 FOLDS = 4
+# How far workloads' steps are expected to lie from a sweep's: a standard deviation of a logarithm.
+BESIDE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class MethodFit:
     Relative errors of single steps that it was not fitted to: `median_error`, `p90_error`. How far
     whole stretches of steps are off, as standard deviations of logarithms: `decode_error` of those
     that only decode, `prompt_error` of the others. `steps` is 0 where the probes alone tell.
-    `pace` is how many times as long the workload's steps take in all.
+    `pace` is how many times as long the workload's steps take in all, and `level_error` how far
+    that is off for having been measured at few moments.
     """
 
     fit: CostFit
@@ -50,6 +53,7 @@ class MethodFit:
     decode_error: float
     prompt_error: float
     pace: float = 1.0
+    level_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +123,19 @@ def fit_loads(
         methods[method] = _judged(each, expected, speeds)
     residual = _residual(samples, loads, speeds)
     seconds = _expected_seconds(samples, loads, residual)
-    totals = [
-        float(sample.seconds.sum() / max(1e-9, expected.sum())) if len(expected) else 1.0
-        for sample, expected in zip(samples, seconds, strict=True)
-    ]
-    of_loads = [
-        moments(sample, expected)
-        for sample, expected in zip(samples, seconds, strict=True)
-        if sample.kind == "load"
-    ]
+    found = [speed(sample, expected) for sample, expected in zip(samples, seconds, strict=True)]
+    totals = [each.total for each in found]
+    drifting = drift(samples, totals, methods)
     return LoadFits(
-        _paced(methods, samples, totals),
+        _paced(methods, samples, totals, drifting),
         residual,
-        drift(samples, totals, methods),
-        tuple(factor for factors in of_loads for factor in factors),
+        drifting,
+        tuple(
+            factor
+            for sample, each in zip(samples, found, strict=True)
+            if sample.kind == "load"
+            for factor in each.moments
+        ),
     )
 
 
@@ -240,24 +243,33 @@ def _expected_seconds(
 
 
 def _paced(
-    methods: Mapping[Method, MethodFit], samples: Sequence[LoadSample], totals: Sequence[float]
+    methods: Mapping[Method, MethodFit],
+    samples: Sequence[LoadSample],
+    totals: Sequence[float],
+    drifting: float,
 ) -> dict[Method, MethodFit]:
-    """Each method with how fast workloads run: by its own loads, or as they do beside its sweep."""
+    """Each method with how fast workloads run: by its own loads, or as they do beside its sweep.
+
+    Of few loads and sweeps the difference is mostly drift, and only the rest of it is believed.
+    """
     logs: dict[tuple[Method, str], list[float]] = {}
     for sample, total in zip(samples, totals, strict=True):
         if sample.method in methods:
             logs.setdefault((sample.method, sample.kind), []).append(math.log(total))
     means = {key: sum(values) / len(values) for key, values in logs.items()}
-    both = [
-        means[method, "load"] - means[method, "sweep"]
-        for method in methods
-        if (method, "load") in means and (method, "sweep") in means
-    ]
-    beside = sum(both) / len(both) if both else 0.0
+    beside, weight = 0.0, 1.0 / BESIDE**2
+    for method in methods:
+        if (method, "load") in means and (method, "sweep") in means:
+            counts = len(logs[method, "load"]), len(logs[method, "sweep"])
+            precision = 1.0 / (drifting**2 * sum(1.0 / count for count in counts))
+            beside += precision * (means[method, "load"] - means[method, "sweep"])
+            weight += precision
+    beside /= weight
     paced = {}
     for method, fit in methods.items():
-        log = means.get((method, "load"))
+        log, count = means.get((method, "load")), len(logs.get((method, "load"), ()))
         if log is None:
-            log = means[method, "sweep"] + beside
-        paced[method] = dataclasses.replace(fit, pace=math.exp(log))
+            log, count = means[method, "sweep"] + beside, len(logs[method, "sweep"])
+        level = drifting / math.sqrt(count)
+        paced[method] = dataclasses.replace(fit, pace=math.exp(log), level_error=level)
     return paced

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.predict.calibration_sample import LoadSample, Method
 from autotune.predict.pace import Pace
@@ -15,7 +17,9 @@ WINDOW_S = 0.5
 # Work that is too little to tell a moment from a long step is pulled to the mean as if so many
 # seconds of work at that speed had been seen beside.
 _LEAST_WORK_S = 0.1
-_LIMITS = (0.5, 8.0)
+_LEAST_FACTOR = 0.5
+# Moments so many times slower than the middle one are stalls.
+STALL = 2.5
 # Moments are gone through again where a simulation is longer than what was measured.
 _MOST_WINDOWS = 1200
 # Before any two loads were seen, the machine's speed is expected to differ by so much from one to
@@ -24,21 +28,41 @@ DRIFT = 0.03
 _DRIFT_SEEN = 4
 
 
-def moments(sample: LoadSample, expected: Floats) -> tuple[float, ...]:
-    """How many times as long as on the load's mean steps took in each `WINDOW_S` of it.
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a load ran: `total` times as long as expected, by and large.
 
-    `expected` are the seconds that were expected of each step of the sample.
+    `moments` are how many times as long as that steps took in each `WINDOW_S`. Stalls, in which
+    something else had the machine, are in neither.
     """
+
+    total: float = 1.0
+    moments: tuple[float, ...] = ()
+
+
+def speed(sample: LoadSample, expected: Floats) -> Speed:
+    """The speed of a load; `expected` are the seconds that were expected of each sampled step."""
     if not len(expected) or expected.sum() <= 0:
-        return ()
+        return Speed()
     measured = sample.seconds
-    mean = float(measured.sum() / expected.sum())
     index = np.clip((sample.starts / WINDOW_S).astype(np.int64), 0, None)
     count = int(index.max()) + 1
     took = sample.every * np.bincount(index, weights=measured, minlength=count)
-    should = sample.every * mean * np.bincount(index, weights=expected, minlength=count)
-    factors = (took + _LEAST_WORK_S) / (should + _LEAST_WORK_S)
-    return tuple(float(f) for f in np.clip(factors, *_LIMITS))
+    should = sample.every * np.bincount(index, weights=expected, minlength=count)
+    usual = _usual(took, should)
+    mean = float(took[usual].sum() / should[usual].sum())
+    factors = (took + _LEAST_WORK_S) / (mean * should + _LEAST_WORK_S)
+    return Speed(mean, tuple(float(f) for f in np.maximum(factors[usual], _LEAST_FACTOR)))
+
+
+def _usual(took: Floats, should: Floats) -> NDArray[np.bool_]:
+    """Which moments had work, and were no stalls."""
+    busy = should > 0
+    ratios = took[busy] / should[busy]
+    order = np.argsort(ratios)
+    work = np.cumsum(should[busy][order])
+    middle = float(ratios[order][np.searchsorted(work, work[-1] / 2)])
+    return np.asarray(busy & (took <= STALL * middle * should), dtype=bool)
 
 
 def drift(
