@@ -26,10 +26,6 @@ _LAYER_KERNELS, _EXPERT_KERNELS = 4, 4
 # Elements that these read and write for a token: norms and residuals 10 times the hidden features,
 # the gate its inputs and its output, rotation the queries twice.
 _HIDDEN_PASSES, _GATE_PASSES, _QUERY_PASSES = 10, 3, 2
-# Passes of a prompt's queries, keys, values and outputs: more than one each, as tiles at the ends
-# and between blocks are not full. An H200 takes 13 ns a token and layer of an 8B model beside the
-# pairs' arithmetic, where one pass takes 5.
-_PROMPT_PASSES = 3
 # Sampling passes over the logits: written, widened to float32, reduced.
 _LOGIT_BYTES = 12
 # int8 with its outlier columns in floats is two products and a sum (LLM.int8(), table 2: slower
@@ -128,7 +124,7 @@ class StepParts:
         """Seconds of the linear layers and the elementwise kernels; communication aside."""
         if rows <= 0:
             return 0.0
-        linear = sum(p.count * self._product_seconds(p, rows) for p in self.products)
+        linear = sum(p.count * self.product_seconds(p, rows) for p in self.products)
         return linear + self.elementwise * rows + self.latency
 
     def split_layers(self, rows: float) -> tuple[float, float, float]:
@@ -174,7 +170,7 @@ class StepParts:
         cache = self.config.kv_cache_dtype
         read = shape.layer_kv_bytes(cache, ranks) / rates.kv_bandwidth[_cache_bits(cache)]
         features = 2 * shape.num_heads * shape.head_dim / ranks * shape.dtype_bytes
-        passed = _PROMPT_PASSES * (features + shape.layer_kv_bytes("auto", ranks))
+        passed = features + shape.layer_kv_bytes("auto", ranks)  # queries, outputs, keys, values
         if shape.latent is not None:
             latent = shape.latent
             heads = -(-shape.num_heads // ranks)
@@ -209,7 +205,8 @@ class StepParts:
         read = copies * product.weight_seconds + met * product.row_traffic
         return read, met * product.row_seconds
 
-    def _product_seconds(self, product: Product, rows: float) -> float:
+    def product_seconds(self, product: Product, rows: float) -> float:
+        """Seconds of one matrix product of `rows` tokens, of one of its layers."""
         return joined(*self._roofline(product, rows)) + product.latency
 
 
