@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+from autotune.hardware.catalogue import load_catalogue
 from autotune.hardware.gpu import Gpu, GpuReadings
 
 Status = Literal["ok", "degraded", "missing"]
@@ -207,6 +208,9 @@ def check_gpus(readings: GpuReadings, cuda_available: bool | None) -> list[Check
     ]
     for gpu in readings.gpus:
         found = f"{_describe(gpu)}, driver {readings.driver or 'unknown'}"
+        entry = load_catalogue().of_driver(gpu.name)
+        if entry is not None:
+            found += f"; {entry.name} in plans"
         if gpu.slowed_by:
             reasons = ", ".join(gpu.slowed_by)
             remedy = "check its cooling and power limit before measuring"

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from autotune.hardware.catalogue import load_catalogue
 from autotune.hardware.cgroup import CgroupLimits, read_cgroup_limits
 from autotune.hardware.gpu import GpuReadings, read_gpus
 from autotune.hardware.processor import read_processor, usable_cores
@@ -24,7 +25,8 @@ def describe_hardware(
     `device`, `name`, `cores` and `memory_bytes` are those of the device that is measured: the GPU
     with `cuda`, the processor with `cpu`. Cores and memory are what this process may use, which
     a container may have made less than the machine has. `gpu_kernels` says with `cuda` whether
-    the engine's compiled kernels run on the GPU, and if not why; None with `cpu`.
+    the engine's compiled kernels run on the GPU, and if not why; None with `cpu`. Each GPU's
+    `catalogue` is the name that plans know it by, None for one that the catalogue lacks.
 
     Arguments:
         device: `cpu`, `cuda`, or `auto` for what the engine would choose.
@@ -57,7 +59,11 @@ def describe_hardware(
             "limit_bytes": limits.memory_bytes,
         },
         "gpus": [
-            {**dataclasses.asdict(g), "throttle_reasons": _list(g.throttle_reasons)}
+            {
+                **dataclasses.asdict(g),
+                "throttle_reasons": _list(g.throttle_reasons),
+                "catalogue": _catalogue_name(g.name),
+            }
             for g in readings.gpus
         ],
         "gpu_kernels": _gpu_kernels() if on_gpu else None,
@@ -89,6 +95,11 @@ def _gpu_kernels() -> dict[str, Any] | None:
         return dataclasses.asdict(triton_status(torch.device("cuda")))
     except Exception:  # as above
         return None
+
+
+def _catalogue_name(driver_name: str | None) -> str | None:
+    entry = load_catalogue().of_driver(driver_name)
+    return None if entry is None else entry.name
 
 
 def _least(value: int, limit: int | None) -> int:

@@ -181,6 +181,10 @@ def test_gpus() -> None:
     assert check.status == "degraded"
     assert "hw_thermal_slowdown" in check.found
 
+    hopper = GpuReadings(gpus=(gpu(name="NVIDIA H100 80GB HBM3"),), driver="570")
+    (check,) = checkup.check_gpus(hopper, cuda_available=True)
+    assert check.found == "NVIDIA H100 80GB HBM3, driver 570; h100-sxm in plans"
+
     lost = GpuReadings(unreadable={3: "GPU is lost"})
     (check,) = checkup.check_gpus(lost, cuda_available=True)
     assert (check.name, check.status) == ("GPU 3", "degraded")

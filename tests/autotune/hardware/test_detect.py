@@ -87,6 +87,7 @@ def test_a_measured_gpu_gives_name_and_memory() -> None:
     assert on_cpu["name"] == on_cpu["cpu"]["model"]
     assert on_cpu["gpu_kernels"] is None
     assert [gpu["name"] for gpu in on_cpu["gpus"]] == ["Example GPU"]
+    assert [gpu["catalogue"] for gpu in on_cpu["gpus"]] == [None]
 
 
 def test_versions_name_what_is_installed_and_what_is_not() -> None:
