@@ -1,8 +1,9 @@
 """Runs of steps in which nothing but the lengths changes, taken at once.
 
 A simulator spends most of its steps on decodes: the same requests, a token each, step after step.
-What the scheduler would do in them is known beforehand, so they need not be played one by one. The
-state afterwards is the one that as many calls of `schedule` and `update` would leave.
+What the scheduler would do in them is known beforehand, so they need not be played one by one. Once
+those that are complete are finished, the state is the one that as many calls of `schedule` and
+`update` would leave.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from engine.batch import Batch
 from engine.blocks import BlockPool
-from engine.request import FinishReason, Request
+from engine.request import Request
 from engine.scheduler import Scheduler
 
 # Tokens from `first` on of what a request generates: (request, first, count).
@@ -57,7 +58,10 @@ def steady_steps(scheduler: Scheduler, previous: Batch) -> int:
 def advance(
     scheduler: Scheduler, steps: int, tokens: Tokens, *, in_order: bool = False
 ) -> list[Request]:
-    """Take `steps` steps, at most `steady_steps`; returns the requests that finished by the last.
+    """Take `steps` steps, at most `steady_steps`; returns the requests that the last completed.
+
+    These are yet to be finished with `Scheduler.finish`, in this order: until then the blocks in
+    use are those of the last step.
 
     Args:
         scheduler: where all running requests decode.
@@ -81,10 +85,7 @@ def advance(
             if registers and last // size != computed // size:
                 pool.register(request.tables, request.token_ids, last)
             request.num_computed_tokens = last
-    finished = [r for r in running if r.num_computed_tokens + 1 >= r.max_total_tokens]
-    for request in finished:
-        scheduler.finish(request, FinishReason.LENGTH)
-    return finished
+    return [r for r in running if r.num_computed_tokens + 1 >= r.max_total_tokens]
 
 
 def _advance_in_order(scheduler: Scheduler, steps: int, tokens: Tokens) -> None:

@@ -291,6 +291,7 @@ class VirtualEngine:
         used = self.scheduler.pool.num_used
         totals.peak_blocks = max(totals.peak_blocks, used)
         for request in finished:
+            self.scheduler.finish(request, FinishReason.LENGTH)
             self._leave(self._progress[request.request_id], "finished", None)
         self._previous = _NO_BATCH
 
