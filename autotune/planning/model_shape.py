@@ -259,9 +259,9 @@ class ModelShape:
         """Why the model cannot be divided among so many ranks; None if it can."""
         if ranks == 1:
             return None
-        inner = (
-            [] if self._all_layers_have_experts() else [("MLP features", self.intermediate_size)]
-        )
+        inner = []
+        if self.experts is None or not all(self.experts.layers):
+            inner.append(("MLP features", self.intermediate_size))
         if self.experts is not None:
             inner.append(("features of an expert", self.experts.intermediate_size))
         for title, count in [("attention heads", self.num_heads), *inner]:

@@ -168,10 +168,11 @@ def read_shape(model: str | Path) -> ModelShape:
     path = Path(model).expanduser()
     try:
         folder, there = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{str(model)[:200]!r} is no path of a model: {error}") from error
+    except (OSError, ValueError):  # a name that is too long, or has a null in it
+        folder = there = False
     if not there:
-        raise ModelError(f"{path} does not exist: give a config.json, or the folder that holds one")
+        told = str(model) if len(str(model)) < 200 else f"{str(model)[:200]}..."
+        raise ModelError(f"{told!r} does not exist: give a config.json or the folder that holds it")
     file = path / "config.json" if folder else path
     if folder and not file.is_file():
         raise ModelError(f"{path} has no config.json: a plan needs the model's sizes from it")
