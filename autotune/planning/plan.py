@@ -1,0 +1,510 @@
+"""How many of which GPU, at what price, for a traffic and a promise.
+
+Everything that fits is judged by arithmetic, in milliseconds each. What may be the best, and the
+best of each GPU, is simulated on the engine's own scheduler; the rest keeps its arithmetic, which
+what was simulated corrects, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import Interrupted
+from autotune.hardware.catalogue import Gpu, load_catalogue
+from autotune.hardware.prices import parse_prices, price_of
+from autotune.planning.binding import find_binding
+from autotune.planning.candidates import Candidate, ModelOf, candidates, choices
+from autotune.planning.cost_source import CostSource, read_cost_source
+from autotune.planning.estimate import (
+    Estimate,
+    Simulator,
+    arithmetic_intervals,
+    blended,
+    draw_costs,
+    estimate,
+    metric_intervals,
+)
+from autotune.planning.model_shape import ModelShape
+from autotune.planning.option import Option
+from autotune.planning.options import Objective, PlanOptions
+from autotune.planning.plan_json import plan_payload
+from autotune.planning.planned_traffic import PlannedTraffic, plan_traffic
+from autotune.planning.ranking import frontier, ranked, score, set_break_even
+from autotune.planning.read_shape import read_shape
+from autotune.planning.sensitivity import growth_rows, sensitivity
+from autotune.planning.trial import Trial
+from autotune.planning.would_fit import below_floor, floor_of, what_would_fit
+from autotune.simulation.interval import Interval
+from autotune.slo import QUALITY_METRICS, Slo, parse_slo
+from autotune.slo_grammar import LATENCIES, Limit
+
+# What may be simulated, in requests with few others in the batch: about so many fit into seconds.
+WORK = 26_000.0
+# Drawn costs at which an option's load is simulated.
+CONFIRMED = 4
+# Arithmetic may understate a capacity by so much before an option is left unsimulated for its cost.
+_DOUBT = 1.25
+_LEAST_LENGTH = 512
+_JUDGED = (*LATENCIES, "goodput", "error_rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a plan found; `options` are ranked, the best first."""
+
+    request: PlanOptions
+    shape: ModelShape
+    slo: Slo
+    rate: float
+    max_model_len: int
+    options: tuple[Option, ...]
+    frontier: tuple[int, ...]
+    growth: tuple[dict[str, Any], ...]
+    sensitivity: tuple[dict[str, Any], ...]
+    gpus: tuple[Gpu, ...]
+    workload: dict[str, Any]
+    would_fit: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def slo_met(self) -> bool:
+        """Whether any option meets the SLO with the asked probability."""
+        return any(option.feasible for option in self.options)
+
+    def to_json(self) -> dict[str, Any]:
+        """By the keys of `plan --json`."""
+        return plan_payload(self)
+
+
+def plan(
+    options: PlanOptions,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> Plan:
+    """Answer how many of which GPU a traffic takes.
+
+    Args:
+        options: the question.
+        say: told what is going on, for a progress line.
+        stop: set it to end early.
+
+    Raises:
+        BadInput: an unknown GPU, a bad workload, SLO, price or calibration.
+        Interrupted: `stop` was set.
+        engine.errors.ModelError: the model's config cannot be used.
+    """
+    slo = parse_slo(options.slo)
+    say("reading the model, the catalogue and the workload")
+    catalogue = load_catalogue(options.catalogue)
+    gpus = list({(gpu := catalogue.find(name)).name: gpu for name in options.gpus}.values())
+    overrides = parse_prices(options.prices, catalogue)
+    shape = read_shape(options.model)
+    traffic = plan_traffic(
+        options.traffic,
+        Path(options.model).expanduser(),
+        min(shape.max_position, options.max_model_len or shape.max_position),
+        sticky=options.router == "prefix_aware",
+        seed=options.seed,
+    )
+    length = options.max_model_len or _rounded(traffic.longest)
+    length = min(length, shape.max_position)
+    costs = read_cost_source(shape, options.calibration)
+    planner = _Planner(options, shape, slo, traffic, length, costs, say, stop)
+    for gpu in gpus:
+        planner.prices[gpu.name] = price_of(gpu, overrides)
+    found = planner.judge(gpus)
+    order = ranked(found, options.objective)
+    set_break_even(order)
+    fitting = [option.candidate for option in order if option.fits]
+    would: list[str] = []
+    if not fitting:
+        would = what_would_fit(shape, gpus, catalogue, length, traffic.sample)
+    elif not any(option.feasible for option in order):
+        would = below_floor(shape, fitting, slo, traffic.sample) or planner.nearest(order)
+    growth = []
+    if options.growth is not None:
+        growth = growth_rows(
+            order, options.growth, traffic.rate, options.headroom, options.probability
+        )
+    return Plan(
+        request=options,
+        shape=shape,
+        slo=slo,
+        rate=traffic.rate,
+        max_model_len=length,
+        options=tuple(order),
+        frontier=tuple(frontier(order)),
+        growth=tuple(growth),
+        sensitivity=tuple(sensitivity(order, planner.judged, options.probability, length)),
+        gpus=tuple(gpus),
+        workload=traffic.describe(),
+        would_fit=tuple(would),
+        notes=tuple(dict.fromkeys(planner.notes)),
+    )
+
+
+class _Planner:
+    """The state of one plan."""
+
+    def __init__(
+        self,
+        options: PlanOptions,
+        shape: ModelShape,
+        slo: Slo,
+        traffic: PlannedTraffic,
+        max_model_len: int,
+        costs: CostSource,
+        say: Callable[[str], None],
+        stop: threading.Event | None,
+    ) -> None:
+        self.options = options
+        self.shape = shape
+        self.traffic = traffic.cut(max_model_len)
+        self.length = max_model_len
+        self.costs = costs
+        self.prices: dict[str, Any] = {}
+        self.judged = Slo(tuple(limit for limit in slo.limits if limit.metric in _JUDGED))
+        self.design_rate = traffic.rate * (1 + options.headroom)
+        self.simulator = Simulator(
+            self.traffic, self.judged, self.design_rate, options.draws, options.seed
+        )
+        self.notes = _notes(options, shape, slo, self.traffic, max_model_len)
+        self.notes += costs.notes
+        self._slo = slo
+        self._say = say
+        self._stop = stop
+
+    def judge(self, gpus: Sequence[Gpu]) -> list[Option]:
+        """Every choice, judged."""
+        options = self.options
+        found, notes = choices(
+            self.shape, gpus, options.tp_sizes, options.methods, options.kv_cache_dtype
+        )
+        self.notes += notes
+        judged: list[Option] = []
+        for number, choice in enumerate(found):
+            self._check_stop()
+            self._say(f"arithmetic: {number + 1} of {len(found)}, {choice.label}")
+            limits = candidates(self.shape, choice, self.length, self.traffic.sample)
+            judged.append(self._by_arithmetic(limits))
+        self._simulate(judged)
+        self._correct_others(judged)
+        for option in judged:
+            self._finish(option)
+        return judged
+
+    def nearest(self, options: Sequence[Option]) -> list[str]:
+        """What comes nearest to an SLO that nothing meets, and what it would meet."""
+        told = []
+        best = next((o for o in options if o.fits and o.known is not None), None)
+        if best is None or best.known is None:
+            return []
+        label = best.candidate.choice.label
+        state = best.known.replica.at(max(1e-9, best.known.replica.capacity(()) * 1e-3))
+        for limit in self.judged.limits:
+            value = state.statistic(limit)
+            if value is not None and not limit.met_by(value):
+                told.append(
+                    f"even with a request or two at a time, {label} has {_shown(limit, value)} "
+                    f"by arithmetic, where {limit.text} is asked: more GPUs of a kind do not help"
+                )
+        return told or [
+            f"{label} comes nearest, with a chance of {best.probability or 0.0:.0%} where "
+            f"{self.options.probability:.0%} is asked: loosen the SLO, or ask for less certainty "
+            "with --probability"
+        ]
+
+    def _by_arithmetic(self, limits: list[Candidate]) -> Option:
+        first = limits[0]
+        option = Option(
+            first,
+            self.prices[first.choice.gpu.name],
+            spares=self.options.spares,
+            rate=self.traffic.rate,
+            design_rate=self.design_rate,
+            mean_output=self.traffic.mean_output,
+        )
+        if first.cache is None:
+            option.constraint = _too_large(first)
+            missing = first.memory.shortfall_bytes / 1e9
+            option.reason = (
+                f"does not fit: {missing:.3g} GB are missing on each GPU for one sequence of "
+                f"{self.length} tokens"
+            )
+            return option
+        known = estimate(
+            limits,
+            self.costs.model_of(first.choice.gpu),
+            self.traffic.sample,
+            self.judged,
+            self.design_rate,
+            self.traffic.burstiness,
+        )
+        option.candidate, option.known = known.candidate, known
+        if known.capacity > 0:
+            draw_costs(known, self.options.draws, self.options.seed, self.judged)
+        self._count(option)
+        return option
+
+    def _count(self, option: Option) -> None:
+        """Replicas, and the chance of meeting the SLO with them, as far as is known by now."""
+        known = option.known
+        assert known is not None
+        option.needed = None
+        option.probability = 0.0
+        if known.capacity <= 0:
+            return
+        option.needed = known.replicas(self.design_rate, self.options.probability)
+        if option.needed is None:
+            option.probability = known.chance(self.design_rate, 1000)
+            return
+        option.probability = known.chance(self.design_rate, option.needed)
+
+    def _simulate(self, options: Sequence[Option]) -> None:
+        """Simulate the best of each GPU, then whatever may still be better than the best."""
+        left = WORK
+        best = math.inf
+        objective = self.options.objective
+        hopeful = [o for o in options if o.known is not None and o.needed is not None]
+        hopeful.sort(key=lambda o: (self._expected(o, objective), o.candidate.choice.label))
+        leaders = list({o.candidate.choice.gpu.name: o for o in reversed(hopeful)}.values())[::-1]
+        for option in [*leaders, *(o for o in hopeful if o not in leaders)]:
+            self._check_stop()
+            known = option.known
+            assert known is not None
+            expected = self._expected(option, objective)
+            if option not in leaders and expected / _DOUBT >= best:
+                option.reason = _screened(option, objective, best)
+                continue
+            work = self.simulator.cost_of(known) * (5 + CONFIRMED)
+            if work > left and math.isfinite(best):
+                option.reason = "not simulated: more promising options took what a plan simulates"
+                continue
+            left -= work
+            self._say(f"simulating {option.candidate.choice.label}")
+            self._simulate_one(option)
+            if self._is_feasible(option):
+                best = min(best, self._expected(option, objective))
+
+    def _simulate_one(self, option: Option) -> None:
+        known = option.known
+        assert known is not None
+        self.simulator.correct(known)
+        self._count(option)
+        for _ in range(2):
+            if option.needed is None:
+                return
+            trials = self.simulator.confirm(known, option.needed, CONFIRMED)
+            option.probability = blended(known, self.design_rate, option.needed, trials)
+            self._take(option, trials)
+            if option.probability >= self.options.probability:
+                return
+            option.needed += 1
+        # Not simulated again: one replica more than what nearly held.
+        option.probability = min(
+            known.chance(self.design_rate, option.needed), (self.options.probability + 1) / 2
+        )
+
+    def _take(self, option: Option, trials: list[Trial]) -> None:
+        """Metrics of the burst with the spares away, and of the asked rate with all replicas."""
+        known = option.known
+        assert known is not None
+        assert option.needed is not None
+        config = known.candidate.config
+        middle_cost = known.model.middle(config)
+        middle = _middle(trials)
+        option.metrics = metric_intervals(middle, trials)
+        option.limits = _limit_rows(self.judged, middle, trials)
+        usual = self.simulator.trial(
+            known,
+            middle_cost,
+            self.traffic.rate / (option.needed + option.spares),
+            draw=0,
+            parts=option.needed + option.spares,
+        )
+        if usual.metrics is not None:
+            option.normal = {
+                name: {s: v for s, v in usual.metrics[name].items() if isinstance(v, float)}
+                for name in ("ttft", "tpot", "e2e")
+            }
+
+    def _correct_others(self, options: Sequence[Option]) -> None:
+        """Correct what was not simulated by what simulation found of the others."""
+        simulated = [o.known for o in options if o.known is not None and o.known.simulated]
+        if not simulated:
+            return
+        logs = [math.log(known.correction) for known in simulated]
+        middle = statistics.median(logs)
+        # Few were compared: their own spread alone would claim too much.
+        spread = math.hypot(statistics.pstdev(logs), 0.3 / math.sqrt(len(logs) + 1))
+        for option in options:
+            known = option.known
+            if known is None or known.simulated or known.capacity <= 0:
+                continue
+            known.correction, known.spread = math.exp(middle), max(0.08, spread)
+            self._count(option)
+        self.notes.append(
+            f"arithmetic was corrected by a factor of {math.exp(middle):.2f} on the rate that a "
+            f"replica carries, the median of {len(logs)} simulated options"
+        )
+
+    def _finish(self, option: Option) -> None:
+        known = option.known
+        if known is None:
+            return
+        option.feasible = self._is_feasible(option)
+        if known.capacity <= 0 or option.needed is None:
+            option.reason = self._why_never(option)
+            option.constraint = "latency"
+            return
+        if option.metrics is None:
+            option.metrics = arithmetic_intervals(known, self.design_rate / option.needed)
+        binding = find_binding(known, self.judged.limits, self.costs.scaled)
+        option.constraint, option.binding = binding.constraint, binding.to_json()
+        sustained = known.sustained(option.needed, self.options.probability)
+        option.sustained = max(self.traffic.rate, sustained / (1 + self.options.headroom))
+        if self.options.growth is not None:
+            option.months = self.options.growth.months_until(self.traffic.rate, option.sustained)
+        if not option.feasible and option.reason is None:
+            option.reason = (
+                f"the chance of meeting the SLO is {option.probability or 0.0:.0%}, where "
+                f"{self.options.probability:.0%} is asked"
+            )
+
+    def _why_never(self, option: Option) -> str:
+        """Why no number of replicas meets the SLO."""
+        known = option.known
+        assert known is not None
+        for limit in self.judged.limits:
+            floor = floor_of(self.shape, known.candidate, limit, self.traffic.sample)
+            if floor is not None and floor.seconds > limit.bound:
+                return (
+                    f"{limit.text} is below the physical floor of {floor.seconds * 1e3:.3g} ms, "
+                    f"set by {floor.set_by}"
+                )
+        state = known.replica.at(known.replica.capacity(()) * 1e-3)
+        for limit in self.judged.limits:
+            value = state.statistic(limit)
+            if value is not None and not limit.met_by(value):
+                return f"{_shown(limit, value)} even with a request or two at a time"
+        chance = option.probability or 0.0
+        return f"however many replicas, the chance of meeting the SLO is at most {chance:.0%}"
+
+    def _is_feasible(self, option: Option) -> bool:
+        return (
+            option.needed is not None
+            and (option.probability or 0.0) >= self.options.probability
+            and self._throughput_met()
+        )
+
+    def _throughput_met(self) -> bool:
+        offered = self.traffic.rate * self.traffic.mean_output
+        return all(
+            limit.met_by(offered) for limit in self._slo.limits if limit.metric == "throughput"
+        )
+
+    def _expected(self, option: Option, objective: Objective) -> float:
+        if objective == "latency" and option.metrics is None and option.known is not None:
+            assert option.needed is not None
+            state = option.known.replica.at(self.design_rate / option.needed)
+            return float(state.e2e.mean())
+        return score(option, objective)
+
+    def _check_stop(self) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise Interrupted("The plan was stopped.")
+
+
+def _middle(trials: Sequence[Trial]) -> Trial:
+    """The trial whose violation is the lower median."""
+    ordered = sorted(trials, key=lambda trial: trial.violation)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def _limit_rows(slo: Slo, middle: Trial, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    rows = []
+    for place, limit in enumerate(slo.limits):
+        values = [
+            result.measured
+            for trial in trials
+            if trial.metrics is not None
+            for result in [slo.evaluate(trial.metrics)[place]]
+            if result.measured is not None
+        ]
+        told = None
+        if middle.metrics is not None and values:
+            value = slo.evaluate(middle.metrics)[place].measured
+            told = None if value is None else Interval.of(value, values).to_json()
+        met = sum(trial.violations[place] <= 0 for trial in trials)
+        rows.append(
+            {"limit": limit.text, "bound": limit.bound, "measured": told, "p": met / len(trials)}
+        )
+    return rows
+
+
+def _screened(option: Option, objective: Objective, best: float) -> str:
+    expected = score(option, objective)
+    unit = {"cost": "USD/h", "power": "W", "gpus": "GPUs", "latency": "s"}[objective]
+    return (
+        f"not simulated: about {expected:.4g} {unit} by arithmetic, where the best simulated so "
+        f"far takes {best:.4g}"
+    )
+
+
+def _too_large(candidate: Candidate) -> str:
+    memory = candidate.memory
+    return "weights" if memory.parts["weights"] > 0.8 * memory.total else "kv_cache"
+
+
+def _shown(limit: Limit, value: float) -> str:
+    return f"{limit.statistic}({limit.metric}) of {value * 1e3:.3g} ms"
+
+
+def _rounded(longest: int) -> int:
+    """A longest sequence with which a person would start an engine."""
+    return int(max(_LEAST_LENGTH, 1 << (longest - 1).bit_length()))
+
+
+def _notes(
+    options: PlanOptions, shape: ModelShape, slo: Slo, traffic: PlannedTraffic, length: int
+) -> list[str]:
+    notes = [*shape.notes, *traffic.notes]
+    if options.max_model_len is None and length < shape.max_position:
+        notes.append(
+            f"planned for sequences of at most {length} tokens, the longest of the traffic rounded "
+            f"up; the model itself goes to {shape.max_position} (--max-model-len)"
+        )
+    quality = [limit.text for limit in slo.limits if limit.metric in QUALITY_METRICS]
+    if quality:
+        notes.append(
+            f"{', '.join(quality)} is not planned: what a quantization does to answers is measured "
+            "by autotune quantize and autotune bench"
+        )
+    if len(options.methods) > 1:
+        notes.append(
+            "a quantized option answers a little differently: measure its quality before buying"
+        )
+    offered = traffic.rate * traffic.mean_output
+    for limit in slo.limits:
+        if limit.metric == "throughput" and not limit.met_by(offered):
+            notes.append(
+                f"{limit.text} cannot be met by any number of GPUs: the traffic itself asks for "
+                f"{offered:.4g} output tokens/s"
+            )
+    peak = traffic.peak_ratio()
+    if peak is not None and peak > 1 + options.headroom:
+        notes.append(
+            f"the trace's busiest minute has {peak:.2f} times its mean rate, above the headroom of "
+            f"{options.headroom:.0%}: --headroom {peak - 1:.0%} would cover it"
+        )
+    return notes
+
+
+__all__ = ["ModelOf", "Plan", "plan"]
