@@ -21,7 +21,7 @@ from autotune.errors import BadInput
 from autotune.hardware.price import Price
 
 Figure = Literal["memory", "bandwidth", "rates", "link", "power"]
-LinkKind = Literal["nvlink", "infinity-fabric", "ethernet", "pcie"]
+LinkKind = Literal["nvlink", "nvlink-bridge", "infinity-fabric", "ethernet", "pcie"]
 Basis = Literal["read", "quoted", "recalled"]
 FIGURES: tuple[Figure, ...] = ("memory", "bandwidth", "rates", "link", "power")
 NEAREST = 4
@@ -110,6 +110,11 @@ class Gpu:
         share = (gpus - 1) / (self.max_link_size - 1)
         return dataclasses.replace(self.link, bytes_per_s=self.link.bytes_per_s * share)
 
+    @property
+    def recalled(self) -> tuple[Figure, ...]:
+        """Figures that nobody looked up again."""
+        return tuple(f for f, source in self.sources.items() if source.basis == "recalled")
+
     def ridge(self, dtype: str) -> float:
         """Operations per byte from which on matmuls in a dtype are no longer bound by memory.
 
@@ -135,6 +140,7 @@ class Gpu:
                 "gpus": self.max_link_size,
             },
             "tdp_watts": self.tdp_watts,
+            "price": None if self.price is None else self.price.to_json(),
             "sources": {figure: source.to_json() for figure, source in self.sources.items()},
             "notes": list(self.notes),
         }

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,11 @@ def test_all_of_it_can_be_written_as_json(installed: Catalogue) -> None:
     assert told["memory_bytes"] == 143771 * 2**20
     assert told["link"] == {"name": "NVLink 4", "bytes_per_s": 450e9, "gpus": 8}
     assert told["sources"]["memory"]["basis"] == "read"
+    assert told["price"]["usd_per_hour"] == 3.50
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_figures_that_nobody_looked_up_are_known(installed: Catalogue) -> None:
+    assert installed.find("h200").recalled == ()
+    assert installed.find("a100").recalled == ("memory",)
+    assert set(installed.find("mi210").recalled) == set(FIGURES)

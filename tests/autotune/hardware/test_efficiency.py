@@ -204,6 +204,15 @@ def test_all_reduce() -> None:
     assert all_reduce_seconds(factors, gpu("l40s"), 4, 1e8) > 5 * all_reduce_seconds(
         factors, gpu("h100"), 4, 1e8
     )
+    # Bus bandwidths of NCCL that were measured lie within what the spread allows.
+    for name, gpus, measured in (
+        ("rtx-5090", 4, 35e9),
+        ("rtx-5090", 8, 28e9),
+        ("h100-nvl", 2, 116e9),
+        ("mi300x", 2, 48e9),
+    ):
+        share = efficiency_of(gpu(name)).spread.all_reduce[gpu(name).link_among(gpus).kind]
+        assert share.low <= measured / gpu(name).link_among(gpus).bytes_per_s <= share.high
     # Two of a mesh of eight have one wire of seven.
     of_mesh = [all_reduce_seconds(factors, gpu("mi300x"), n, 1e9) for n in (2, 8)]
     assert of_mesh[0] > 3 * of_mesh[1]
