@@ -17,6 +17,7 @@ from autotune.cli.profile import profile
 from autotune.cli.quantize import quantize
 from autotune.cli.report import report as report_command
 from autotune.cli.run import run
+from autotune.cli.simulate import simulate
 
 app = typer.Typer(
     name="autotune",
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "profile": profile,
     "advise": advise,
     "bench": bench,
+    "simulate": simulate,
     "quantize": quantize,
     "export": export,
     "report": report_command,

@@ -15,13 +15,16 @@ _STOPPING = "Stopping; what was measured is kept. Press Ctrl-C again to leave at
 
 
 @contextmanager
-def progress_stages() -> Iterator[tuple[Callable[[str], None], threading.Event]]:
+def progress_stages(
+    stopping: str = _STOPPING,
+) -> Iterator[tuple[Callable[[str], None], threading.Event]]:
     """A function that tells the stage, and the event that Ctrl-C sets.
 
-    On a terminal the line is replaced as it goes on; otherwise each stage has one line.
+    `stopping` is said then. On a terminal the line is replaced as it goes on; otherwise each stage
+    has one line.
     """
     console = message_console()
-    with stop_on_interrupt(_STOPPING) as stop:
+    with stop_on_interrupt(stopping) as stop:
         if console.is_terminal:
             with console.status("loading") as status:
                 yield lambda text: status.update(escape(text)), stop

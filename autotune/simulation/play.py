@@ -33,13 +33,15 @@ class Played:
 
     `records` are in the order of arrival. `duration` is when the last engine was done. `totals` are
     of each engine, those that compute prompts first. `replicas` tells by record which engine it
-    left last, counted from 0; with disaggregation those that decode are counted after the others.
+    left last, counted from 0; with disaggregation those that decode are counted after the others,
+    of which there are `prompt_engines`.
     """
 
     records: list[RequestRecord]
     duration: float
     totals: tuple[StepTotals, ...]
     replicas: tuple[int, ...]
+    prompt_engines: int
 
     def metrics(self, slo: Slo | None, config: EngineConfig) -> dict[str, Any]:
         """The metrics by the keys of `bench --json`, without intervals; see `compute_metrics`."""
@@ -56,6 +58,9 @@ class Played:
         for latency in ("ttft", "tpot", "itl", "e2e"):
             del found[latency]["intervals"]
         found["engine"] = fleet_totals(self.totals).to_metrics()
+        # What decoding engines have of prompts spares nobody computing them.
+        asked = fleet_totals(self.totals[: self.prompt_engines]).to_metrics()
+        found["engine"]["prefix_hit_rate"] = asked["prefix_hit_rate"]
         return found
 
 
@@ -118,7 +123,7 @@ def play(
         arrivals = [_Arrival(r, r.arrival_s + delay) for r in ordered]
         served = stage.serve(arrivals, fleet.replicas, fleet.router, decoding, outputs)
         records = [served.records[r.request_id] for r in ordered]
-        return _played(records, [served], [served.places[r.request_id] for r in ordered])
+        return _played(records, served, [], [served.places[r.request_id] for r in ordered])
     return _play_disaggregated(ordered, stage, split, fleet.router, decoding, outputs or {}, delay)
 
 
@@ -188,11 +193,15 @@ class _Stage:
 
 
 def _played(
-    records: list[RequestRecord], stages: Sequence[_Served], places: Sequence[int]
+    records: list[RequestRecord],
+    first: _Served,
+    decoding: Sequence[Replica],
+    places: Sequence[int],
 ) -> Played:
-    replicas = [replica for stage in stages for replica in stage.replicas]
+    replicas = [*first.replicas, *decoding]
     duration = max(replica.now for replica in replicas)
-    return Played(records, duration, tuple(r.totals for r in replicas), tuple(places))
+    totals = tuple(replica.totals for replica in replicas)
+    return Played(records, duration, totals, tuple(places), len(first.replicas))
 
 
 def _play_disaggregated(
@@ -232,7 +241,7 @@ def _play_disaggregated(
         places.append(
             split.prefill_replicas + second.places[key] if on_decode else first.places[key]
         )
-    return _played(records, [first, second], places)
+    return _played(records, first, second.replicas, places)
 
 
 def _transferred(

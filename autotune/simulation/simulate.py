@@ -18,6 +18,7 @@ from autotune.simulation.play import Played, play
 from autotune.slo import QUALITY_METRICS, Slo
 from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
+from engine.engine import CacheShape
 
 DRAWS = 20
 MOST_DRAWS = 10_000
@@ -122,12 +123,7 @@ def simulate(
     """
     if not 1 <= draws <= MOST_DRAWS:
         raise BadInput(f"the number of draws must be between 1 and {MOST_DRAWS}, got {draws}")
-    cache = model.cache(config)
-    if cache is None:
-        raise DoesNotFit(
-            "the KV cache does not hold the longest sequence: lower max_model_len, or leave the "
-            "cache more memory"
-        )
+    cache = cache_of(model, config)
     judged = Slo(tuple(limit for limit in slo.limits if limit.metric not in QUALITY_METRICS))
     guesses = [model.middle(config), *model.draws(config, draws, seed)]
     found: list[dict[str, Any]] = []
@@ -164,6 +160,21 @@ def simulate(
         notes=_notes(slo, judged),
         middle=middle,
     )
+
+
+def cache_of(model: CostModel, config: EngineConfig) -> CacheShape:
+    """The KV cache under a config.
+
+    Raises:
+        DoesNotFit: it does not hold the longest sequence.
+    """
+    cache = model.cache(config)
+    if cache is None:
+        raise DoesNotFit(
+            "the KV cache does not hold the longest sequence: lower max_model_len, or leave the "
+            "cache more memory"
+        )
+    return cache
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

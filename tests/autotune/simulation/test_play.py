@@ -291,6 +291,8 @@ def test_what_was_generated_first_reaches_the_caches_of_who_decodes() -> None:
     assert played[1].records[1].cached_tokens == 64  # of 32 + 39: the last has no keys yet
     assert played[2].records[1].cached_tokens == 32  # the answer was computed elsewhere
     assert played[2].totals[1].prefix_hit_tokens > 0  # and is known there
+    rates = [played[n].metrics(None, config())["engine"]["prefix_hit_rate"] for n in (1, 2)]
+    assert rates == pytest.approx([64 / 105, 32 / 105])  # of 32 and 73 tokens of prompts
 
 
 def test_accepted_drafts_come_at_once() -> None:
