@@ -105,7 +105,9 @@ class TrialRecord:
     measured; with the outcome `quality` it broke a limit of the SLO, so that no load was offered:
     `slo` then holds the limits on the quality alone. `round` is the repetition within the proof.
     `rate` is the mean offered load in requests per second; with the capacity objective the highest
-    rate that met the SLO, whose metrics these are.
+    rate that met the SLO, whose metrics these are. `predicted` is what the trial was expected to
+    measure before it ran: `metrics` and `objective` as {"value", "low", "high"} with the central
+    90%, `p_meets_slo`, and `after_trials`, how many search trials were known.
     """
 
     number: int
@@ -124,6 +126,7 @@ class TrialRecord:
     slo_met: bool = False
     objective: float | None = None
     quality: dict[str, Any] | None = None
+    predicted: dict[str, Any] | None = None
 
     @property
     def missed(self) -> float:
@@ -166,6 +169,8 @@ class RunFolder:
         self.profile_json = path / "profile.json"
         self.diagnosis_json = path / "diagnosis.json"
         self.advice_json = path / "advice.json"
+        self.machine_json = path / "machine.json"
+        self.plan_json = path / "plan.json"
         self.lock = path / "autotune.lock"
         self.parts = path / "parts"
 
@@ -179,19 +184,15 @@ class RunFolder:
         Raises:
             BadInput: the folder holds no run, or one of another schema.
         """
-        try:
-            run = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BadInput(f"{self.path} holds no run: run.json is missing") from None
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{self.run_json} cannot be read: {error}") from error
-        version = run.get("schema_version") if isinstance(run, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BadInput(
-                f"{self.run_json} has schema version {version!r}; this release reads "
-                f"{SCHEMA_VERSION}"
-            )
-        return dict(run)
+        return _read_versioned(self.run_json, "run")
+
+    def read_plan(self) -> dict[str, Any]:
+        """The content of `plan.json`.
+
+        Raises:
+            BadInput: the folder holds no plan, or one of another schema.
+        """
+        return _read_versioned(self.plan_json, "plan")
 
     def append_trial(self, trial: TrialRecord) -> None:
         """Add a line to `trials.jsonl` and wait until it is on disk."""
@@ -312,6 +313,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _read_versioned(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path.parent} holds no {kind}: {path.name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"{path} has schema version {version!r}; this release reads {SCHEMA_VERSION}"
+        )
+    return dict(content)
 
 
 _REQUEST_SCHEMA = pa.schema(

@@ -1,21 +1,14 @@
-"""`render_report`: a run folder in, one HTML file out."""
+"""`render_report`: a folder of records in, one HTML file out."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from autotune.records import RunFolder, write_atomically
+from autotune.records import RunFolder
 from reports import pages
 from reports.advice import advice_rows, first_advice, infeasible_rows
 from reports.charts.breakdown import time_breakdown
+from reports.charts.calibration_scatter import calibration_scatter
 from reports.charts.comparison import throughput_comparison
 from reports.charts.distribution import latency_distributions, percentile_rows
 from reports.charts.finalists import finalist_gains
@@ -29,56 +22,41 @@ from reports.charts.slices import knob_slices
 from reports.charts.timeline import engine_timeline
 from reports.evidence import Evidence, read_evidence
 from reports.findings import binding_sentence, findings_by_metric, unjudged
-from reports.formatting import mapping, moment, sequence, significant
+from reports.formatting import mapping, moment, sequence
+from reports.page import finite, render_page, write_page
+from reports.plan.page import plan_page
+from reports.predictions import error_rows, prediction_sentence, read_pairs
 from reports.profile import PHASE_COLUMNS, partial_notes, phase_rows, profile_facts
 from reports.quality import quality_table
 from reports.trials import trial_table
 from reports.verdict import judge
 
-# Characters without a shape that a name from outside may hold: controls, and those that turn the
-# direction of the text after them, by which a name could reverse the digits of a verdict.
-_INVISIBLE = dict.fromkeys(
-    [
-        *(*range(9), 11, 12, *range(14, 32), *range(127, 160)),
-        *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),
-    ]
-)
-
 
 def render_report(folder: Path) -> Path:
-    """Write `report.html` into a run folder, finished or not, and return its path.
+    """Write `report.html` into the folder of a run, finished or not, or of a plan; return its path.
 
     The page needs no network and no other file; the same records give the same bytes.
 
     Raises:
-        BadInput: the folder holds no run.
+        BadInput: the folder holds neither.
     """
-    target = RunFolder(folder).report_html
-    # Lone surrogates, which JSON strings may hold, have no UTF-8: they become question marks.
-    write_atomically(target, report_page(read_evidence(folder)).encode("utf-8", "replace"))
-    return target
+    files = RunFolder(folder)
+    if files.plan_json.is_file() and not files.run_json.exists():
+        page = plan_page(files.read_plan())
+    else:
+        page = report_page(read_evidence(folder))
+    return write_page(files.report_html, page)
 
 
 def report_page(evidence: Evidence) -> str:
-    """The whole page."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(significant=significant)
-    style, script = _asset("style.css"), _asset("script.js")
+    """The whole page of a run."""
     run = evidence.run
     counter_columns, counter_rows = pages.engine_counters(evidence)
     quality_columns, quality_rows = quality_table(evidence)
-    page = environment.get_template("report.html.j2").render(
-        style=Markup(style),  # noqa: S704  our own file
-        script=Markup(script),  # noqa: S704  our own file
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        run_json=_finite(run),
+    pairs = read_pairs(evidence)
+    return render_page(
+        "report.html.j2",
+        run_json=finite(run),
         model=str(mapping(run.get("model")).get("name") or "unnamed model"),
         hardware=str(mapping(run.get("hardware")).get("name") or ""),
         started=moment(run.get("started_at")),
@@ -114,6 +92,9 @@ def report_page(evidence: Evidence) -> str:
         advice_notes=[str(note) for note in sequence(evidence.advice.get("notes"))],
         scoreboard=scoreboard_figure(mapping(evidence.result.get("scoreboard"))),
         notes=pages.run_notes(evidence),
+        predicted=prediction_sentence(pairs),
+        calibration=calibration_scatter(pairs),
+        prediction_errors=error_rows(pairs),
         history=search_history(evidence),
         importances=knob_importances(evidence),
         slices=knob_slices(evidence),
@@ -128,23 +109,3 @@ def report_page(evidence: Evidence) -> str:
         snippets=pages.reproduction(evidence),
         glossary=pages.GLOSSARY,
     )
-    return page.translate(_INVISIBLE)
-
-
-def _asset(name: str) -> str:
-    return files("reports").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """The source expression by which the page's policy admits its own style and script only."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,6 +18,8 @@ from reports.formatting import (
     quantity,
     significant,
 )
+from reports.plan.money import chance
+from reports.predictions import OBJECTIVE, predicted_metric, predicted_text
 
 # A page with thousands of rows is slow and large; trials.jsonl beside the report holds them all.
 MOST_SHOWN = 400
@@ -92,30 +94,37 @@ def trial_table(evidence: Evidence) -> TrialTable:
     unit = str(evidence.run.get("objective_unit", ""))
     columns = [("Trial", True), ("Kind", False), ("Source", False)]
     columns += [(knob, False) for knob in knobs]
-    columns += [
-        (f"{objective} ({'ms' if unit in ('s', 'seconds') else unit})".replace(" ()", ""), True),
-        ("TTFT p95 (ms)", True),
-        ("TPOT p95 (ms)", True),
-        ("Output (tokens/s)", True),
-        ("Goodput (requests/s)", True),
-        ("SLO", False),
-        ("Load", False),
-        ("Took", True),
-        ("Reason", False),
+    measured = {
+        OBJECTIVE: f"{objective} ({'ms' if unit in ('s', 'seconds') else unit})".replace(" ()", ""),
+        "ttft.p95": "TTFT p95 (ms)",
+        "tpot.p95": "TPOT p95 (ms)",
+        "output_tokens_per_s": "Output (tokens/s)",
+        "goodput_requests_per_s": "Goodput (requests/s)",
+    }
+    # Of a metric that was predicted of any trial, the prediction stands beside the measurement.
+    predicted = [
+        name for name in measured if any(predicted_metric(t, name) for t in evidence.trials)
     ]
+    for name, title in measured.items():
+        columns.append((title, True))
+        if name in predicted:
+            columns.append(("predicted", True))
+    if predicted:
+        columns.append(("Chance predicted", True))
+    columns += [("SLO", False), ("Load", False), ("Took", True), ("Reason", False)]
     chosen = shown(evidence.trials, evidence)
     counts = {"met": 0, "missed": 0, "failed": 0}
     for trial in evidence.trials:
         counts[outcome_of(trial)] += 1
     return TrialTable(
         columns=columns,
-        rows=[_row(trial, knobs, unit) for trial in chosen],
+        rows=[_row(trial, knobs, unit, predicted) for trial in chosen],
         left_out=len(evidence.trials) - len(chosen),
         counts=counts,
     )
 
 
-def _row(trial: TrialRecord, knobs: Sequence[str], unit: str) -> TrialRow:
+def _row(trial: TrialRecord, knobs: Sequence[str], unit: str, predicted: Sequence[str]) -> TrialRow:
     metrics = mapping(trial.metrics)
     objective = number(trial.objective)
     ttft = number(mapping(metrics.get("ttft")).get("p95"))
@@ -127,12 +136,23 @@ def _row(trial: TrialRecord, knobs: Sequence[str], unit: str) -> TrialRow:
         amount = number(value)
         text = knob_value(knob, value)
         cells.append(_words(text) if amount is None else _number(amount, text))
+    measured = {
+        OBJECTIVE: _number(objective, quantity(objective, unit).split(" ")[0]),
+        "ttft.p95": _number(ttft, milliseconds(ttft).removesuffix(" ms")),
+        "tpot.p95": _number(tpot, milliseconds(tpot).removesuffix(" ms")),
+        "output_tokens_per_s": _plain(metrics.get("output_tokens_per_s")),
+        "goodput_requests_per_s": _plain(metrics.get("goodput_requests_per_s")),
+    }
+    for name, cell in measured.items():
+        cells.append(cell)
+        if name in predicted:
+            told = predicted_metric(trial, name)
+            kind = "s" if name.startswith(("ttft", "tpot")) else unit if name == OBJECTIVE else ""
+            cells.append(_number(None if told is None else told.value, predicted_text(told, kind)))
+    if predicted:
+        share = number(mapping(trial.predicted).get("p_meets_slo"))
+        cells.append(_number(share, "" if share is None else chance(share)))
     cells += [
-        _number(objective, quantity(objective, unit).split(" ")[0]),
-        _number(ttft, milliseconds(ttft).removesuffix(" ms")),
-        _number(tpot, milliseconds(tpot).removesuffix(" ms")),
-        _plain(metrics.get("output_tokens_per_s")),
-        _plain(metrics.get("goodput_requests_per_s")),
         _words(_slo_text(trial)),
         _words({True: "delivered", False: "short"}.get(metrics.get("load_delivered"), "")),  # type: ignore[arg-type]
         _number(number(trial.seconds), duration(number(trial.seconds))),

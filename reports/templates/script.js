@@ -38,7 +38,8 @@
   if (!table) return;
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
-  const status = document.querySelector('[data-status="trials"]');
+  const status = document.querySelector(`[data-status="${table.id}"]`);
+  const filter = document.querySelector(`[data-filter="${table.id}"]`);
   const sort = (column) => {
     const descending = heads[column].getAttribute("aria-sort") === "ascending";
     const rows = [...body.rows];
@@ -58,7 +59,7 @@
     const button = event.target.closest("button[data-column]");
     if (button) sort(Number(button.dataset.column));
   });
-  document.querySelector('[data-filter="trials"]').addEventListener("change", (event) => {
+  filter.addEventListener("change", (event) => {
     const wanted = event.target.value;
     let count = 0;
     for (const row of body.rows) {
@@ -66,13 +67,13 @@
       row.hidden = !show;
       count += show;
     }
-    status.textContent = `${count} of ${body.rows.length} trials shown`;
+    status.textContent = `${count} of ${body.rows.length} shown`;
   });
-  // A link to a trial must find it even when the filter hides it.
+  // A link to a row must find it even when the filter hides it.
   const reveal = () => {
     const row = document.getElementById(location.hash.slice(1));
     if (row && row.hidden) {
-      const all = document.querySelector('[data-filter="trials"] input[value="all"]');
+      const all = filter.querySelector('input[value="all"]');
       all.checked = true;
       all.dispatchEvent(new Event("change", { bubbles: true }));
       row.scrollIntoView({ block: "center" });

@@ -251,7 +251,7 @@ def test_the_trial_table_can_be_sorted_and_filtered(finished: RunFolder, page: P
         "data-column",
         "aria-sort",
         "dataset.key",
-        'data-filter="trials"',
+        '[data-filter="${table.id}"]',
     ):
         assert hook in script
 

@@ -1,0 +1,1 @@
+"""The page of a plan: what to get, at what price, and how sure that is."""
