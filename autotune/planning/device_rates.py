@@ -98,13 +98,13 @@ class Guess:
         shares = factors.matmul
         half = next((shares[name] for name in ("bf16", "fp16") if name in shares), 0.5)
         link = gpu.link_among(ranks)
+        # A step that is faster than expected on the whole still exceeds no peak.
+        most = min(1.0, self.whole_step)
         return DeviceRates(
-            bandwidth={bits: share * gpu.bandwidth for bits, share in factors.bandwidth.items()},
-            kv_bandwidth={
-                bits: share * gpu.bandwidth for bits, share in factors.decode_attention.items()
-            },
-            matmul={name: shares.get(name, half) * peak for name, peak in peaks.items()},
-            attention=factors.prefill_attention * peaks["float"],
+            bandwidth=_at_most(most, factors.bandwidth, gpu.bandwidth),
+            kv_bandwidth=_at_most(most, factors.decode_attention, gpu.bandwidth),
+            matmul={name: min(most, shares.get(name, half)) * peaks[name] for name in peaks},
+            attention=min(most, factors.prefill_attention) * peaks["float"],
             kernel_latency=factors.kernel_latency,
             attention_latency=factors.attention_latency,
             launch=factors.eager_kernel_latency,
@@ -117,3 +117,7 @@ class Guess:
             whole_step=self.whole_step,
             arrival=self.arrival,
         )
+
+
+def _at_most(most: float, shares: Mapping[int, float], peak: float) -> dict[int, float]:
+    return {bits: min(most, share) * peak for bits, share in shares.items()}

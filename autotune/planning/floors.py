@@ -81,7 +81,7 @@ def _weights_met(shape: ModelShape, config: EngineConfig, rows: float) -> float:
             met = 1.0
             if linear.copies > 1 and shape.experts is not None:
                 met = shape.experts.touched(rows)
-            total += kind.count * met * each
+            total += kind.layers * met * each
     return total
 
 

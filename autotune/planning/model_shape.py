@@ -85,11 +85,11 @@ class Linear(NamedTuple):
 
 
 class LayerKind(NamedTuple):
-    """Layers that are alike; `count` of them."""
+    """Layers that are alike, and how many."""
 
     has_experts: bool
     window: int
-    count: int
+    layers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +154,9 @@ class ModelShape:
         for kind in self.layer_kinds():
             for linear in self.linears(kind.has_experts):
                 met = min(linear.copies, self._top_k) if linear.copies > 1 else 1
-                total += kind.count * met * linear.rows * linear.columns
+                total += kind.layers * met * linear.rows * linear.columns
             if kind.has_experts:
-                total += kind.count * self._router_parameters()
+                total += kind.layers * self._router_parameters()
         return total
 
     @property
@@ -200,7 +200,7 @@ class ModelShape:
             KeyError: a quantization that does not exist.
         """
         linear = sum(
-            kind.count * part.copies * self.linear_weight_bytes(part.shard(ranks), quantization)
+            kind.layers * part.copies * self.linear_weight_bytes(part.shard(ranks), quantization)
             for kind in self.layer_kinds()
             for part in self.linears(kind.has_experts)
         )
@@ -297,7 +297,7 @@ class ModelShape:
 
     def _matrix_parameters(self) -> int:
         return sum(
-            kind.count * part.copies * part.rows * part.columns
+            kind.layers * part.copies * part.rows * part.columns
             for kind in self.layer_kinds()
             for part in self.linears(kind.has_experts)
         )
@@ -320,5 +320,5 @@ class ModelShape:
             else:
                 inner, copies = self.intermediate_size, 1
             each += copies * (ups * inner + self.hidden_size) * self.mlp_bias
-            total += kind.count * each
+            total += kind.layers * each
         return total

@@ -40,7 +40,7 @@ def joined(read: float, compute: float) -> float:
     if read <= 0 or compute <= 0:
         return max(read, compute, 0.0)
     power = ROOFLINE_POWER
-    return float((read**power + compute**power) ** (1 / power))
+    return float((read**power + compute**power) ** (1.0 / power))
 
 
 def reading_share(read: float, compute: float) -> float:
@@ -50,17 +50,17 @@ def reading_share(read: float, compute: float) -> float:
     """
     if read <= 0:
         return 0.0
-    return 1.0 / (1.0 + (max(compute, 0.0) / read) ** ROOFLINE_POWER)
+    return float(1.0 / (1.0 + (max(compute, 0.0) / read) ** ROOFLINE_POWER))
 
 
 class Product(NamedTuple):
-    """A matrix product of a layer as one rank computes it, `count` layers alike.
+    """A matrix product of a layer as one rank computes it, in so many `layers` alike.
 
     `weight_seconds` is what reading one copy takes, `row_seconds` the arithmetic of a row, and
     `row_bytes` its traffic beside the weights, in seconds.
     """
 
-    count: int
+    layers: int
     copies: int
     weight_seconds: float
     row_seconds: float
@@ -93,12 +93,12 @@ class StepParts:
         kernels, beside = 2, 0  # the head and the sampler
         for kind in shape.layer_kinds():
             for linear in shape.linears(kind.has_experts):
-                product = _product(shape, config, rates, linear.shard(ranks), kind.count)
+                product = _product(shape, config, rates, linear.shard(ranks), kind.layers)
                 products.append(product)
-                kernels += kind.count
+                kernels += kind.layers
             others = _LAYER_KERNELS + _EXPERT_KERNELS * kind.has_experts
-            beside += kind.count * others
-            kernels += kind.count * (others + 1)
+            beside += kind.layers * others
+            kernels += kind.layers * (others + 1)
         if ranks > 1:
             kernels += 2 * shape.num_layers
         return cls(
@@ -124,7 +124,7 @@ class StepParts:
         """Seconds of the linear layers and the elementwise kernels; communication aside."""
         if rows <= 0:
             return 0.0
-        linear = sum(p.count * self.product_seconds(p, rows) for p in self.products)
+        linear = sum(p.layers * self.product_seconds(p, rows) for p in self.products)
         return linear + self.elementwise * rows + self.latency
 
     def split_layers(self, rows: float) -> tuple[float, float, float]:
@@ -135,9 +135,9 @@ class StepParts:
             reading, computing = self._roofline(product, rows)
             total = joined(reading, computing)
             share = reading_share(reading, computing)
-            read += product.count * total * share
-            compute += product.count * total * (1 - share)
-            latency += product.count * product.latency
+            read += product.layers * total * share
+            compute += product.layers * total * (1 - share)
+            latency += product.layers * product.latency
         return read, compute + self.elementwise * rows, latency
 
     def split_head(self, rows: float) -> tuple[float, float, float]:
@@ -244,7 +244,7 @@ def _head(shape: ModelShape, config: EngineConfig, rates: DeviceRates) -> Produc
     rate = rates.matmul.get(activation, rates.matmul["float"])
     bandwidth = rates.bandwidth[16 if config.quantization == "none" else 8]
     return Product(
-        count=1,
+        layers=1,
         copies=1,
         weight_seconds=shape.head_bytes(config.quantization, ranks) / bandwidth,
         row_seconds=2.0 * rows * shape.hidden_size / rate,
@@ -264,7 +264,7 @@ def _elementwise(shape: ModelShape, ranks: int) -> float:
             inner = float(experts.top_k * experts.intermediate_size + experts.shared_size)
         elements = _HIDDEN_PASSES * shape.hidden_size
         each = elements + _QUERY_PASSES * queries + _GATE_PASSES * inner / ranks
-        total += kind.count * each
+        total += kind.layers * each
     return total * shape.dtype_bytes
 
 

@@ -133,7 +133,7 @@ def test_the_embedded_model_is_as_the_engine_counts_it(quantization: str, cache:
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_every_family_is_as_the_engine_counts_it(case: str, tmp_path: Path) -> None:
-    _write_config(case, tmp_path)
+    write_config(case, tmp_path)
     for quantization, ranks in (("none", 1), ("int4", 1), ("none", 2)):
         _agrees(tmp_path, quantization, "auto", ranks)
     _agrees(tmp_path, "none", "fp8", 1)
@@ -163,7 +163,7 @@ def _agrees(folder: Path, quantization: str, cache: str, ranks: int) -> None:
     assert ranks * shape.kv_bytes_per_token(cache, ranks) == facts.kv_bytes_per_token
 
 
-def _write_config(case: str, folder: Path) -> None:
+def write_config(case: str, folder: Path) -> None:
     """The config.json that transformers saves of a tiny model, without the model."""
     family, fields = CASES[case]
     if family == "Gemma3ForConditionalGeneration":
