@@ -100,7 +100,7 @@ class Calibration:
             self.fits.residual,
             ladder=self._ladder(config),
         )
-        return CostDraw(cost, self.times, played_pace(fit.pace, self.fits.moments))
+        return CostDraw(cost, self.times, played_pace(self.fits.pace, self.fits.moments))
 
     def draws(self, config: EngineConfig, count: int, seed: int) -> list[CostDraw]:
         """Costs drawn from what may be so, alike for the same seed whatever the config.
@@ -110,7 +110,8 @@ class Calibration:
         """
         fit = self._fit(config)
         name = "/".join(_method(config))
-        own_probe = 0.0 if fit.steps else PROBE
+        fits = self.fits
+        drifting = math.sqrt(fits.drift**2 + fits.level**2 + self.wider**2)
         ladder = self._ladder(config)
         drawn = []
         for number in range(count):
@@ -120,7 +121,7 @@ class Calibration:
             both = shared.standard_normal(len(TERMS)), own.standard_normal(len(TERMS))
             normal = _SHARED * both[0] + math.sqrt(1 - _SHARED**2) * both[1]
             speed, decode, prompt, gap, turned = shared.standard_normal(5)
-            level = math.hypot(own_probe, fit.level_error) * float(own.standard_normal())
+            level = fit.level_error * float(own.standard_normal())
             link = float(own.standard_normal())
             cost = CalibratedCost(
                 in_parallel(
@@ -132,12 +133,12 @@ class Calibration:
                     on_gpu=self._on_gpu,
                     error=link,
                 ),
-                self.fits.residual,
-                decode=math.exp(level + fit.decode_error * decode),
-                prompt=math.exp(level + fit.prompt_error * prompt),
+                fits.residual,
+                decode=math.exp(level + fits.decode_error * decode),
+                prompt=math.exp(level + fits.prompt_error * prompt),
                 ladder=ladder,
             )
-            mean = fit.pace * math.exp(math.hypot(self.fits.drift, self.wider) * speed)
+            mean = fits.pace * math.exp(drifting * speed)
             between = math.exp(GAP * gap)
             times = LoadTimes(
                 self.times.gap * between,
@@ -145,7 +146,7 @@ class Calibration:
                 self.times.gap_sequence * between,
             )
             place = 0.5 * (1.0 + math.erf(turned / math.sqrt(2)))
-            drawn.append(CostDraw(cost, times, played_pace(mean, self.fits.moments, place)))
+            drawn.append(CostDraw(cost, times, played_pace(mean, fits.moments, place)))
         return drawn
 
     def cache(self, config: EngineConfig) -> CacheShape | None:
@@ -229,7 +230,10 @@ class Calibration:
         first = next(iter(self.fits.methods.values()))
         expected = Expected.of_kin(first.fit.coefficients)
         return dataclasses.replace(
-            first, fit=CostFit.believed(expected, first.fit.coefficients), steps=0
+            first,
+            fit=CostFit.believed(expected, first.fit.coefficients),
+            steps=0,
+            level_error=PROBE,
         )
 
     def _cost(self, config: EngineConfig, coefficients: Any) -> StepCost:

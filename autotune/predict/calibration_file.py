@@ -43,17 +43,14 @@ class _MethodPart(_Part):
     steps: int
     median_error: float | None
     p90_error: float | None
-    decode_error: float
-    prompt_error: float
-    pace: float
     level_error: float
 
 
 class _ResidualPart(_Part):
     decode_knots: list[float]
-    decode_logs: list[float]
+    decode_factors: list[float]
     prompt_knots: list[float]
-    prompt_logs: list[float]
+    prompt_factors: list[float]
 
 
 class _SamplePart(_Part):
@@ -87,7 +84,11 @@ class _CalibrationFile(_Part):
     probes: Probes
     methods: list[_MethodPart]
     residual: _ResidualPart
+    pace: float
     drift: float
+    level: float
+    decode_error: float
+    prompt_error: float
     moments: list[float]
     times: _TimesPart
     samples: list[_SamplePart]
@@ -154,20 +155,21 @@ def _to_file(calibration: Calibration) -> _CalibrationFile:
                 steps=fit.steps,
                 median_error=_told(fit.median_error),
                 p90_error=_told(fit.p90_error),
-                decode_error=fit.decode_error,
-                prompt_error=fit.prompt_error,
-                pace=fit.pace,
                 level_error=fit.level_error,
             )
             for method, fit in fits.methods.items()
         ],
         residual=_ResidualPart(
             decode_knots=list(residual.decode_knots),
-            decode_logs=list(residual.decode_logs),
+            decode_factors=list(residual.decode_factors),
             prompt_knots=list(residual.prompt_knots),
-            prompt_logs=list(residual.prompt_logs),
+            prompt_factors=list(residual.prompt_factors),
         ),
+        pace=fits.pace,
         drift=fits.drift,
+        level=fits.level,
+        decode_error=fits.decode_error,
+        prompt_error=fits.prompt_error,
         moments=_rounded(fits.moments),
         times=_TimesPart(gap=times.gap, arrival=times.arrival, gap_sequence=times.gap_sequence),
         samples=[_sample_part(sample) for sample in calibration.samples],
@@ -201,9 +203,6 @@ def _from_file(content: _CalibrationFile) -> Calibration:
             steps=part.steps,
             median_error=math.nan if part.median_error is None else part.median_error,
             p90_error=math.nan if part.p90_error is None else part.p90_error,
-            decode_error=part.decode_error,
-            prompt_error=part.prompt_error,
-            pace=part.pace,
             level_error=part.level_error,
         )
     if not methods or not content.samples:
@@ -219,12 +218,16 @@ def _from_file(content: _CalibrationFile) -> Calibration:
         fits=LoadFits(
             methods,
             Residual(
-                _matching(residual.decode_knots, residual.decode_logs),
-                tuple(residual.decode_logs),
-                _matching(residual.prompt_knots, residual.prompt_logs),
-                tuple(residual.prompt_logs),
+                _matching(residual.decode_knots, residual.decode_factors),
+                tuple(residual.decode_factors),
+                _matching(residual.prompt_knots, residual.prompt_factors),
+                tuple(residual.prompt_factors),
             ),
+            content.pace,
             content.drift,
+            content.level,
+            content.decode_error,
+            content.prompt_error,
             tuple(content.moments),
         ),
         times=LoadTimes(content.times.gap, content.times.arrival, content.times.gap_sequence),

@@ -15,44 +15,44 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.predict.calibration_pace import drift, speed
+from autotune.predict.calibration_pace import Speed, drift, speed
 from autotune.predict.calibration_sample import LoadSample, Method
 from autotune.predict.fit import elementwise_seconds, probed_cost
-from autotune.predict.fit_lines import CostFit, Expected, FitLines, fit_lines
-from autotune.predict.residual import NO_RESIDUAL, Residual, fit_residual
+from autotune.predict.fit_lines import HOST_TERMS, CostFit, Expected, FitLines, fit_lines
+from autotune.predict.residual import LARGEST_RATIO, NO_RESIDUAL, Residual, fit_residual
 from autotune.predict.robust_fit import Floats
-from autotune.predict.step_cost import StepCost
+from autotune.predict.step_cost import Coefficients
 from autotune.profiling.machine import MachineCalibration
 from autotune.profiling.schema import ModelFacts
 
 FEWEST_STEPS = 8
 # Turns of fitting coefficients at given speeds, and speeds at given coefficients.
-TURNS = 3
-# Stretches of time of a load: errors are cross-validated by them, as neighbours err alike.
-STRETCHES = 4
+TURNS = 2
 FOLDS = 4
-# How far workloads' steps are expected to lie from a sweep's: a standard deviation of a logarithm.
-BESIDE = 0.05
+# How much of what a load lies off another method's costs is its moment's speed, and not its method:
+# probes compare methods within seconds, and machines drift within minutes.
+SPEED_SHARE = 0.75
+# Standard deviations of logarithms, beside what the loads tell: of a method's own level; of what a
+# workload's steps take beyond those of a sweep, where no workload was measured; of steps of decodes
+# and of those with prompts, each.
+KIN_LEVEL = 0.02
+BESIDE = 0.04
+SHAPE = 0.015
 
 
 @dataclass(frozen=True, slots=True)
 class MethodFit:
     """The cost of the steps of a method and cache dtype, and its cross-validated errors.
 
-    Relative errors of single steps that it was not fitted to: `median_error`, `p90_error`. How far
-    whole stretches of steps are off, as standard deviations of logarithms: `decode_error` of those
-    that only decode, `prompt_error` of the others. `steps` is 0 where the probes alone tell.
-    `pace` is how many times as long the workload's steps take in all, and `level_error` how far
-    that is off for having been measured at few moments.
+    Relative errors of single steps that it was not fitted to: `median_error`, `p90_error`; NaN
+    where there is nothing to tell. `steps` is 0 where the probes alone tell. `level_error` is how
+    far its level lies off those of other methods, as a standard deviation of a logarithm.
     """
 
     fit: CostFit
     steps: int
     median_error: float
     p90_error: float
-    decode_error: float
-    prompt_error: float
-    pace: float = 1.0
     level_error: float = 0.0
 
 
@@ -60,24 +60,30 @@ class MethodFit:
 class LoadFits:
     """All that loads tell: fits by method, what they leave out, and how speeds differ.
 
-    `drift` is the standard deviation of the logarithm of a load's speed, `moments` how many times
-    as long as on their mean the steps of workloads took, half second by half second.
+    `pace` is how many times as long the steps of workloads take as the fits say. Standard
+    deviations of logarithms: `drift` of a load's speed around it, `level` of the pace itself,
+    `decode_error` and `prompt_error` of steps that only decode and of the others, within a load.
+    `moments` are how many times as long as on their load's mean steps took, half second by half
+    second.
     """
 
     methods: Mapping[Method, MethodFit]
     residual: Residual
+    pace: float
     drift: float
+    level: float
+    decode_error: float
+    prompt_error: float
     moments: tuple[float, ...]
 
 
 @dataclass(slots=True)
 class _Loads:
-    """The loads of one method, as lines, with the load and the stretch of time of each."""
+    """The loads of one method as lines, with the load and the stretch of time of each."""
 
     lines: FitLines
     owners: NDArray[np.intp]
     stretches: NDArray[np.intp]
-    fit: CostFit | None = None
 
 
 def fit_loads(
@@ -90,6 +96,40 @@ def fit_loads(
     Raises:
         ValueError: the first method was not probed, or has fewer than `FEWEST_STEPS` steps.
     """
+    loads = _by_method(samples, machine)
+    row_scale = elementwise_seconds(model, machine)
+    logs = np.zeros(len(samples))  # of the loads' speeds
+    methods: dict[Method, MethodFit] = {}
+    kin: CostFit | None = None
+    for method, each in loads.items():
+        if kin is None:
+            expected = Expected.of_probes(each.lines, row_scale)
+            fit = fit_lines(each.lines, expected)
+            for _ in range(TURNS):
+                _set_speeds(logs, each, fit, samples)
+                fit = fit_lines(each.lines.slowed(np.exp(-logs[each.owners])), expected)
+        else:
+            expected = Expected.of_kin(kin.coefficients)
+            believed = CostFit.believed(expected, kin.coefficients)
+            for owner, log in _middles(each, believed).items():
+                logs[owner] = SPEED_SHARE * log
+            fit = fit_lines(each.lines.slowed(np.exp(-logs[each.owners])), expected)
+        lines = each.lines.slowed(np.exp(-logs[each.owners]))
+        errors = _errors(each, lines, expected)
+        fit = dataclasses.replace(fit, coefficients=_with_hosts_level(fit, lines))
+        methods[method] = MethodFit(
+            fit=fit,
+            steps=len(each.owners),
+            median_error=float(np.median(errors)) if len(errors) else math.nan,
+            p90_error=float(np.quantile(errors, 0.9)) if len(errors) else math.nan,
+            level_error=0.0 if kin is None else KIN_LEVEL,
+        )
+        kin = kin or fit
+    residual = _residual(loads, methods, logs)
+    return _with_speeds(samples, loads, methods, residual)
+
+
+def _by_method(samples: Sequence[LoadSample], machine: MachineCalibration) -> dict[Method, _Loads]:
     loads: dict[Method, _Loads] = {}
     for method in dict.fromkeys(sample.method for sample in samples):
         try:
@@ -98,178 +138,127 @@ def fit_loads(
             if not loads:
                 raise
             continue
-        found = _loads_of(samples, method, probed)
-        if len(found.owners) >= FEWEST_STEPS:
-            loads[method] = found
-        elif not loads:
-            raise ValueError(
-                f"the cost of a step needs at least {FEWEST_STEPS} steps; has {len(found.owners)}"
-            )
-    row_scale = elementwise_seconds(model, machine)
-    speeds = np.ones(len(samples))
-    methods: dict[Method, MethodFit] = {}
-    kin: CostFit | None = None
-    for method, each in loads.items():
-        expected = (
-            Expected.of_probes(each.lines, row_scale)
-            if kin is None
-            else Expected.of_kin(kin.coefficients)
-        )
-        for _ in range(TURNS):
-            each.fit = fit_lines(each.lines.slowed(1.0 / speeds[each.owners]), expected)
-            _set_speeds(speeds, each, samples)
-        assert each.fit is not None
-        kin = kin or each.fit
-        methods[method] = _judged(each, expected, speeds)
-    residual = _residual(samples, loads, speeds)
-    seconds = _expected_seconds(samples, loads, residual)
-    found = [speed(sample, expected) for sample, expected in zip(samples, seconds, strict=True)]
-    totals = [each.total for each in found]
-    drifting = drift(samples, totals, methods)
-    return LoadFits(
-        _paced(methods, samples, totals, drifting),
-        residual,
-        drifting,
-        tuple(
-            factor
-            for sample, each in zip(samples, found, strict=True)
-            if sample.kind == "load"
-            for factor in each.moments
-        ),
-    )
-
-
-def _loads_of(samples: Sequence[LoadSample], method: Method, probed: StepCost) -> _Loads:
-    lines, owners, stretches = [], [], []
-    for index, sample in enumerate(samples):
-        if sample.method != method:
+        mine = [(i, sample) for i, sample in enumerate(samples) if sample.method == method]
+        lines = FitLines.joined([sample.lines(probed) for _, sample in mine])
+        count = len(lines.device)
+        if count < FEWEST_STEPS:
+            if not loads:
+                raise ValueError(
+                    f"the cost of a step needs at least {FEWEST_STEPS} steps; has {count}"
+                )
             continue
-        lines.append(
-            FitLines.of_works(
-                probed, sample.works, sample.device, sample.host, sample.communication
-            )
+        loads[method] = _Loads(
+            lines,
+            np.concatenate([np.full(len(sample.works), i) for i, sample in mine]),
+            np.concatenate([sample.stretches() + 1000 * i for i, sample in mine]),
         )
-        count = len(sample.works)
-        owners += [index] * count
-        stretches += [index * STRETCHES + STRETCHES * place // count for place in range(count)]
-    joined = FitLines(
-        np.concatenate([part.columns for part in lines]),
-        np.concatenate([part.device for part in lines]),
-        np.concatenate([part.host for part in lines]),
-        np.concatenate([part.communication for part in lines]),
-    )
-    return _Loads(joined, np.array(owners), np.array(stretches))
+    return loads
 
 
-def _set_speeds(speeds: Floats, each: _Loads, samples: Sequence[LoadSample]) -> None:
-    """How many times as long each load's middle step took; 1 on the mean of sweeps, or of all."""
-    assert each.fit is not None
-    expected = np.maximum(each.lines.expected_device(each.fit.coefficients), 1e-9)
+def _middles(each: _Loads, fit: CostFit) -> dict[int, float]:
+    """Logarithm of how many times as long each load's middle step took."""
+    expected = np.maximum(each.lines.expected_device(fit.coefficients), 1e-9)
     logs = np.log(np.maximum(each.lines.device, 1e-9) / expected)
-    owners = np.unique(each.owners)
-    middles = np.array([np.median(logs[each.owners == owner]) for owner in owners])
-    swept = np.array([samples[owner].kind == "sweep" for owner in owners])
-    middles -= float(np.mean(middles[swept] if swept.any() else middles))
-    speeds[owners] = np.exp(middles)
+    return {int(i): float(np.median(logs[each.owners == i])) for i in np.unique(each.owners)}
 
 
-def _judged(each: _Loads, expected: Expected, speeds: Floats) -> MethodFit:
-    """Errors of steps that were not fitted to, by stretches of time."""
-    assert each.fit is not None
-    lines = each.lines.slowed(1.0 / speeds[each.owners])
-    predicted = np.zeros(len(each.owners))
+def _set_speeds(logs: Floats, each: _Loads, fit: CostFit, samples: Sequence[LoadSample]) -> None:
+    """Speeds around the mean of workloads, or of sweeps where there are no others."""
+    middles = _middles(each, fit)
+    workloads = [log for i, log in middles.items() if samples[i].kind == "load"]
+    told = workloads or list(middles.values())
+    mean = sum(told) / len(told)
+    for owner, log in middles.items():
+        logs[owner] = log - mean
+
+
+def _with_hosts_level(fit: CostFit, lines: FitLines) -> Coefficients:
+    """The host's coefficients so that sums come out right: its long tail is part of them."""
+    expected = lines.expected_host(fit.coefficients)
+    measured = np.minimum(lines.host, 2 * LARGEST_RATIO * expected)
+    level = float(measured.sum() / expected.sum()) if expected.sum() > 0 else 1.0
+    changed = {name: level * getattr(fit.coefficients, name) for name in HOST_TERMS}
+    return dataclasses.replace(fit.coefficients, **changed)
+
+
+def _errors(each: _Loads, lines: FitLines, expected: Expected) -> Floats:
+    """Relative errors of steps that were not fitted to: those of other stretches of time."""
+    told = []
     for fold in range(FOLDS):
         held = each.stretches % FOLDS == fold
         if not held.any() or held.all():
             continue
         fit = fit_lines(lines.taken(~held), expected)
-        predicted[held] = lines.taken(held).expected_device(fit.coefficients)
-    told = predicted > 0
-    errors = np.abs(predicted[told] / np.maximum(lines.device[told], 1e-9) - 1.0)
-    prompts = lines.columns[:, -1] > 0
-    return MethodFit(
-        fit=each.fit,
-        steps=len(each.owners),
-        median_error=float(np.median(errors)) if len(errors) else math.nan,
-        p90_error=float(np.quantile(errors, 0.9)) if len(errors) else math.nan,
-        decode_error=_spread_of_stretches(each, lines, predicted, told & ~prompts),
-        prompt_error=_spread_of_stretches(each, lines, predicted, told & prompts),
-    )
-
-
-def _spread_of_stretches(
-    each: _Loads, lines: FitLines, predicted: Floats, which: NDArray[np.bool_]
-) -> float:
-    """Deviation of the logarithm of a stretch's time from what was predicted; 0 if untold."""
-    logs = []
-    for stretch in np.unique(each.stretches[which]):
-        steps = which & (each.stretches == stretch)
-        logs.append(float(np.median(np.log(lines.device[steps] / predicted[steps]))))
-    return float(np.sqrt(np.mean(np.square(logs)))) if logs else 0.0
+        rest = lines.taken(held)
+        predicted = rest.expected_device(fit.coefficients)
+        told.append(np.abs(predicted / np.maximum(rest.device, 1e-9) - 1.0))
+    return np.concatenate(told) if told else np.zeros(0)
 
 
 def _residual(
-    samples: Sequence[LoadSample], loads: Mapping[Method, _Loads], speeds: Floats
+    loads: Mapping[Method, _Loads], methods: Mapping[Method, MethodFit], logs: Floats
 ) -> Residual:
     """What all fits leave out in common."""
-    works, ratios, blocks = [], [], []
-    for each in loads.values():
-        assert each.fit is not None
-        expected = np.maximum(each.lines.expected_device(each.fit.coefficients), 1e-9)
-        ratios.append(each.lines.device / expected / speeds[each.owners])
-        blocks.append(each.stretches)
-        for owner in dict.fromkeys(each.owners.tolist()):
-            works += samples[owner].works
-    if not works:
+    if not loads:
         return NO_RESIDUAL
-    return fit_residual(works, np.concatenate(ratios), np.concatenate(blocks))
+    lines = FitLines.joined([each.lines for each in loads.values()])
+    expected = [
+        each.lines.expected_device(methods[method].fit.coefficients) * np.exp(logs[each.owners])
+        for method, each in loads.items()
+    ]
+    return fit_residual(
+        lines.sizes,
+        lines.prompts,
+        lines.device,
+        np.maximum(np.concatenate(expected), 1e-9),
+        np.concatenate([each.stretches for each in loads.values()]),
+    )
 
 
-def _expected_seconds(
-    samples: Sequence[LoadSample], loads: Mapping[Method, _Loads], residual: Residual
-) -> list[Floats]:
-    """Seconds expected of each sample's steps, in all; none where nothing is known of them."""
-    seconds: list[Floats] = [np.zeros(0)] * len(samples)
-    for each in loads.values():
-        assert each.fit is not None
-        coefficients = each.fit.coefficients
-        device = each.lines.expected_device(coefficients)
-        rest = each.lines.expected_host(coefficients) + each.lines.communication
-        for owner in np.unique(each.owners):
-            mine = each.owners == owner
-            factors = np.array([residual.factor(work) for work in samples[owner].works])
-            seconds[owner] = device[mine] * factors + rest[mine]
-    return seconds
-
-
-def _paced(
-    methods: Mapping[Method, MethodFit],
+def _with_speeds(
     samples: Sequence[LoadSample],
-    totals: Sequence[float],
-    drifting: float,
-) -> dict[Method, MethodFit]:
-    """Each method with how fast workloads run: by its own loads, or as they do beside its sweep.
+    loads: Mapping[Method, _Loads],
+    methods: Mapping[Method, MethodFit],
+    residual: Residual,
+) -> LoadFits:
+    """How fast loads ran, beside the costs that were fitted to all of them."""
+    speeds: dict[int, Speed] = {}
+    decodes: list[float] = []
+    prompts: list[float] = []
+    for method, each in loads.items():
+        coefficients = methods[method].fit.coefficients
+        lines = each.lines
+        device = lines.expected_device(coefficients)
+        device *= residual.factors(lines.sizes, lines.prompts)
+        seconds = device + lines.expected_host(coefficients) + lines.communication
+        for owner in map(int, np.unique(each.owners)):
+            mine = each.owners == owner
+            found = speed(samples[owner], lines.seconds[mine], seconds[mine])
+            speeds[owner] = found
+            if samples[owner].kind == "load":
+                for which, logs in ((~lines.prompts, decodes), (lines.prompts, prompts)):
+                    steps = mine & which
+                    if steps.sum() >= FEWEST_STEPS:
+                        ratio = np.median(lines.seconds[steps] / seconds[steps]) / found.middle
+                        logs.append(math.log(float(ratio)))
+    workloads = [i for i in speeds if samples[i].kind == "load"]
+    told = workloads or list(speeds)
+    totals = [math.log(speeds[i].total) for i in told]
+    drifting = drift(totals)
+    level = drifting / math.sqrt(len(totals))
+    return LoadFits(
+        methods=methods,
+        residual=residual,
+        pace=math.exp(sum(totals) / len(totals)),
+        drift=drifting,
+        level=level if workloads else math.hypot(level, BESIDE),
+        decode_error=_shape_error(decodes),
+        prompt_error=_shape_error(prompts),
+        moments=tuple(factor for i in sorted(workloads) for factor in speeds[i].moments),
+    )
 
-    Of few loads and sweeps the difference is mostly drift, and only the rest of it is believed.
-    """
-    logs: dict[tuple[Method, str], list[float]] = {}
-    for sample, total in zip(samples, totals, strict=True):
-        if sample.method in methods:
-            logs.setdefault((sample.method, sample.kind), []).append(math.log(total))
-    means = {key: sum(values) / len(values) for key, values in logs.items()}
-    beside, weight = 0.0, 1.0 / BESIDE**2
-    for method in methods:
-        if (method, "load") in means and (method, "sweep") in means:
-            counts = len(logs[method, "load"]), len(logs[method, "sweep"])
-            precision = 1.0 / (drifting**2 * sum(1.0 / count for count in counts))
-            beside += precision * (means[method, "load"] - means[method, "sweep"])
-            weight += precision
-    beside /= weight
-    paced = {}
-    for method, fit in methods.items():
-        log, count = means.get((method, "load")), len(logs.get((method, "load"), ()))
-        if log is None:
-            log, count = means[method, "sweep"] + beside, len(logs[method, "sweep"])
-        level = drifting / math.sqrt(count)
-        paced[method] = dataclasses.replace(fit, pace=math.exp(log), level_error=level)
-    return paced
+
+def _shape_error(logs: Sequence[float]) -> float:
+    """Of steps of a kind, how far they lie off within loads; `SHAPE` counts as two loads."""
+    squares = 2 * SHAPE**2 + sum(log**2 for log in logs)
+    return math.sqrt(squares / (2 + len(logs)))

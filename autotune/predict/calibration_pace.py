@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.predict.calibration_sample import LoadSample, Method
+from autotune.predict.calibration_sample import LoadSample
 from autotune.predict.pace import Pace
 from autotune.predict.robust_fit import Floats
 
@@ -32,27 +32,35 @@ _DRIFT_SEEN = 4
 class Speed:
     """How fast a load ran: `total` times as long as expected, by and large.
 
-    `moments` are how many times as long as that steps took in each `WINDOW_S`. Stalls, in which
-    something else had the machine, are in neither.
+    `middle` is that of its middle step. `moments` are how many times as long as by `total` steps
+    took in each `WINDOW_S`. Stalls, in which something else had the machine, are in none of them.
     """
 
     total: float = 1.0
+    middle: float = 1.0
     moments: tuple[float, ...] = ()
 
 
-def speed(sample: LoadSample, expected: Floats) -> Speed:
-    """The speed of a load; `expected` are the seconds that were expected of each sampled step."""
-    if not len(expected) or expected.sum() <= 0:
+def speed(sample: LoadSample, measured: Floats, expected: Floats) -> Speed:
+    """The speed of a load, by the seconds of each sampled step that were measured and expected."""
+    if not len(expected) or expected.min() <= 0:
         return Speed()
-    measured = sample.seconds
-    index = np.clip((sample.starts / WINDOW_S).astype(np.int64), 0, None)
-    count = int(index.max()) + 1
-    took = sample.every * np.bincount(index, weights=measured, minlength=count)
-    should = sample.every * np.bincount(index, weights=expected, minlength=count)
+    starts = sample.starts - sample.starts.min()
+    index = (starts / WINDOW_S).astype(np.int64)
+    took = _sums(index, sample.every * measured)
+    should = _sums(index, sample.every * expected)
     usual = _usual(took, should)
     mean = float(took[usual].sum() / should[usual].sum())
     factors = (took + _LEAST_WORK_S) / (mean * should + _LEAST_WORK_S)
-    return Speed(mean, tuple(float(f) for f in np.maximum(factors[usual], _LEAST_FACTOR)))
+    return Speed(
+        mean,
+        float(np.median(measured / expected)),
+        tuple(float(f) for f in np.maximum(factors[usual], _LEAST_FACTOR)),
+    )
+
+
+def _sums(index: NDArray[np.int64], values: Floats) -> Floats:
+    return np.asarray(np.bincount(index, weights=values), dtype=np.float64)
 
 
 def _usual(took: Floats, should: Floats) -> NDArray[np.bool_]:
@@ -65,20 +73,11 @@ def _usual(took: Floats, should: Floats) -> NDArray[np.bool_]:
     return np.asarray(busy & (took <= STALL * middle * should), dtype=bool)
 
 
-def drift(
-    samples: Sequence[LoadSample], totals: Sequence[float], methods: Mapping[Method, object]
-) -> float:
-    """Standard deviation of the logarithm of a load's speed around that of its method's loads."""
-    by_method: dict[Method, list[float]] = {}
-    for sample, total in zip(samples, totals, strict=True):
-        if sample.kind == "load" and sample.method in methods:
-            by_method.setdefault(sample.method, []).append(math.log(total))
-    squares, free = _DRIFT_SEEN * DRIFT**2, float(_DRIFT_SEEN)
-    for logs in by_method.values():
-        mean = sum(logs) / len(logs)
-        squares += sum((log - mean) ** 2 for log in logs)
-        free += len(logs) - 1
-    return math.sqrt(squares / free)
+def drift(logs: Sequence[float]) -> float:
+    """Standard deviation of the logarithm of a load's speed, from those of some loads."""
+    mean = sum(logs) / len(logs)
+    squares = _DRIFT_SEEN * DRIFT**2 + sum((log - mean) ** 2 for log in logs)
+    return math.sqrt(squares / (_DRIFT_SEEN + len(logs) - 1))
 
 
 def played_pace(mean: float, factors: Sequence[float], turned: float = 0.0) -> Pace:

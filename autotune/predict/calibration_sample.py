@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from autotune.predict.fit_lines import FitLines, columns_of
 from autotune.predict.load_times import idle_waits, step_gaps
 from autotune.predict.robust_fit import Floats
-from autotune.predict.step_cost import StepWork
+from autotune.predict.step_cost import StepCost, StepWork
 from autotune.profiling.evidence import LoadEvidence
 from autotune.records import RequestRecord
 from engine.config import EngineConfig
@@ -23,8 +25,11 @@ Method = tuple[str, str]
 T = TypeVar("T")
 
 # More steps, gaps and waits of one load tell nothing more.
-MOST_STEPS = 2000
+MOST_STEPS = 1500
 MOST_GAPS = 1000
+_QUARTERS = 4
+# A step that follows another at once does so within it.
+_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class LoadSample:
     gaps: tuple[tuple[int, float], ...]
     waits: tuple[float, ...]
     blocks_total: int
+    _lines: dict[Method, FitLines] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, load: CalibrationLoad) -> LoadSample:
@@ -87,6 +93,25 @@ class LoadSample:
     def method(self) -> Method:
         """What its steps' cost hangs on."""
         return self.config.quantization, self.config.kv_cache_dtype
+
+    def lines(self, probed: StepCost) -> FitLines:
+        """The steps as lines of a fit; `probed` is what the probes say of the method."""
+        known = self._lines.get(self.method)
+        if known is None:
+            columns = columns_of(probed, self.works)
+            known = FitLines(columns, self.device, self.host, self.communication)
+            self._lines[self.method] = known
+        return known
+
+    def stretches(self) -> NDArray[np.intp]:
+        """Which stretch of time each step belongs to: the parts of a sweep, quarters of a load."""
+        count = len(self.works)
+        if self.kind == "load":
+            return np.asarray(_QUARTERS * np.arange(count) // count, dtype=np.intp)
+        # Between the parts of a sweep the engine idles, or the clock begins anew.
+        between = np.diff(self.starts) - self.seconds[:-1]
+        breaks = (between > _PAUSE_S) | (between < 0)
+        return np.concatenate([[0], np.cumsum(breaks)]).astype(np.intp)
 
     @property
     def seconds(self) -> Floats:

@@ -35,8 +35,8 @@ FACTOR_SIGMA = 0.15
 LEAST_FACTOR = 0.5
 _LEAST = np.array([LEAST_FACTOR] * _FACTORS + [0.0] * (len(DEVICE_TERMS) - _FACTORS))
 # How far from another method's fit a method's own lies: its factors, and its seconds as a share.
-_KIN_FACTOR_SIGMA = 0.1
-_KIN_SECONDS_SIGMA = 0.3
+_KIN_FACTOR_SIGMA = 0.04
+_KIN_SECONDS_SIGMA = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +58,33 @@ class FitLines:
         communication = np.array([step.communication_seconds or 0.0 for step in steps])
         device = np.array([step.device_seconds for step in steps]) - communication
         host = np.array([step.host_seconds for step in steps])
-        return cls.of_works(probed, [StepWork.of(s) for s in steps], device, host, communication)
+        return cls(columns_of(probed, [StepWork.of(s) for s in steps]), device, host, communication)
 
     @classmethod
-    def of_works(
-        cls,
-        probed: StepCost,
-        works: Sequence[StepWork],
-        device: Floats,
-        host: Floats,
-        communication: Floats,
-    ) -> FitLines:
-        """Lines of steps by their work and their seconds."""
-        columns = np.array([_columns(probed, work) for work in works], dtype=float)
-        return cls(columns.reshape(-1, len(DEVICE_TERMS)), device, host, communication)
+    def joined(cls, parts: Sequence[FitLines]) -> FitLines:
+        """All lines of the parts, one part after another."""
+        return cls(
+            np.concatenate([part.columns for part in parts]),
+            np.concatenate([part.device for part in parts]),
+            np.concatenate([part.host for part in parts]),
+            np.concatenate([part.communication for part in parts]),
+        )
+
+    @property
+    def seconds(self) -> Floats:
+        """Of each step in all."""
+        return np.asarray(self.device + self.host + self.communication, dtype=float)
+
+    @property
+    def prompts(self) -> NDArray[np.bool_]:
+        """Which steps have prompt chunks."""
+        return np.asarray(self.columns[:, -1] > 0, dtype=bool)
+
+    @property
+    def sizes(self) -> Floats:
+        """Rows of steps with prompt chunks, sequences of the others."""
+        rows, sequences = self.columns[:, _FACTORS], self.columns[:, _FACTORS + 1]
+        return np.asarray(np.where(self.prompts, rows, sequences), dtype=float)
 
     @property
     def host_columns(self) -> Floats:
@@ -102,6 +115,12 @@ class FitLines:
         """Host seconds by the coefficients."""
         values = np.array([getattr(coefficients, name) for name in HOST_TERMS])
         return np.asarray(self.host_columns @ values, dtype=float)
+
+
+def columns_of(probed: StepCost, works: Sequence[StepWork]) -> Floats:
+    """What `DEVICE_TERMS` are to be multiplied with, [steps, terms]."""
+    columns = np.array([_columns(probed, work) for work in works], dtype=float)
+    return columns.reshape(-1, len(DEVICE_TERMS))
 
 
 def _columns(cost: StepCost, work: StepWork) -> tuple[float, ...]:

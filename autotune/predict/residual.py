@@ -2,13 +2,14 @@
 
 Parts of a step are measured alone, with warm caches and nothing between them; within a step they
 push each other out of caches, and kernels meet sizes that were not probed. What that does changes
-smoothly with the size of a step. So the logarithm of the factor is a straight-line spline, over the
-logarithm of the sequences where all of them decode, and of the rows where prompts are among them,
-fitted by ridge regression (scikit-learn). It is kept only if it tells steps better that it was not
-fitted to: those of other stretches of time.
+smoothly with the size of a step. So the factor is a straight-line spline, over the logarithm of the
+sequences where all of them decode, and of the rows where prompts are among them, fitted by ridge
+regression (scikit-learn). It is kept only if it tells steps better that it was not fitted to: those
+of other stretches of time.
 
-Of steps of decodes alone the factor hangs on their number only, so that their time stays straight
-in the context, as `DecodeLine` needs it.
+Steps weigh by their expected time, so that sums come out right: what a load takes is a sum, and the
+long tail of single steps is part of it. Of steps of decodes alone the factor hangs on their number
+only, so that their time stays straight in the context, as `DecodeLine` needs it.
 """
 
 from __future__ import annotations
@@ -21,84 +22,96 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.predict.robust_fit import Floats
 from autotune.predict.step_cost import StepWork
 
-Floats = NDArray[np.float64]
-
-# Steps of a size that nothing is known of are expected where the sum says, as if so many steps with
-# that result had been seen there.
-PRIOR_STEPS = 20.0
-# Errors beyond it are disturbances.
-LARGEST_LOG = 0.7
-# Knots lie at doublings, and only where there are so many steps.
+# Knots lie so far apart, in doublings, and only where there are so many steps.
+SPACING = 0.5
 LEAST_STEPS_OF_KNOT = 8
-# A share of the error below which an improvement is chance.
-LEAST_IMPROVEMENT = 0.02
-QUIET_LOG = 0.05
+# Steps of each size are expected where the sum says, as if so many with that result had been seen.
+PRIOR_STEPS = 6.0
+# Steps that took so many times as long as expected, or so much less, were disturbed.
+LEAST_RATIO, LARGEST_RATIO = 0.4, 2.5
+_LEAST_FACTOR, _LARGEST_FACTOR = 0.6, 1.7
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """Factors on a step's device time: logarithms at knots, straight between and level beyond.
+    """Factors on a step's device time: values at knots, straight between and level beyond.
 
     `decode_*` by log2 of the sequences of steps that only decode, `prompt_*` by log2 of the rows of
     the others. No knots mean a factor of 1.
     """
 
     decode_knots: tuple[float, ...] = ()
-    decode_logs: tuple[float, ...] = ()
+    decode_factors: tuple[float, ...] = ()
     prompt_knots: tuple[float, ...] = ()
-    prompt_logs: tuple[float, ...] = ()
+    prompt_factors: tuple[float, ...] = ()
     _known: dict[tuple[bool, float], float] = field(default_factory=dict, compare=False, repr=False)
 
     def factor(self, work: StepWork) -> float:
         """The factor of a step."""
-        if work.prefill_sequences:
-            return self._factor(True, work.rows)
-        return self._factor(False, work.decode_sequences)
-
-    def _factor(self, prompt: bool, size: float) -> float:
-        key = (prompt, size)
+        prompt = work.prefill_sequences > 0
+        key = (prompt, work.rows if prompt else work.decode_sequences)
         known = self._known.get(key)
         if known is None:
             knots = self.prompt_knots if prompt else self.decode_knots
-            logs = self.prompt_logs if prompt else self.decode_logs
-            place = math.log2(max(size, 1.0))
-            known = self._known[key] = math.exp(_interpolated(knots, logs, place))
+            factors = self.prompt_factors if prompt else self.decode_factors
+            known = self._known[key] = _interpolated(knots, factors, math.log2(max(key[1], 1.0)))
         return known
+
+    def factors(self, sizes: Floats, prompts: NDArray[np.bool_]) -> Floats:
+        """The factors of many steps, by rows or sequences; see `fit_residual`."""
+        places = np.log2(np.maximum(sizes, 1.0))
+        found = np.ones(len(sizes))
+        for which, knots, factors in (
+            (~prompts, self.decode_knots, self.decode_factors),
+            (prompts, self.prompt_knots, self.prompt_factors),
+        ):
+            if knots:
+                found[which] = np.interp(places[which], knots, factors)
+        return found
 
 
 NO_RESIDUAL = Residual()
 
 
-def fit_residual(works: Sequence[StepWork], ratios: Floats, blocks: NDArray[np.intp]) -> Residual:
-    """Fit the factor to measured over expected seconds of steps.
+def fit_residual(
+    sizes: Floats,
+    prompts: NDArray[np.bool_],
+    measured: Floats,
+    expected: Floats,
+    blocks: NDArray[np.intp],
+) -> Residual:
+    """Fit the factor to steps.
 
     Args:
-        works: the steps.
-        ratios: measured over expected device seconds.
+        sizes: rows of steps with prompts, sequences of the others.
+        prompts: which steps have prompts.
+        measured: device seconds.
+        expected: the same by the sum.
         blocks: the stretch of time that each step belongs to; errors are cross-validated by them.
 
     Returns `NO_RESIDUAL` where it does not tell steps of other stretches better.
     """
-    logs = np.clip(np.log(np.maximum(ratios, 1e-9)), -LARGEST_LOG, LARGEST_LOG)
-    knots = _knots(works)
-    if knots is None or len(np.unique(blocks)) < 2:
+    ratios = np.clip(measured / expected, LEAST_RATIO, LARGEST_RATIO) - 1.0
+    places = np.log2(np.maximum(sizes, 1.0))
+    decode, prompt = _knots(places[~prompts]), _knots(places[prompts])
+    stretches = np.unique(blocks)
+    if not (decode or prompt) or len(stretches) < 2:
         return NO_RESIDUAL
-    features = _features(works, *knots)
-    without, left = [], []
-    for block in np.unique(blocks):
+    features = np.zeros((len(sizes), len(decode) + len(prompt)))
+    features[~prompts, : len(decode)] = _hats(places[~prompts], decode)
+    features[prompts, len(decode) :] = _hats(places[prompts], prompt)
+    before = after = 0.0
+    for block in stretches:
         held = blocks == block
-        learned = _solve(features[~held], logs[~held])
-        without.append(np.abs(logs[held]))
-        left.append(np.abs(logs[held] - features[held] @ learned))
-    # The middle of each stretch's errors, so that a long one does not decide alone.
-    before = float(np.mean([np.median(errors) for errors in without]))
-    after = float(np.mean([np.median(errors) for errors in left]))
-    if after > (1 - LEAST_IMPROVEMENT) * before:
+        learned = _solve(features[~held], ratios[~held], expected[~held])
+        before += float(expected[held] @ ratios[held] ** 2)
+        after += float(expected[held] @ (ratios[held] - features[held] @ learned) ** 2)
+    if after >= before:
         return NO_RESIDUAL
-    found = _solve(features, logs)
-    decode, prompt = knots
+    found = np.clip(1.0 + _solve(features, ratios, expected), _LEAST_FACTOR, _LARGEST_FACTOR)
     return Residual(
         tuple(decode),
         tuple(float(value) for value in found[: len(decode)]),
@@ -107,61 +120,36 @@ def fit_residual(works: Sequence[StepWork], ratios: Floats, blocks: NDArray[np.i
     )
 
 
-def _knots(works: Sequence[StepWork]) -> tuple[list[float], list[float]] | None:
-    """Knots for steps of decodes and for steps with prompts; None if there are none."""
-    decodes = [w.decode_sequences for w in works if not w.prefill_sequences]
-    prompts = [w.rows for w in works if w.prefill_sequences]
-    found = _doublings(decodes), _doublings(prompts)
-    return found if found[0] or found[1] else None
+def _knots(places: Floats) -> list[float]:
+    """Where there are enough steps, of sizes as log2."""
+    if not len(places):
+        return []
+    index, counts = np.unique((places / SPACING).round().astype(int), return_counts=True)
+    return [SPACING * float(place) for place in index[counts >= LEAST_STEPS_OF_KNOT]]
 
 
-def _doublings(sizes: Sequence[float]) -> list[float]:
-    places = np.log2(np.maximum(np.asarray(sizes, dtype=float), 1.0)).round().astype(int)
-    counts = np.bincount(places) if len(places) else np.zeros(0, dtype=int)
-    return [float(place) for place in np.flatnonzero(counts >= LEAST_STEPS_OF_KNOT)]
-
-
-def _features(works: Sequence[StepWork], decode: list[float], prompt: list[float]) -> Floats:
-    features = np.zeros((len(works), len(decode) + len(prompt)))
-    for line, work in zip(features, works, strict=True):
-        if work.prefill_sequences:
-            _put_hats(line[len(decode) :], prompt, math.log2(max(work.rows, 1.0)))
-        else:
-            _put_hats(line[: len(decode)], decode, math.log2(max(work.decode_sequences, 1.0)))
-    return features
-
-
-def _put_hats(line: Floats, knots: list[float], place: float) -> None:
-    """How much each knot's value counts at a place."""
+def _hats(places: Floats, knots: Sequence[float]) -> Floats:
+    """How much each knot's value counts at each place."""
     if not knots:
-        return
-    right = bisect_right(knots, place)
-    if right == 0 or right == len(knots):
-        line[min(right, len(knots) - 1)] = 1.0
-        return
-    share = (place - knots[right - 1]) / (knots[right] - knots[right - 1])
-    line[right - 1], line[right] = 1.0 - share, share
+        return np.zeros((len(places), 0))
+    return np.stack([np.interp(places, knots, unit) for unit in np.eye(len(knots))], axis=1)
 
 
-def _solve(features: Floats, logs: Floats) -> Floats:
-    """Ridge regression in which disturbed steps lose their weight."""
+def _solve(features: Floats, ratios: Floats, weights: Floats) -> Floats:
     from sklearn.linear_model import Ridge  # takes its time to import, and predicting needs it not
 
-    weights = np.ones(len(logs))
-    found = np.zeros(features.shape[1])
-    for _ in range(5):
-        model = Ridge(alpha=PRIOR_STEPS, fit_intercept=False)
-        model.fit(features, logs, sample_weight=weights)
-        found = np.asarray(model.coef_, dtype=float)
-        errors = np.abs(logs - features @ found)
-        quiet = max(QUIET_LOG, 1.5 * float(np.median(errors)))
-        weights = 1.0 / (1.0 + (errors / quiet) ** 2)
-    return found
+    # A ridge of 1 on coefficients in units of their priors; a step at a knot weighs as its time.
+    time = features.T @ weights
+    seen = features.sum(axis=0)
+    unit = 1.0 / np.sqrt(PRIOR_STEPS * np.maximum(time, 1e-12) / np.maximum(seen, 1e-12))
+    model = Ridge(alpha=1.0, fit_intercept=False)
+    model.fit(features * unit, ratios, sample_weight=weights)
+    return np.asarray(model.coef_ * unit, dtype=float)
 
 
 def _interpolated(knots: Sequence[float], values: Sequence[float], place: float) -> float:
     if not knots:
-        return 0.0
+        return 1.0
     right = bisect_right(knots, place)
     if right == 0 or right == len(knots):
         return values[min(right, len(knots) - 1)]

@@ -37,19 +37,21 @@ def robust_fit(
     `spread` is how far from its prior a coefficient is expected. Returned beside them is a matrix
     that maps standard normal numbers to their errors; those at their bounds have none.
     """
-    least = np.broadcast_to(least, prior.shape)
+    # In units of the spreads, as coefficients differ by many orders of magnitude.
+    low = np.broadcast_to(least, prior.shape) / spread
+    expected = prior / spread
     target = np.maximum(target, 1e-9)
-    scaled = features / target[:, None]
+    scaled = features * spread / target[:, None]
     repeated = max(1.0, len(target) / INDEPENDENT_STEPS)
     sigma = STEP_SIGMA
     weights = np.ones(len(target))
-    found = prior
-    lines = scaled
+    found = expected
     for _ in range(ROUNDS):
-        ridge = np.diag(sigma / spread) * np.sqrt(repeated)
-        lines = np.vstack([scaled * weights[:, None], ridge])
-        wanted = np.concatenate([weights, ridge @ prior])
-        found = least + _nonnegative(lines, wanted - lines @ least)
+        # Of the normal equations, which are few; the ridge keeps them well-conditioned.
+        lines = scaled * weights[:, None]
+        products = lines.T @ lines + sigma**2 * repeated * np.eye(len(prior))
+        wanted = lines.T @ weights + sigma**2 * repeated * expected
+        found = low + _nonnegative(products, wanted - products @ low)
         errors = np.abs(scaled @ found - 1.0)
         sigma = max(STEP_SIGMA, 1.5 * float(np.median(errors)))  # normal errors' own, by median
         quiet = max(QUIET_ERROR, sigma)
@@ -57,26 +59,20 @@ def robust_fit(
         if np.allclose(new, weights, atol=1e-3):
             break
         weights = new
-    return found, _error_root(lines, found > least, spread, sigma * np.sqrt(repeated))
+    root = _error_root(products, found > low, sigma * np.sqrt(repeated))
+    return found * spread, spread[:, None] * root
 
 
-def _nonnegative(lines: Floats, wanted: Floats) -> Floats:
-    """Least squares without a negative coefficient, by way of the few normal equations.
-
-    The triangular factor of the lines has the same solution, and `nnls` takes time by rows.
-    """
-    orthogonal, triangle = np.linalg.qr(lines)
-    return np.asarray(nnls(triangle, orthogonal.T @ wanted)[0], dtype=float)
+def _nonnegative(products: Floats, wanted: Floats) -> Floats:
+    """Least squares without a negative coefficient, from the normal equations."""
+    root = np.linalg.cholesky(products)
+    return np.asarray(nnls(root.T, np.linalg.solve(root, wanted))[0], dtype=float)
 
 
-def _error_root(lines: Floats, free: NDArray[np.bool_], spread: Floats, sigma: float) -> Floats:
+def _error_root(products: Floats, free: NDArray[np.bool_], sigma: float) -> Floats:
     """Root of the covariance of the free coefficients, whose lines err by `sigma` each."""
-    root = np.zeros((len(free), len(free)))
-    places = np.flatnonzero(free)
-    if len(places):
-        # In units of the spreads, as the coefficients differ by many orders of magnitude.
-        unit = spread[places]
-        triangle = np.linalg.qr(lines[:, places] * unit, mode="r")
-        inverse = np.linalg.inv(triangle)
-        root[np.ix_(places, places)] = sigma * unit[:, None] * inverse
+    root = np.zeros(products.shape)
+    places = np.ix_(free, free)
+    if free.any():
+        root[places] = sigma * np.linalg.inv(np.linalg.cholesky(products[places])).T
     return root

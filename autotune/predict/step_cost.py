@@ -109,12 +109,12 @@ class Coefficients:
     row: float = 0.0
     sequence: float = 0.0
     base: float = 0.0
-    chunk: float = 0.0
     communication_row: float = 0.0
     communication_base: float = 0.0
     host_row: float = 0.0
     host_sequence: float = 0.0
     host_base: float = 0.0
+    chunk: float = 0.0
     host_chunk: float = 0.0
 
 

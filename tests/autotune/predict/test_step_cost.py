@@ -39,7 +39,7 @@ def _cost(factors: CostFactors | None = None) -> StepCost:
         decode_attention=Surface.of(points),
         prefill_attention=PrefillAttention(pair=1e-8, kv_token=1e-7, token=1e-6),
         coefficients=Coefficients(
-            1.1, 0.9, 1.2, 0.8, 1e-6, 2e-6, 3e-4, 1e-7, 5e-5, 4e-6, 7e-6, 2e-4
+            1.1, 0.9, 1.2, 0.8, 1e-6, 2e-6, 3e-4, 1e-7, 5e-5, 4e-6, 7e-6, 2e-4, 3e-5, 6e-5
         ),
         factors=factors or CostFactors(),
     )
@@ -65,6 +65,7 @@ def test_a_step_costs_the_sum_of_its_parts() -> None:
         work = _work(rng)
         new = work.rows - work.decode_sequences
         expected = 3e-4 + 5e-5 + 1e-6 * work.rows + 2e-6 * work.sequences + 1e-7 * work.rows
+        expected += 3e-5 * work.prefill_sequences
         if work.rows:
             expected += 1.1 * (READ + ROW * work.rows)
         if work.sampled:
@@ -75,7 +76,7 @@ def test_a_step_costs_the_sum_of_its_parts() -> None:
             chunk = 1e-8 * work.prefill_pairs + 1e-7 * work.prefill_kv_tokens + 1e-6 * new
             expected += 0.8 * chunk
         assert cost.device_seconds(work) == pytest.approx(expected, rel=1e-9)
-        host = 4e-6 * work.rows + 7e-6 * work.sequences + 2e-4
+        host = 4e-6 * work.rows + 7e-6 * work.sequences + 2e-4 + 6e-5 * work.prefill_sequences
         assert cost.host_seconds(work) == pytest.approx(host, rel=1e-12)
 
 
