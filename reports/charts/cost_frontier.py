@@ -121,7 +121,7 @@ def _drawing(
             plot.line(ends, f"{series} whisker{'' if prominent else ' faint'}")
         tip = (
             f"{option.short}: {dollars(cost)} a month, {metric.upper()} {statistic} "
-            f"{latency.written(milliseconds, 'ms')}, chance {chance(option.chance, plan.draws)}"
+            f"{latency.written(milliseconds, 'ms')}, chance {chance(option.chance)}"
         )
         size = 7.0 if chosen else 5.0 if prominent else 3.2
         mark_series = series if prominent else f"{series} faint"
@@ -153,5 +153,5 @@ def _row(plan: Plan, option: Option) -> list[str]:
         option.short,
         *(MISSING if e is None else e.written(milliseconds, "ms") for e in latencies),
         MISSING if cost is None else dollars(cost.value),
-        chance(option.chance, plan.draws),
+        chance(option.chance),
     ]

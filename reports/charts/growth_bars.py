@@ -16,6 +16,7 @@ from reports.plan.evidence import Option, Plan
 from reports.plan.money import dollars
 
 _MOST_BARS = 8
+_LONGEST = 1200.0  # months; what is said of later is no plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def growth_figure(plan: Plan) -> Figure | None:
     entries = read_growth(plan)
     months = [number(mapping(row).get("month")) or 0.0 for row in sequence(plan.raw.get("growth"))]
     horizon = max([*months, *(e.months or 0.0 for e in entries)], default=0.0)
-    if not entries or horizon <= 0:
+    if not entries or not 0 < horizon <= _LONGEST:
         return None
     drawings = [_bars(plan, entries, horizon)]
     lines = [e for e in entries if len(e.costs) > 1][: len(SERIES)]

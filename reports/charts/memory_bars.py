@@ -101,7 +101,7 @@ def memory_bars(plan: Plan) -> Figure | None:
     if not sums:
         return None
     count = len(sums)
-    far = max(s.reach for s in sums) / _GIB * 1.02
+    far = max(s.reach for s in sums) / _GIB * 1.13  # room for the text behind the longest
     labels = [(count - 1 - i, s.option.one[:28]) for i, s in enumerate(sums)]
     plot = Plot(
         Axis("GiB of one GPU", 0.0, far),
@@ -160,7 +160,9 @@ def _draw_bar(plot: Plot, entry: MemorySum, row: int, far: float) -> None:
         plot.bar((at, row - 0.26), (missing, row + 0.26), "s-missing", tip)
     if entry.capacity is not None:
         edge = entry.capacity / _GIB
-        plot.line([(edge, row - 0.38), (edge, row + 0.38)], "s-capacity")
+        plot.line([(edge, row - 0.26), (edge, row + 0.4)], "s-capacity")
+        text = f"{size(entry.capacity)} in all"
+        plot.text(plot.x(max(at, missing, edge)) + 7, plot.y(row) + 4, text, "value")
     told = _told(entry)
     if told:
         class_ = "value s-missed" if entry.shortfall > 0 or not entry.option.fits else "value"

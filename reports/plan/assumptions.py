@@ -120,7 +120,7 @@ def asked_facts(plan: Plan) -> list[tuple[str, str]]:
         ("Workload", str(workload.get("source") or "")),
         ("Requests of the workload", significant(number(workload.get("requests")), 6)),
         ("Shared prefix", percent(number(workload.get("prefix_share")))),
-        ("Draws", significant(plan.draws)),
+        ("Draws", significant(number(request.get("draws")))),
         ("Seed", significant(number(request.get("seed")), 12)),
     ]
     return [(name, value) for name, value in facts if value not in ("", MISSING)]

@@ -170,11 +170,6 @@ class Plan:
         return mapping(self.request.get("model"))
 
     @property
-    def draws(self) -> float | None:
-        """How many guesses at what is unknown the chances rest on."""
-        return number(self.request.get("draws"))
-
-    @property
     def best_of_each(self) -> list[Option]:
         """The first option of each GPU in the order of the plan, the recommended one before all."""
         chosen = {o.gpu: o for o in reversed(self.options)}

@@ -7,6 +7,8 @@ from reports.formatting import MISSING, significant
 
 # Hours of a month: those of a year of 365 days over twelve.
 HOURS_PER_MONTH = 730.0
+# Beyond it, more draws would be needed than any plan makes.
+_SUREST = 0.99
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -26,19 +28,15 @@ def dollar_range(estimate: Estimate | None) -> str:
     return f"{dollars(estimate.low)}–{dollars(estimate.high)}"
 
 
-def chance(share: float | None, draws: float | None = None) -> str:
-    """A probability from draws: none that occurred in all of them is written as certain.
-
-    Where every one of n draws agreed, the bound is that of one that disagrees among n + 1.
-    """
+def chance(share: float | None) -> str:
+    """A probability: what is predicted is never certain, so none is written as 0 or 100%."""
     if share is None:
         return MISSING
-    least = 0.01 if not draws or draws < 1 else max(1.0 / (draws + 1.0), 0.001)
-    if share > 1.0 - least:
-        return f"over {_percent(1.0 - least)}"
-    if share < least:
-        return f"under {_percent(least)}"
-    return _percent(share)
+    if share > _SUREST:
+        return f"over {100 * _SUREST:.0f}%"
+    if share < 1 - _SUREST:
+        return f"under {100 * (1 - _SUREST):.0f}%"
+    return f"{100 * share:.0f}%"
 
 
 def prefixed(value: float | None, unit: str) -> str:
@@ -49,9 +47,3 @@ def prefixed(value: float | None, unit: str) -> str:
     while abs(value) >= 1000 and power < len(_PREFIXES) - 1:
         value, power = value / 1000.0, power + 1
     return f"{significant(value)} {_PREFIXES[power]}{unit}".rstrip()
-
-
-def _percent(share: float) -> str:
-    """Whole percentages: draws are too few for more."""
-    text = f"{100.0 * share:.1f}" if share > 0.99 or share < 0.01 else f"{100.0 * share:.0f}"
-    return f"{text.removesuffix('.0')}%"

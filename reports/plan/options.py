@@ -107,11 +107,13 @@ def _ranked(plan: Plan, option: Option) -> RankedRow:
         (named, ", ".join(told)),
         (MISSING if cost is None else dollars(cost.value), dollar_range(cost)),
         (MISSING if tokens is None else dollars(tokens.value), dollar_range(tokens)),
-        (chance(option.chance, plan.draws), ""),
+        (chance(option.chance), ""),
     ]
     for metric, statistic, _ in plan.axes:
         latency = option.latency(metric, statistic)
-        cells.append(("" if latency is None else milliseconds(latency.value), _between(latency)))
+        cells.append(
+            (MISSING if latency is None else milliseconds(latency.value), _between(latency))
+        )
     reason = why_not(option)
     cells.append((constraint(option), "") if option.fits else ("does not fit", reason))
     return RankedRow(option.rank, option is plan.recommended, option.standing, cells)
@@ -137,7 +139,7 @@ def _row(plan: Plan, option: Option) -> OptionRow:
         _amount(seats, significant(seats, 6)),
         _amount(*((None, MISSING) if cost is None else (cost.value, dollars(cost.value)))),
         _amount(*((None, MISSING) if tokens is None else (tokens.value, dollars(tokens.value)))),
-        _amount(option.chance, chance(option.chance, plan.draws)),
+        _amount(option.chance, chance(option.chance)),
     ]
     for metric, statistic, _ in plan.axes:
         latency = option.latency(metric, statistic)

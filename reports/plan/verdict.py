@@ -68,7 +68,7 @@ def judge_plan(plan: Plan) -> PlanVerdict:
         price=MISSING if shown is None or shown.per_month is None else _monthly(shown),
         price_note=_price_note(shown),
         purchase=[] if shown is None else purchase(shown),
-        money=[] if shown is None else _money(plan, shown),
+        money=[] if shown is None else _money(shown),
         limits=[] if shown is None else [_kept(shown, limit) for limit in plan.limits],
     )
 
@@ -81,8 +81,7 @@ def constraint(option: Option) -> str:
 
 def binding_text(option: Option) -> str:
     """The sentence on what bounds an option; empty without one."""
-    text = str(mapping(option.raw.get("binding")).get("text") or "")
-    return text[:1].upper() + text[1:]
+    return str(mapping(option.raw.get("binding")).get("text") or "")
 
 
 def purchase(option: Option) -> list[tuple[str, str]]:
@@ -109,7 +108,7 @@ def purchase(option: Option) -> list[tuple[str, str]]:
 def _say(plan: Plan, chosen: Option | None, shown: Option | None) -> tuple[Tone, str, str, str]:
     asked = _asked(plan)
     if chosen is not None:
-        sure = chance(chosen.chance, plan.draws)
+        sure = chance(chosen.chance)
         price = chosen.per_month
         cost = "at a price that is not known" if price is None else f"{_monthly(chosen)} a month"
         headline = f"Get {chosen.named}: {cost}, {sure} chance to keep the promise"
@@ -126,7 +125,7 @@ def _say(plan: Plan, chosen: Option | None, shown: Option | None) -> tuple[Tone,
             "The model fits on none of these GPUs",
             f"{asked} {_shortest(plan)}".strip(),
         )
-    closest = f"the closest is {shown.named} with {chance(shown.chance, plan.draws)}"
+    closest = f"the closest is {shown.named} with {chance(shown.chance)}"
     headline = f"No option keeps the promise with {percent(plan.threshold)} chance; {closest}"
     return "bad", "No option keeps the promise", headline, asked
 
@@ -165,7 +164,7 @@ def _others(plan: Plan, chosen: Option) -> str:
     ]
     if unsure:
         option = max(unsure, key=lambda item: (item[1].chance or 0.0, -item[0]))[1]
-        sure = chance(option.chance, plan.draws)
+        sure = chance(option.chance)
         said.append(f"Cheaper, {option.named} for {_monthly(option)}, but {sure} chance only.")
     return " ".join(said)
 
@@ -223,7 +222,7 @@ def _price_note(option: Option | None) -> str:
     return "a month of 730 hours" + (f"; {between} by price and need" if between else "")
 
 
-def _money(plan: Plan, option: Option) -> list[tuple[str, str]]:
+def _money(option: Option) -> list[tuple[str, str]]:
     def written(estimate: Estimate | None) -> str:
         if estimate is None:
             return MISSING
@@ -232,7 +231,7 @@ def _money(plan: Plan, option: Option) -> list[tuple[str, str]]:
 
     watts, throughput = option.estimate("watts"), option.estimate("output_tokens_per_s")
     facts = [
-        ("Chance to keep the promise", chance(option.chance, plan.draws)),
+        ("Chance to keep the promise", chance(option.chance)),
         ("An hour", written(option.per_hour)),
         ("A million output tokens", written(option.estimate("usd_per_million_tokens"))),
         ("Output", MISSING if throughput is None else f"{significant(throughput.value)} tokens/s"),

@@ -200,6 +200,28 @@ def guard_of(config: dict[str, Any], limit: str, bound: float) -> LimitResult:
     return LimitResult(limit, measured, bound, measured < bound, measured / bound - 1)
 
 
+def predicted_of(bench: dict[str, Any], off: float) -> dict[str, Any]:
+    """A prediction that is too high by a share, with bounds of a tenth on either side."""
+
+    def interval(value: float) -> dict[str, float]:
+        middle = value * (1 + off)
+        return {"value": middle, "low": middle * 0.9, "high": middle * 1.1}
+
+    metrics = {
+        f"{metric}.{statistic}": interval(bench[metric][statistic])
+        for metric in ("ttft", "tpot", "e2e")
+        for statistic in ("mean", "p95")
+    }
+    metrics["output_tokens_per_s"] = interval(bench["output_tokens_per_s"])
+    metrics["limit ttft<200ms"] = interval(0.1)
+    return {
+        "metrics": metrics,
+        "objective": interval(bench["goodput_requests_per_s"]),
+        "p_meets_slo": 0.75,
+        "after_trials": 3,
+    }
+
+
 def limits_of(bench: dict[str, Any]) -> list[LimitResult]:
     """The two limits of `SLO` on their p95, to which unfinished requests are infinitely late."""
     out = []
@@ -299,11 +321,12 @@ def add_trial(
     whole: bool = True,
     misses: int = 0,
     guard: tuple[str, float] | None = None,
+    off: float | None = None,
 ) -> TrialRecord:
     """Measure a configuration in the model; `whole` also writes the requests and steps.
 
     Every eighth search trial runs out of memory instead. A config that breaks `guard`, a limit on
-    the quality with its bound, is offered no load.
+    the quality with its bound, is offered no load. `off` predicts it, too high by that share.
     """
     failed = kind == "search" and number % 8 == 5
     common = {
@@ -344,6 +367,7 @@ def add_trial(
         slo_met=all(item.met for item in limits),
         objective=bench["goodput_requests_per_s"],
         quality=quality,
+        predicted=None if off is None else predicted_of(bench, off),
     )
     folder.append_trial(trial)
     if whole:
