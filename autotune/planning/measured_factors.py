@@ -38,6 +38,9 @@ _PRIOR_DRAWS = 64
 # A part of a step that a calibration tells is off by as much as its fit in any case, and no part
 # is known better than this beside.
 _LEAST_ERROR = 0.03
+# All parts together may be so much off the catalogue, beside what each of them is: a clock that is
+# held down, a stack that is slow at everything. What was measured of some parts tells it of all.
+_LEVEL = 0.3
 # Bounds of a fitted factor: beyond them the calibration is of something else.
 _LIMITS = (0.2, 6.0)
 # Which fields of the catalogue's factors make up which part. Shares are divided, times multiplied.
@@ -177,8 +180,8 @@ def fit_factors(
     # Relative errors: every step counts alike, however long it is.
     design = middle / told[:, None] / error
     left = (1.0 - (middle / told[:, None]).sum(1)) / error
-    precision = np.diag(1 / prior**2) + design.T @ design
-    covariance = np.linalg.inv(precision)
+    before = np.diag(prior**2) + np.full((len(PARTS), len(PARTS)), _LEVEL**2)
+    covariance = np.linalg.inv(np.linalg.inv(before) + design.T @ design)
     mean = np.clip(1.0 + covariance @ (design.T @ left), *_LIMITS)
     return MeasuredFactors(mean, np.linalg.cholesky(covariance), whole, _keys(shape, config, gpu))
 
