@@ -119,6 +119,15 @@ def run(
             rich_help_panel=_SEARCH,
         ),
     ] = True,
+    sampler: Annotated[
+        str,
+        typer.Option(
+            "--sampler",
+            help="What chooses the trials: simulator measures what simulated trials promise; tpe "
+            "and random are Optuna's.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "simulator",
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Run folder. Default: runs/<time>-<model>."),
@@ -181,6 +190,8 @@ def run(
             space_file=None if space is None else str(space),
             seed=seed,
             advice=advice,
+            # TuneOptions refuses an unknown name with the list of known ones.
+            sampler=sampler,  # type: ignore[arg-type]
         )
         options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
         folder = output or default_folder(knobs.get("model", ""))

@@ -20,6 +20,7 @@ from autotune.search.messages import Progress as TrialProgress
 _TITLES: dict[Phase, str] = {
     "calibration": "Calibrating",
     "advice": "Advising",
+    "forecast": "Simulating",
     "search": "Searching",
     "proof": "Proving",
     "done": "Done",

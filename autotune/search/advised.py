@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.profiling.file import read_profile, write_profile
-from autotune.profiling.schema import Ceilings, Probes, Source
+from autotune.profiling.schema import Source
 from autotune.records import RunFolder, TrialRecord, utc_now
 from autotune.search.advised_space import AdvisedSpace, advised_space
-from autotune.search.evaluator import Evaluator
 from autotune.search.events import Listener
-from autotune.search.messages import Failed, ProbeCommand
 from autotune.search.prepare import Prepared
+from autotune.search.probing import Probing, share_s, why_no_probes
 from autotune.search.spending import Spending
 from engine.config import EngineConfig
 
@@ -33,13 +32,7 @@ if TYPE_CHECKING:
     from autotune.profiling.machine import MachineCalibration
     from autotune.profiling.schema import Profile
 
-# Most of a budget that probes and predictions may take together, and its parts.
-ADVICE_SHARE = 0.1
-PROBES_SHARE = 0.5
-# With less, probes are too short to tell one method from another.
-MIN_ADVICE_S = 4.0
 # With a long budget, or none, more is of no use.
-MAX_PROBES_S = 20.0
 MAX_PREDICTION_S = 30.0
 
 
@@ -56,7 +49,7 @@ class Drawn:
 def advise_search(
     prepared: Prepared,
     folder: RunFolder,
-    evaluator: Evaluator,
+    probing: Probing,
     listener: Listener,
     spending: Spending,
     searched: Sequence[TrialRecord],
@@ -75,18 +68,18 @@ def advise_search(
     if "advice" in prepared.run:
         return _read_advice(folder, prepared, note)
     began = time.monotonic()
-    share = _share(prepared)
-    reason = _why_none(spending, searched[0], share)
+    share = share_s(prepared)
+    reason = why_no_probes(spending, searched[0], share)
     drawn = None
     if reason is None:
         left = spending.left()
         listener.phase("advice", left, None)
-        machine = _probe(prepared, evaluator, min(MAX_PROBES_S, share * PROBES_SHARE), note)
+        machine = probing.machine(share)
         prediction_s = min(MAX_PREDICTION_S, share - min(share / 2, time.monotonic() - began))
         try:
             drawn = draw_up_advice(prepared, folder, searched[0], machine, prediction_s)
         except Exception as error:  # the search, and what was measured, must not be lost to it
-            reason = f"a fault of ours ({_traced(folder, error)})"
+            reason = f"a fault of ours ({traced(folder, error)})"
     if reason is not None:
         note(f"the search begins without advice: {reason}")
     advice: list[dict[str, Any]] = []
@@ -177,11 +170,11 @@ def infeasible_winner(
         )
         return [asdict(item) for item in found.infeasible]
     except Exception as error:  # the verdict stands without it
-        note(f"what the SLO would need is not known, a fault of ours ({_traced(folder, error)})")
+        note(f"what the SLO would need is not known, a fault of ours ({traced(folder, error)})")
         return []
 
 
-def _traced(folder: RunFolder, error: Exception) -> str:
+def traced(folder: RunFolder, error: Exception) -> str:
     """Keep a fault's traceback where the trial process keeps its own; returns what to say of it."""
     log = folder.path / "trials.log"
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
@@ -220,49 +213,6 @@ def _profile(
         profile, evidence, options.parsed_slo, seed=options.seed, budget_s=prediction_s
     )
     return profile, predictor
-
-
-def _share(prepared: Prepared) -> float:
-    """Seconds that probes and predictions may take."""
-    most = MAX_PROBES_S + MAX_PREDICTION_S
-    budget = prepared.schedule.budget_s
-    return most if budget is None else min(most, ADVICE_SHARE * budget)
-
-
-def _why_none(spending: Spending, default: TrialRecord, share: float) -> str | None:
-    """Why there will be no advice, None if there will."""
-    if default.metrics is None:
-        return "the default could not be measured"
-    if share < MIN_ADVICE_S:
-        return (
-            f"a tenth of the budget is {share:.1f} s, and probes need {MIN_ADVICE_S:.0f} s; "
-            f"--budget {MIN_ADVICE_S / ADVICE_SHARE:.0f}s is enough"
-        )
-    if spending.search_left() < share + spending.trial_s():
-        return "the budget leaves no time for a trial that would follow it"
-    return None
-
-
-def _probe(
-    prepared: Prepared, evaluator: Evaluator, budget_s: float, note: Callable[[str], None]
-) -> MachineCalibration | None:
-    """Time the machine and the parts of a step, in the process that holds the model."""
-    from autotune.profiling.machine import MachineCalibration
-
-    offer, base = prepared.offer.values, prepared.base
-    command = ProbeCommand(
-        base.to_dict(),
-        list(dict.fromkeys((base.quantization, *offer["quantization"]))),
-        list(dict.fromkeys((base.kv_cache_dtype, *offer["kv_cache_dtype"]))),
-        budget_s,
-    )
-    reply = evaluator.probe(command)
-    if isinstance(reply, Failed):
-        note(f"the machine's limits were not measured, so predictions are rough: {reply.reason}")
-        return None
-    return MachineCalibration(
-        Ceilings.model_validate(reply.ceilings), Probes.model_validate(reply.probes)
-    )
 
 
 def _keep(folder: RunFolder, drawn: Drawn) -> list[dict[str, Any]]:

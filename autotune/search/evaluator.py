@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import IO
+from typing import IO, Protocol
 
 from autotune.errors import EnvironmentMissing, Interrupted
 from autotune.records import RunFolder
@@ -37,6 +37,18 @@ from autotune.search.messages import (
 OVERHEAD_LIMIT_S = 300.0
 # Probes stop by themselves where their budget ends; beyond so much of it they hang.
 PROBE_EXCESS = 4.0
+
+
+class TrialEvaluator(Protocol):
+    """Who measures the trials of a search; records go into the run's folder."""
+
+    def measure(self, command: MeasureCommand, time_limit: float) -> Answer:
+        """Measure once; see `Evaluator.measure`."""
+        ...
+
+    def probe(self, command: ProbeCommand) -> Probed | Failed:
+        """Measure what predictions rest on; see `Evaluator.probe`."""
+        ...
 
 
 class Evaluator:

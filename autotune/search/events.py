@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from autotune.records import TrialRecord
 from autotune.search.messages import Progress
 
-Phase = Literal["calibration", "advice", "search", "proof", "done"]
+Phase = Literal["calibration", "advice", "forecast", "search", "proof", "done"]
 
 
 class Listener(Protocol):

@@ -1,7 +1,8 @@
-"""The search trials: the default, what is advised, the extremes, and then the sampler's."""
+"""The search trials: the default, and then what forecasts, advice or the sampler say."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from autotune.quality_guard import uncertain_limits
 from autotune.records import RunFolder, TrialRecord
 from autotune.search.advised_space import advised_seeds
 from autotune.search.events import Listener
+from autotune.search.forecast import Choice
+from autotune.search.guide import Guide
 from autotune.search.methods_offered import heirs
 from autotune.search.prepare import Prepared
 from autotune.search.proof import ranked
@@ -77,17 +80,24 @@ class Exploration:
         assert start is not None, "the space is widened by the default first"
         self._measure("default", start)
 
-    def explore(self, advice: Sequence[Mapping[str, Any]]) -> None:
+    def explore(self, advice: Sequence[Mapping[str, Any]], guide: Guide | None = None) -> None:
+        """Measure points until the budget or the space ends: a guide's, or else the sampler's."""
+        study = self._open_study()
+        measured, expected = len(self._searched), self._spending.expected_trials()
+        self._listener.phase("search", self._spending.left(), max(0, expected - measured))
+        advised = advised_seeds(self._prepared.space, self._prepared.base, advice)
+        if guide is not None:
+            self._follow(study, guide, advised)
+        else:
+            self._sample(study, advised)
+
+    def _sample(self, study: Study, advised: Sequence[tuple[str, dict[str, Any]]]) -> None:
         """Measure what is advised, the ends of each knob's values, and what the sampler asks for.
 
         One-at-a-time seeds show what each knob does alone; the sampler needs the other half.
         """
-        space, base = self._prepared.space, self._prepared.base
-        study = self._open_study()
-        measured, expected = len(self._searched), self._spending.expected_trials()
-        self._listener.phase("search", self._spending.left(), max(0, expected - measured))
-        seeds = space.seeds(base)
-        advised = advised_seeds(space, base, advice)
+        space, expected = self._prepared.space, self._spending.expected_trials()
+        seeds = space.seeds(self._prepared.base)
         known = [point for _, point in advised]
         extremes = [s for s in seeds[1:] if s[1] not in known]
         # What is advised has evidence for it, which the sampler has not yet.
@@ -124,6 +134,66 @@ class Exploration:
                     study.tell(suggestion, record)
                     self._enqueue_heirs(record)
 
+    def _follow(
+        self, study: Study, guide: Guide, advised: Sequence[tuple[str, dict[str, Any]]]
+    ) -> None:
+        """Measure what forecasts promise, in waves; of each, one point follows the advice."""
+        repeats = 0
+        wave = self._interrupted_wave(guide, advised)
+        while (
+            self._spending.pays_for_trial()
+            and repeats < MAX_REPEATS
+            and len(self._searched) < self._prepared.space.size
+        ):
+            wave = wave or self._wave(guide, advised, len(self._searched))
+            suggestions = [(c, study.take(c.source, c.point)) for c in wave]
+            if not wave:  # nothing is left that can be forecast
+                suggestion = study.ask()
+                suggestions = [(Choice(suggestion.source, suggestion.point, None), suggestion)]
+            suggestions.sort(key=lambda pair: self._reload_rank(pair[0].point))
+            after, wave = len(self._searched), []
+            for choice, suggestion in suggestions:
+                known = self._known(choice.point) or self._foreseen(choice.point)
+                if known is not None:
+                    repeats += 1
+                    study.tell(suggestion, known)
+                elif self._spending.pays_for_trial():
+                    repeats = 0
+                    predicted = None
+                    if choice.forecast is not None:
+                        predicted = {**choice.forecast.to_json(), "after_trials": after}
+                    record = self._measure(choice.source, choice.point, predicted)
+                    study.tell(suggestion, record)
+
+    def _wave(
+        self, guide: Guide, advised: Sequence[tuple[str, dict[str, Any]]], after: int
+    ) -> list[Choice]:
+        """What to measure after so many trials; it follows from their records alone."""
+        records = self._searched[:after]
+
+        def excluded(point: Mapping[str, Any]) -> bool:
+            return any(f(point, records) is not None for f in (self._known, self._foreseen))
+
+        most = self._options.trials
+        size = WAVE if most is None else min(WAVE, most - after)
+        following = [(s, p) for s, p in advised if not excluded(p)][: 1 if size > 1 else 0]
+        wave = [Choice(s, p, guide.forecast(records, p)) for s, p in following]
+        taken = [c.point for c in wave]
+        names = {str(sorted(p.items())): s for s, p in advised}
+        for choice in guide.choose(records, size - len(wave), lambda p: p in taken or excluded(p)):
+            source = names.get(str(sorted(choice.point.items())), choice.source)
+            wave.append(dataclasses.replace(choice, source=source))
+        return wave
+
+    def _interrupted_wave(
+        self, guide: Guide, advised: Sequence[tuple[str, dict[str, Any]]]
+    ) -> list[Choice]:
+        """What an earlier process had chosen and did not come to measure."""
+        after = (self._searched[-1].predicted or {}).get("after_trials")
+        if after is None:
+            return []
+        return [c for c in self._wave(guide, advised, after) if not self._known(c.point)]
+
     def importances(self) -> dict[str, float]:
         """What each knob explains of the objective; see `Study.importances`."""
         return self._open_study().importances() if self._searched else {}
@@ -141,6 +211,7 @@ class Exploration:
                 self._options.seed,
                 self._searched,
                 self._prepared.base,
+                self._options.sampler,
             )
         return self._study
 
@@ -157,18 +228,22 @@ class Exploration:
         current = self._searched[-1].config
         return any(current.get(n) != v for n, v in weights.items()), str(sorted(weights.items()))
 
-    def _known(self, point: Mapping[str, Any]) -> TrialRecord | None:
-        for record in self._searched:
+    def _known(
+        self, point: Mapping[str, Any], records: Sequence[TrialRecord] | None = None
+    ) -> TrialRecord | None:
+        for record in self._searched if records is None else records:
             if all(record.config[name] == value for name, value in point.items()):
                 return record
         return None
 
-    def _foreseen(self, point: Mapping[str, Any]) -> TrialRecord | None:
+    def _foreseen(
+        self, point: Mapping[str, Any], records: Sequence[TrialRecord] | None = None
+    ) -> TrialRecord | None:
         """A trial that tells what this point would come to, as it quantizes in the same way.
 
         The quality does not depend on other knobs, and neither does what quantizing takes.
         """
-        for record in self._searched:
+        for record in self._searched if records is None else records:
             hopeless = record.outcome == "quality" or (
                 record.outcome == "timeout" and METHODS[record.config["quantization"]].calibrated
             )
@@ -192,7 +267,12 @@ class Exploration:
             ):
                 self._study.enqueue(f"as fast as {method} and calibrated", candidate)
 
-    def _measure(self, source: str, point: Mapping[str, Any]) -> TrialRecord:
+    def _measure(
+        self,
+        source: str,
+        point: Mapping[str, Any],
+        predicted: Mapping[str, Any] | None = None,
+    ) -> TrialRecord:
         default = self._default
         changes = {n: c[1] for n, c in changed_knobs(default, {**default, **point}).items()}
         self._listener.trial_started(self._trials.next_number, source, changes)
@@ -208,6 +288,7 @@ class Exploration:
                 config,
                 guarded=bool(self._searched) and self._slo.needs_quality,
                 quantize_limit=self._spending.quantize_limit(),
+                predicted=predicted,
             )
         if not self._searched:
             self._keep_notes(self._trials.model_notes)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from autotune.errors import BadInput
 from autotune.search.objective import Objective, ObjectiveName
@@ -16,6 +16,8 @@ from engine.config import KNOBS
 
 DEFAULT_SLO = "ttft<200ms,tpot<100ms"
 DEFAULT_BUDGET_S = 240.0
+SamplerName = Literal["simulator", "tpe", "random"]
+SAMPLERS: tuple[SamplerName, ...] = ("simulator", "tpe", "random")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class TuneOptions:
         space_file: a user's search space; None takes the one of the device.
         seed: drives everything random.
         advice: whether the default's trial is profiled, and the search begins with what follows.
+        sampler: what chooses the trials: `simulator` measures what simulated trials promise, `tpe`
+            and `random` are Optuna's; without what a simulation needs, `tpe` takes its place.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class TuneOptions:
     space_file: str | None = None
     seed: int = 0
     advice: bool = True
+    sampler: SamplerName = "simulator"
 
     def __post_init__(self) -> None:
         if self.budget_s is None and self.trials is None:
@@ -66,6 +71,8 @@ class TuneOptions:
             raise BadInput(f"--finalists must be at least 1, got {self.finalists}")
         if self.rounds < 2:
             raise BadInput(f"--rounds must be at least 2 to give an interval, got {self.rounds}")
+        if self.sampler not in SAMPLERS:
+            raise BadInput(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
         if self.objective == "capacity" and self.traffic.rate == math.inf:
             raise BadInput(
                 "--objective capacity looks for a rate, so --rate inf contradicts it: leave --rate "
@@ -121,7 +128,8 @@ class TuneOptions:
             rate = values["traffic"]["rate"]
             rate = None if rate is None else float(rate)
             traffic = TrafficOptions(**{**values["traffic"], "rate": rate})
-            # A run of an earlier release goes on as it began: without advice.
-            return cls(**{"advice": False, **values, "traffic": traffic})
+            # A run of an earlier release goes on as it began: without advice and forecasts.
+            earlier = {"advice": False, "sampler": "tpe"}
+            return cls(**{**earlier, **values, "traffic": traffic})
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"run.json holds no usable options: {error}") from error

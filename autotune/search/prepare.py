@@ -60,8 +60,9 @@ class Prepared:
 
     @property
     def advising_s(self) -> float:
-        """Seconds that an earlier process took for advice, if one did."""
-        return float((self.run.get("advice") or {}).get("seconds", 0.0))
+        """Seconds that an earlier process took for advice and forecasts, if one did."""
+        told = (self.run.get(name) or {} for name in ("advice", "forecasts"))
+        return sum(float(part.get("seconds", 0.0)) for part in told)
 
     def proof_window(self, round_: int) -> int:
         """The window of a round of the proof: one of its own, as far as the traffic goes."""

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autotune.records import TrialRecord
 from autotune.search.objective import Objective
+from autotune.search.options import SamplerName
 from autotune.search.space import SearchSpace
 from engine.config import EngineConfig
 
@@ -55,6 +56,7 @@ class Study:
         seed: drives the sampler.
         records: search trials that ended before, in order.
         base: the config whose other knobs every trial shares.
+        sampler: Optuna's: `random`, or else `tpe`.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class Study:
         seed: int,
         records: Iterable[TrialRecord],
         base: EngineConfig,
+        sampler: SamplerName = "tpe",
     ) -> None:
+        self._sampler = sampler
         self._space = space
         self._objective = objective
         self._seed = seed
@@ -98,8 +102,11 @@ class Study:
     def ask(self) -> Suggestion:
         """The next point: enqueued ones first, then the sampler's."""
         # Reseeded by what it knows: a resumed run asks as the uninterrupted one would have.
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=self._seed * 1_000_003 + self._told, n_startup_trials=8, multivariate=True
+        seed = self._seed * 1_000_003 + self._told
+        self._study.sampler = (
+            optuna.samplers.RandomSampler(seed=seed)
+            if self._sampler == "random"
+            else optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True)
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -110,6 +117,11 @@ class Study:
             source=str(trial.user_attrs.get("source", "sampler")),
             trial=trial,
         )
+
+    def take(self, source: str, point: Mapping[str, Any]) -> Suggestion:
+        """A point that somebody else chose; nothing else may be enqueued then."""
+        self._study.enqueue_trial(self._encode(point), user_attrs={"source": source})
+        return self.ask()
 
     def tell(self, suggestion: Suggestion, record: TrialRecord) -> None:
         """Report a measured trial; one that failed is told as complete and infeasible."""

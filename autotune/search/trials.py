@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.quality_guard import guard_reason
 from autotune.records import LimitResult, RunFolder, TrialKind, TrialOutcome, TrialRecord, utc_now
 from autotune.search.capacity import find_capacity
-from autotune.search.evaluator import Evaluator
+from autotune.search.evaluator import TrialEvaluator
 from autotune.search.messages import Answer, BrokeGuard, Failed, MeasureCommand, Measured
 from autotune.search.objective import Objective
 from autotune.search.schedule import Schedule
@@ -29,19 +30,22 @@ class TrialRunner:
         seed: of the bootstrap.
         next_number: number of the next trial.
         at_once: whether all requests of a window arrive at once.
+        clock: tells the seconds that trials take.
     """
 
     def __init__(
         self,
         folder: RunFolder,
-        evaluator: Evaluator,
+        evaluator: TrialEvaluator,
         slo: Slo,
         objective: Objective,
         schedule: Schedule,
         seed: int,
         next_number: int,
         at_once: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._folder = folder
         self._evaluator = evaluator
         self._slo = slo
@@ -67,16 +71,18 @@ class TrialRunner:
         *,
         guarded: bool = False,
         quantize_limit: float | None = None,
+        predicted: Mapping[str, Any] | None = None,
     ) -> TrialRecord:
         """Measure `config` under a window of the workload; failures are records too.
 
-        `guarded` and `quantize_limit` are those of `MeasureCommand`.
+        `guarded` and `quantize_limit` are those of `MeasureCommand`; `predicted` is what the trial
+        was expected to measure.
 
         Raises:
             autotune.errors.Interrupted: the search was stopped; nothing is recorded.
         """
         number = self.next_number
-        began, started_at = time.monotonic(), utc_now()
+        began, started_at = self._clock(), utc_now()
         self._guarded, self._quantize_limit = guarded, quantize_limit
         reply: Answer
         if kind != "calibration" and self._objective.name == "capacity":
@@ -85,6 +91,8 @@ class TrialRunner:
             factor = None if kind == "calibration" else 1.0
             reply = self._measure(number, config, window, factor)
         record = self._record(number, kind, source, config, reply, round_, started_at, began)
+        if predicted is not None:
+            record = dataclasses.replace(record, predicted=dict(predicted))
         self._folder.append_trial(record)
         self.next_number += 1
         return record
@@ -177,7 +185,7 @@ class TrialRunner:
             source=source,
             config=config.to_dict(),
             outcome=_outcome(reply),
-            seconds=time.monotonic() - began,
+            seconds=self._clock() - began,
             started_at=started_at,
             reason=self._reason(reply),
             rate=None if metrics is None else metrics["offered_rate"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -13,11 +14,13 @@ from autotune.errors import Interrupted
 from autotune.quality_guard import qualities, uncertain_limits
 from autotune.records import RunFolder, TrialRecord
 from autotune.search.advised import advise_search, infeasible_winner
-from autotune.search.evaluator import Evaluator
+from autotune.search.evaluator import Evaluator, TrialEvaluator
 from autotune.search.events import Listener, Silent
 from autotune.search.explore import Exploration
+from autotune.search.forecasting import open_guide
 from autotune.search.options import TuneOptions
 from autotune.search.prepare import Prepared, conclude, offer_traffic, open_folder, prepare
+from autotune.search.probing import Probing
 from autotune.search.proof import Contender, choose_finalists, judge
 from autotune.search.scoreboard import scoreboard
 from autotune.search.spending import Spending
@@ -33,6 +36,8 @@ def tune(
     command: Sequence[str] = (),
     stop: threading.Event | None = None,
     listener: Listener | None = None,
+    evaluator: TrialEvaluator | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
     """Tune the engine for a workload and an SLO; returns the content of `run.json`.
 
@@ -42,6 +47,8 @@ def tune(
         command: the command line, for the record.
         stop: set it to stop cleanly; what was measured is kept.
         listener: told of progress.
+        evaluator: measures in place of the trial process, which is started without it.
+        clock: seconds, for the budget; `time.monotonic` without it.
 
     Raises:
         BadInput: options that make no sense, or a folder that cannot be used.
@@ -49,7 +56,8 @@ def tune(
         Interrupted: `stop` was set; `run.json` says so and the run can be resumed.
         engine.errors.EngineError: the model cannot be used.
     """
-    began = time.monotonic()
+    clock = clock or time.monotonic
+    began = clock()
     listener = listener or Silent()
     stop = stop or threading.Event()
     with open_folder(path, resume=options is None) as folder:
@@ -57,10 +65,10 @@ def tune(
         if prepared.run["status"] == "done":
             listener.note(f"{path} is finished; nothing is measured again")
             return prepared.run
-        with Evaluator(folder, stop, listener.progress) as evaluator:
-            search = _Search(
-                prepared, folder, evaluator, listener, lambda: time.monotonic() - began
-            )
+        with contextlib.ExitStack() as stack:
+            if evaluator is None:
+                evaluator = stack.enter_context(Evaluator(folder, stop, listener.progress))
+            search = _Search(prepared, folder, evaluator, listener, clock, began)
             try:
                 search.go()
             except Interrupted:
@@ -73,15 +81,16 @@ def tune(
 
 
 class _Search:
-    """One run under way; `elapsed` tells how long this process has worked on it, in seconds."""
+    """One run under way, which this process began to work on when `clock` said `began`."""
 
     def __init__(
         self,
         prepared: Prepared,
         folder: RunFolder,
-        evaluator: Evaluator,
+        evaluator: TrialEvaluator,
         listener: Listener,
-        elapsed: Callable[[], float],
+        clock: Callable[[], float],
+        began: float,
     ) -> None:
         self._prepared = prepared
         self._options = prepared.options
@@ -99,7 +108,7 @@ class _Search:
         self._spending = Spending(
             prepared.schedule,
             prepared.options.trials,
-            elapsed,
+            lambda: clock() - began,
             sum(t.seconds for t in earlier) + prepared.advising_s,
             self._searched,
             self._proof,
@@ -113,6 +122,7 @@ class _Search:
             prepared.options.seed,
             next_number=1 + max((t.number for t in earlier), default=-1),
             at_once=self._at_once,
+            clock=clock,
         )
         self._exploration = Exploration(
             prepared,
@@ -128,17 +138,27 @@ class _Search:
         """Measure all that is not on disk yet."""
         self._offer_traffic()
         self._exploration.measure_default()
+        probing = Probing(self._prepared, self._folder, self._evaluator, self._note)
         self._advice = advise_search(
             self._prepared,
             self._folder,
-            self._evaluator,
+            probing,
             self._listener,
             self._spending,
             self._searched,
             self._note,
         )
         if not self._proof:
-            self._exploration.explore(self._advice)
+            guide = open_guide(
+                self._prepared,
+                self._folder,
+                probing,
+                self._listener,
+                self._spending,
+                self._searched,
+                self._note,
+            )
+            self._exploration.explore(self._advice, guide)
         self._prove()
         self._listener.phase("done", None, None)
 

@@ -23,6 +23,7 @@ from autotune.search import advised as module
 from autotune.search.events import Silent
 from autotune.search.messages import Failed, MeasureCommand, ProbeCommand, Probed
 from autotune.search.options import TuneOptions
+from autotune.search.probing import SHARE
 from autotune.search.tune import tune
 from tests.autotune.advise import situations
 from tests.autotune.played import PlayedEvaluator, play, play_nothing
@@ -340,7 +341,7 @@ def test_a_budget_that_is_too_small_for_advice_is_told(
     monkeypatch.setattr(played, "probe", probe)
     run = tune(advised(budget_s=budget_s), tmp_path / "out")
     if why is None:
-        assert 0 < sum(asked) < module.ADVICE_SHARE * budget_s
+        assert 0 < sum(asked) < SHARE * budget_s
         assert run["advice"]["given"]
     else:
         assert not asked
