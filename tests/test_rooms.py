@@ -22,6 +22,9 @@ WITHOUT_TORCH = (
     "autotune.cli.main",
     "autotune.records",
     "autotune.slo",
+    "autotune.planning.cost_source",
+    "autotune.planning.floors",
+    "autotune.planning.read_shape",
 )
 
 

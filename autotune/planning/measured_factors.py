@@ -100,7 +100,7 @@ class MeasuredFactors:
         self, guess: Factors[float], expected: Factors[float], drawn: Factors[float]
     ) -> Factors[float]:
         """The guess with factors of methods that were not measured drawn beside those that were."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for name, key in self.measured.items():
             factors, middle, other = (getattr(f, name) for f in (guess, expected, drawn))
             known = other[key] / middle[key] if key in middle else 1.0
