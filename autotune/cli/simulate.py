@@ -143,9 +143,10 @@ def simulate(
     traffic: TrafficOptions,
     knobs: dict[str, Any],
 ) -> None:
-    """Predict what bench would measure, with bounds, for one engine or a fleet.
+    """Predict what bench would measure, and how far it may be off.
 
     The engine's own scheduler runs in virtual time, with steps that take what a calibration says.
+    Of several engines each request goes to the one that the router chooses.
     Each number comes with the bounds of its central 90%, and the SLO with the chance that it is
     met. Exit code 0: that is at least one half; 4: it is less; 130: interrupted.
     """
