@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autotune.calibration import sustained_rate
 from autotune.hardware.detect import describe_hardware
-from autotune.load.open_loop import run_load
-from autotune.measure import at_rate, measure
-from autotune.model_info import read_model_info, with_default_model
+from autotune.load.open_loop import LoadResult, run_load
+from autotune.measure import Measurement, at_rate, measure
+from autotune.model_info import ModelInfo, read_model_info, with_default_model
 from autotune.predict.calibration_load import calibration_load
 from autotune.profiling.machine import calibrate_machine
 from autotune.profiling.model_facts import model_facts
@@ -31,7 +32,9 @@ from autotune.traffic import load_traffic
 from autotune.traffic_options import TrafficOptions
 from autotune.workload.materialise import LoadRequest
 from benchmarks.advice_engines import DRAIN_LIMIT_S, WARM_REQUESTS, Engines, model_folder
+from benchmarks.quiet_machine import undisturbed
 from engine.config import EngineConfig
+from engine.engine import Engine
 
 SLO = parse_slo("ttft<200ms,tpot<100ms")
 LOADS = (0.5, 0.85, 0.95)
@@ -49,6 +52,19 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "small steps": {"max_num_batched_tokens": 96, "max_num_seqs": 64},
     "sjf, int8": {"scheduling_policy": "sjf", "quantization": "int8", "block_size": 32},
 }
+
+
+def workload(
+    base: EngineConfig, info: ModelInfo, source: str, rate: float | None, count: int, seed: int
+) -> list[LoadRequest]:
+    """Requests of a preset or a trace at a rate a second; all at once without one."""
+    options = TrafficOptions(
+        source=source, rate=rate, requests=count, duration_s=3600.0, length_factor=0.25
+    )
+    traffic = load_traffic(options, info, base, seed)
+    if rate is None:
+        return traffic.burst(count)
+    return traffic.windows(rate, count / rate, count=1).windows[0][:count]
 
 
 class Loads:
@@ -82,41 +98,30 @@ class Loads:
             self._sweep({"quantization": method})
         self._sweep({"kv_cache_dtype": "int8"})
 
-    def workload(self, source: str, rate: float | None, count: int) -> list[LoadRequest]:
-        """Requests of a preset or a trace."""
-        scale = None if rate is None else rate
-        options = TrafficOptions(
-            source=source, rate=scale, requests=count, duration_s=3600.0, length_factor=0.25
-        )
-        traffic = load_traffic(options, self._info, self._base, self._seed)
-        if rate is None:
-            return traffic.burst(count)
-        return traffic.windows(rate, count / rate, count=1).windows[0][:count]
-
     def measure_config(self, name: str, source: str, round_: int) -> None:
         """One configuration: all at once to find what it sustains, then each load."""
         config = self._base.replace(**CONFIGS[name])
         engine = self._engines.engine(config)
-        burst = at_rate(self.workload(source, None, BURST), None)
-        load = run_load(engine, burst, drain_limit=DRAIN_LIMIT_S)
+        burst = at_rate(self._workload(source, None, BURST), None)
+
+        def at_once() -> LoadResult:
+            engine.clear_prefix_cache()
+            return run_load(engine, burst, drain_limit=DRAIN_LIMIT_S)
+
+        load, others = undisturbed(at_once)
         sustained = sustained_rate(load.records, load.duration)
-        self._keep("burst", name, config, load.records, load.steps, source, round_, None, None)
+        self._keep(
+            "burst", name, config, load.records, load.steps, source, round_, None, None, others
+        )
         for share in LOADS:
             began = time.monotonic()
             rate = share * sustained
-            requests = self.workload(source, rate, self._requests)
-            run_load(engine, at_rate(requests[:WARM_REQUESTS], None), drain_limit=DRAIN_LIMIT_S)
-            engine.clear_prefix_cache()
-            done = measure(
-                engine,
-                requests,
-                slo=SLO,
-                config=config,
-                drain_limit=DRAIN_LIMIT_S,
-                seed=self._seed,
-            )
+            requests = self._workload(source, rate, self._requests)
+            done, others = undisturbed(partial(self._measure, engine, config, requests))
             self._keep(
-                "load", name, config, done.records, done.steps, source, round_, share, done.metrics
+                *("load", name, config, done.records, done.steps, source, round_, share),
+                done.metrics,
+                others,
             )
             m = done.metrics
             print(
@@ -124,25 +129,43 @@ class Loads:
                 f"ttft {m['ttft']['mean'] * 1e3:.1f}/{m['ttft']['p99'] * 1e3:.1f} "
                 f"tpot {m['tpot']['mean'] * 1e3:.2f}/{m['tpot']['p99'] * 1e3:.2f} "
                 f"e2e {m['e2e']['mean'] * 1e3:.0f}/{m['e2e']['p99'] * 1e3:.0f} ms "
-                f"{time.monotonic() - began:.0f} s",
+                f"{time.monotonic() - began:.0f} s"
+                + ("" if others is None else f", others {others:.0%}"),
                 flush=True,
             )
+
+    def _measure(
+        self, engine: Engine, config: EngineConfig, requests: Sequence[LoadRequest]
+    ) -> Measurement:
+        run_load(engine, at_rate(requests[:WARM_REQUESTS], None), drain_limit=DRAIN_LIMIT_S)
+        engine.clear_prefix_cache()
+        return measure(
+            engine, requests, slo=SLO, config=config, drain_limit=DRAIN_LIMIT_S, seed=self._seed
+        )
+
+    def _workload(self, source: str, rate: float | None, count: int) -> list[LoadRequest]:
+        return workload(self._base, self._info, source, rate, count, self._seed)
 
     def _sweep(self, knobs: Mapping[str, Any]) -> None:
         config = self._base.replace(**knobs)
         engine = self._engines.engine(config)
         began = time.monotonic()
-        records, steps = [], []
         parts = calibration_load(
             self._info.vocab_size, engine.max_model_len, config.max_num_seqs, self._seed
         )
-        for part in parts:
-            engine.clear_prefix_cache()
-            load = run_load(engine, part, drain_limit=DRAIN_LIMIT_S)
-            records += load.records
-            steps += load.steps
+
+        def sweep() -> list[LoadResult]:
+            loads = []
+            for part in parts:
+                engine.clear_prefix_cache()
+                loads.append(run_load(engine, part, drain_limit=DRAIN_LIMIT_S))
+            return loads
+
+        swept, others = undisturbed(sweep)
+        records = [record for load in swept for record in load.records]
+        steps = [step for load in swept for step in load.steps]
         print(f"swept {dict(knobs)} in {time.monotonic() - began:.1f} s, {len(steps)} steps")
-        self._keep("sweep", str(dict(knobs)), config, records, steps, "", 0, None, None)
+        self._keep("sweep", str(dict(knobs)), config, records, steps, "", 0, None, None, others)
 
     def _keep(
         self,
@@ -155,6 +178,7 @@ class Loads:
         round_: int,
         share: float | None,
         metrics: dict[str, Any] | None,
+        others: float | None,
     ) -> None:
         self._folder.write_part(self._number, records, steps)
         line = {
@@ -166,6 +190,7 @@ class Loads:
             "share": share,
             "config": config.to_dict(),
             "metrics": metrics,
+            "others": others,
             "at": utc_now(),
         }
         with self._lines.open("a") as file:
