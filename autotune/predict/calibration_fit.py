@@ -19,7 +19,7 @@ from autotune.predict.calibration_pace import Speed, drift, speed
 from autotune.predict.calibration_sample import LoadSample, Method
 from autotune.predict.fit import elementwise_seconds, probed_cost
 from autotune.predict.fit_lines import HOST_TERMS, CostFit, Expected, FitLines, fit_lines
-from autotune.predict.residual import LARGEST_RATIO, NO_RESIDUAL, Residual, fit_residual
+from autotune.predict.residual import LARGEST_RATIO, Residual, fit_residual
 from autotune.predict.robust_fit import Floats
 from autotune.predict.step_cost import Coefficients
 from autotune.profiling.machine import MachineCalibration
@@ -29,13 +29,14 @@ FEWEST_STEPS = 8
 # Turns of fitting coefficients at given speeds, and speeds at given coefficients.
 TURNS = 2
 FOLDS = 4
-# How much of what a load lies off another method's costs is its moment's speed, and not its method:
-# probes compare methods within seconds, and machines drift within minutes.
-SPEED_SHARE = 0.75
-# Standard deviations of logarithms, beside what the loads tell: of a method's own level; of what a
-# workload's steps take beyond those of a sweep, where no workload was measured; of steps of decodes
-# and of those with prompts, each.
-KIN_LEVEL = 0.02
+# Steps of a method that errors are told by, and of all that the residual is learned from.
+MOST_JUDGED = 1500
+MOST_RESIDUALS = 6000
+# Standard deviations of logarithms, before loads tell more: of a load's speed; of a method's own
+# level; of what a workload's steps take beyond those of a sweep, where no workload was measured; of
+# steps of decodes and of those with prompts, each.
+SPEED_SIGMA = 0.05
+KIN_LEVEL = 0.025
 BESIDE = 0.04
 SHAPE = 0.015
 
@@ -85,6 +86,10 @@ class _Loads:
     owners: NDArray[np.intp]
     stretches: NDArray[np.intp]
 
+    def at_one_speed(self, logs: Floats) -> FitLines:
+        """The lines as if all loads had run at one speed; `logs` are of theirs."""
+        return self.lines.slowed(np.exp(-logs[self.owners]))
+
 
 def fit_loads(
     samples: Sequence[LoadSample], machine: MachineCalibration, model: ModelFacts
@@ -97,34 +102,25 @@ def fit_loads(
         ValueError: the first method was not probed, or has fewer than `FEWEST_STEPS` steps.
     """
     loads = _by_method(samples, machine)
-    row_scale = elementwise_seconds(model, machine)
+    first, *others = loads
+    expected = Expected.of_probes(loads[first].lines, elementwise_seconds(model, machine))
     logs = np.zeros(len(samples))  # of the loads' speeds
-    methods: dict[Method, MethodFit] = {}
-    kin: CostFit | None = None
-    for method, each in loads.items():
-        if kin is None:
-            expected = Expected.of_probes(each.lines, row_scale)
-            fit = fit_lines(each.lines, expected)
-            for _ in range(TURNS):
-                _set_speeds(logs, each, fit, samples)
-                fit = fit_lines(each.lines.slowed(np.exp(-logs[each.owners])), expected)
-        else:
-            expected = Expected.of_kin(kin.coefficients)
-            believed = CostFit.believed(expected, kin.coefficients)
-            for owner, log in _middles(each, believed).items():
-                logs[owner] = SPEED_SHARE * log
-            fit = fit_lines(each.lines.slowed(np.exp(-logs[each.owners])), expected)
-        lines = each.lines.slowed(np.exp(-logs[each.owners]))
-        errors = _errors(each, lines, expected)
-        fit = dataclasses.replace(fit, coefficients=_with_hosts_level(fit, lines))
-        methods[method] = MethodFit(
-            fit=fit,
-            steps=len(each.owners),
-            median_error=float(np.median(errors)) if len(errors) else math.nan,
-            p90_error=float(np.quantile(errors, 0.9)) if len(errors) else math.nan,
-            level_error=0.0 if kin is None else KIN_LEVEL,
-        )
-        kin = kin or fit
+    fit = fit_lines(loads[first].lines, expected)
+    for _ in range(TURNS):
+        _set_speeds(logs, loads[first], fit, samples)
+        fit = fit_lines(loads[first].at_one_speed(logs), expected)
+    methods = {first: _method_fit(loads[first], logs, fit, expected)}
+    kin = Expected.of_kin(fit.coefficients)
+    believed = CostFit.believed(kin, fit.coefficients)
+    for method in others:
+        for owner, log in _middles(loads[method], believed).items():
+            logs[owner] = log
+    levels = _own_levels(samples, {method: loads[method] for method in others}, logs)
+    for method in others:
+        each = loads[method]
+        logs[np.unique(each.owners)] -= levels[method]
+        fit = fit_lines(each.at_one_speed(logs), kin)
+        methods[method] = _method_fit(each, logs, fit, kin, KIN_LEVEL)
     residual = _residual(loads, methods, logs)
     return _with_speeds(samples, loads, methods, residual)
 
@@ -172,6 +168,39 @@ def _set_speeds(logs: Floats, each: _Loads, fit: CostFit, samples: Sequence[Load
         logs[owner] = log - mean
 
 
+def _own_levels(
+    samples: Sequence[LoadSample], others: Mapping[Method, _Loads], logs: Floats
+) -> dict[Method, float]:
+    """How far each method lies from what the first's costs say of it; the rest is speed.
+
+    A load's `logs` are the sum of both, and of few loads nobody can tell which it is: probes
+    compare methods within seconds, and machines drift within minutes.
+    """
+    workloads = [i for i, sample in enumerate(samples) if sample.kind == "load"]
+    told = workloads or list(range(len(samples)))
+    mean = float(np.mean(logs[told]))
+    levels = {}
+    for method, each in others.items():
+        mine = np.unique(each.owners)
+        share = len(mine) / (len(mine) + (SPEED_SIGMA / KIN_LEVEL) ** 2)
+        levels[method] = share * (float(np.mean(logs[mine])) - mean)
+    return levels
+
+
+def _method_fit(
+    each: _Loads, logs: Floats, fit: CostFit, expected: Expected, level_error: float = 0.0
+) -> MethodFit:
+    lines = each.at_one_speed(logs)
+    errors = _errors(each, lines, expected)
+    return MethodFit(
+        fit=dataclasses.replace(fit, coefficients=_with_hosts_level(fit, lines)),
+        steps=len(each.owners),
+        median_error=float(np.median(errors)) if len(errors) else math.nan,
+        p90_error=float(np.quantile(errors, 0.9)) if len(errors) else math.nan,
+        level_error=level_error,
+    )
+
+
 def _with_hosts_level(fit: CostFit, lines: FitLines) -> Coefficients:
     """The host's coefficients so that sums come out right: its long tail is part of them."""
     expected = lines.expected_host(fit.coefficients)
@@ -183,9 +212,11 @@ def _with_hosts_level(fit: CostFit, lines: FitLines) -> Coefficients:
 
 def _errors(each: _Loads, lines: FitLines, expected: Expected) -> Floats:
     """Relative errors of steps that were not fitted to: those of other stretches of time."""
+    every = -(-len(each.stretches) // MOST_JUDGED)
+    lines, stretches = lines.taken(_each(every, lines)), each.stretches[::every]
     told = []
     for fold in range(FOLDS):
-        held = each.stretches % FOLDS == fold
+        held = stretches % FOLDS == fold
         if not held.any() or held.all():
             continue
         fit = fit_lines(lines.taken(~held), expected)
@@ -199,20 +230,25 @@ def _residual(
     loads: Mapping[Method, _Loads], methods: Mapping[Method, MethodFit], logs: Floats
 ) -> Residual:
     """What all fits leave out in common."""
-    if not loads:
-        return NO_RESIDUAL
     lines = FitLines.joined([each.lines for each in loads.values()])
     expected = [
         each.lines.expected_device(methods[method].fit.coefficients) * np.exp(logs[each.owners])
         for method, each in loads.items()
     ]
+    stretches = np.concatenate([each.stretches for each in loads.values()])
+    every = -(-len(stretches) // MOST_RESIDUALS)
+    taken = lines.taken(_each(every, lines))
     return fit_residual(
-        lines.sizes,
-        lines.prompts,
-        lines.device,
-        np.maximum(np.concatenate(expected), 1e-9),
-        np.concatenate([each.stretches for each in loads.values()]),
+        taken.sizes,
+        taken.prompts,
+        taken.device,
+        np.maximum(np.concatenate(expected)[::every], 1e-9),
+        stretches[::every],
     )
+
+
+def _each(every: int, lines: FitLines) -> NDArray[np.intp]:
+    return np.arange(0, len(lines.device), every)
 
 
 def _with_speeds(

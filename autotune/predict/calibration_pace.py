@@ -24,7 +24,7 @@ STALL = 2.5
 _MOST_WINDOWS = 1200
 # Before any two loads were seen, the machine's speed is expected to differ by so much from one to
 # the next (standard deviation of a logarithm), as if it had been seen so often.
-DRIFT = 0.03
+DRIFT = 0.04
 _DRIFT_SEEN = 4
 
 

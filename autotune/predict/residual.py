@@ -5,7 +5,7 @@ push each other out of caches, and kernels meet sizes that were not probed. What
 smoothly with the size of a step. So the factor is a straight-line spline, over the logarithm of the
 sequences where all of them decode, and of the rows where prompts are among them, fitted by ridge
 regression (scikit-learn). It is kept only if it tells steps better that it was not fitted to: those
-of other stretches of time.
+of other stretches of time; otherwise each kind of step has one factor.
 
 Steps weigh by their expected time, so that sums come out right: what a load takes is a sum, and the
 long tail of single steps is part of it. Of steps of decodes alone the factor hangs on their number
@@ -33,6 +33,8 @@ PRIOR_STEPS = 6.0
 # Steps that took so many times as long as expected, or so much less, were disturbed.
 LEAST_RATIO, LARGEST_RATIO = 0.4, 2.5
 _LEAST_FACTOR, _LARGEST_FACTOR = 0.6, 1.7
+_PRIOR_LEVEL_STEPS = 5.0
+_MOST_FOLDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +94,50 @@ def fit_residual(
         expected: the same by the sum.
         blocks: the stretch of time that each step belongs to; errors are cross-validated by them.
 
-    Returns `NO_RESIDUAL` where it does not tell steps of other stretches better.
+    Where the splines do not tell steps of other stretches better, what is left of them is one
+    factor for each kind of step.
     """
-    ratios = np.clip(measured / expected, LEAST_RATIO, LARGEST_RATIO) - 1.0
+    ratios = np.clip(measured / expected, LEAST_RATIO, LARGEST_RATIO)
     places = np.log2(np.maximum(sizes, 1.0))
+    levels = {kind: _level(ratios, expected, prompts == kind) for kind in (False, True)}
+    ratios = ratios / np.where(prompts, levels[True], levels[False]) - 1.0
     decode, prompt = _knots(places[~prompts]), _knots(places[prompts])
-    stretches = np.unique(blocks)
-    if not (decode or prompt) or len(stretches) < 2:
-        return NO_RESIDUAL
     features = np.zeros((len(sizes), len(decode) + len(prompt)))
     features[~prompts, : len(decode)] = _hats(places[~prompts], decode)
     features[prompts, len(decode) :] = _hats(places[prompts], prompt)
+    if not _tells_more(features, ratios, expected, blocks):
+        return Residual((0.0,), (levels[False],), (0.0,), (levels[True],))
+    found = np.clip(1.0 + _solve(features, ratios, expected), _LEAST_FACTOR, _LARGEST_FACTOR)
+    return Residual(
+        tuple(decode) or (0.0,),
+        tuple(levels[False] * float(f) for f in found[: len(decode)]) or (levels[False],),
+        tuple(prompt) or (0.0,),
+        tuple(levels[True] * float(f) for f in found[len(decode) :]) or (levels[True],),
+    )
+
+
+def _level(ratios: Floats, expected: Floats, which: NDArray[np.bool_]) -> float:
+    """How many times as long as expected steps of a kind took together."""
+    time = float(expected[which].sum())
+    prior = _PRIOR_LEVEL_STEPS * float(expected.mean())
+    return (float(expected[which] @ ratios[which]) + prior) / (time + prior)
+
+
+def _tells_more(
+    features: Floats, ratios: Floats, expected: Floats, blocks: NDArray[np.intp]
+) -> bool:
+    """Whether the factors bring steps of stretches that they were not fitted to nearer."""
+    stretches = np.unique(blocks)
+    if not features.shape[1] or len(stretches) < 2:
+        return False
+    fold = np.searchsorted(stretches, blocks) % _MOST_FOLDS
     before = after = 0.0
-    for block in stretches:
-        held = blocks == block
+    for number in range(min(_MOST_FOLDS, len(stretches))):
+        held = fold == number
         learned = _solve(features[~held], ratios[~held], expected[~held])
         before += float(expected[held] @ ratios[held] ** 2)
         after += float(expected[held] @ (ratios[held] - features[held] @ learned) ** 2)
-    if after >= before:
-        return NO_RESIDUAL
-    found = np.clip(1.0 + _solve(features, ratios, expected), _LEAST_FACTOR, _LARGEST_FACTOR)
-    return Residual(
-        tuple(decode),
-        tuple(float(value) for value in found[: len(decode)]),
-        tuple(prompt),
-        tuple(float(value) for value in found[len(decode) :]),
-    )
+    return after < before
 
 
 def _knots(places: Floats) -> list[float]:
