@@ -26,12 +26,23 @@ class CatalogueCost:
         shape: the model.
         config: the knobs.
         rates: what the GPU achieves.
+        known: the cost under a config with the same ranks, methods and dtype, whose tables count.
     """
 
-    def __init__(self, shape: ModelShape, config: EngineConfig, rates: DeviceRates) -> None:
-        parts = self.parts = StepParts.of(shape, config, rates)
+    def __init__(
+        self,
+        shape: ModelShape,
+        config: EngineConfig,
+        rates: DeviceRates,
+        known: CatalogueCost | None = None,
+    ) -> None:
+        if known is None:
+            parts = StepParts.of(shape, config, rates)
+            self._layers, self._head = parts.layers_curve(), parts.head_curve()
+        else:
+            parts, self._layers, self._head = known.parts, known._layers, known._head
+        self.parts: StepParts = parts
         self._factor = rates.whole_step
-        self._layers, self._head = parts.layers_curve(), parts.head_curve()
         self._decode_constant, self._decode_token = parts.decode_attention()
         self._prompt = parts.prompt_attention()
         self._sums, self._sum_row = parts.communication()

@@ -19,6 +19,9 @@ from autotune.predict.load_times import LoadTimes
 from engine.config import EngineConfig
 from engine.engine import CacheShape
 
+# A guess by how many were drawn, the seed and its place; None for the middle.
+_Which = tuple[int, int, int] | None
+
 
 class CatalogueModel:
     """A `autotune.predict.cost_model.CostModel` of a model's sizes and a GPU's data sheet.
@@ -47,19 +50,22 @@ class CatalogueModel:
         self.gpu = gpu
         self.efficiency = efficiency_of(gpu) if efficiency is None else efficiency
         self._measured = measured
+        # Batch limits change what a cost rests on in nothing: its tables are made once.
+        self._costs: dict[tuple[_Which, int, str, str, str], CatalogueCost] = {}
         self._drawn: dict[tuple[int, int], list[Guess]] = {}
 
     def middle(self, config: EngineConfig) -> CostDraw:
         """The likeliest cost under a config."""
-        return self._draw(config, self._middle())
+        return self._draw(config, self._middle(), None)
 
     def draws(self, config: EngineConfig, count: int, seed: int) -> Sequence[CostDraw]:
         """Costs that may be so, alike for the same seed whatever the config."""
-        return [self._draw(config, guess) for guess in self._guesses(count, seed)]
+        guesses = self._guesses(count, seed)
+        return [self._draw(config, g, (count, seed, place)) for place, g in enumerate(guesses)]
 
     def cost(self, config: EngineConfig) -> CatalogueCost:
         """The likeliest cost, with its terms."""
-        return self._cost(config, self._middle())
+        return self._cost(config, self._middle(), None)
 
     def memory(self, config: EngineConfig) -> MemoryPlan:
         """Where the memory of each GPU goes."""
@@ -87,10 +93,13 @@ class CatalogueModel:
             return self._measured.drawn(self.efficiency, rng)
         return Guess.drawn(self.efficiency, rng)
 
-    def _cost(self, config: EngineConfig, guess: Guess) -> CatalogueCost:
-        shape = served_shape(self.shape, config)
-        rates = guess.rates(self.gpu, shape.dtype, config.tensor_parallel_size)
-        return CatalogueCost(shape, config, rates)
+    def _cost(self, config: EngineConfig, guess: Guess, which: _Which) -> CatalogueCost:
+        shape, ranks = served_shape(self.shape, config), config.tensor_parallel_size
+        key = (which, ranks, config.quantization, config.kv_cache_dtype, shape.dtype)
+        known = self._costs.get(key)
+        rates = known.parts.rates if known else guess.rates(self.gpu, shape.dtype, ranks)
+        cost = CatalogueCost(shape, config, rates, known)
+        return self._costs.setdefault(key, cost) if known is None else cost
 
-    def _draw(self, config: EngineConfig, guess: Guess) -> CostDraw:
-        return CostDraw(self._cost(config, guess), LoadTimes(arrival=guess.arrival))
+    def _draw(self, config: EngineConfig, guess: Guess, which: _Which) -> CostDraw:
+        return CostDraw(self._cost(config, guess, which), LoadTimes(arrival=guess.arrival))

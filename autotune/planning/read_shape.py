@@ -1,17 +1,27 @@
 """From a `config.json` to a `ModelShape`: no weights are needed, and none are read.
 
 One reader for all families. Configs leave out what equals their family's default, so the defaults
-that matter stand in `_DEFAULTS`; they are those of the families' own configuration classes in
+that matter stand in `DEFAULTS`; they are those of the families' own configuration classes in
 transformers. A config is untrusted: every field is checked for type and size, and what would make
 the sums wrong without being noticed is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autotune.planning.families import (
+    ALIASES,
+    BIASED,
+    DEFAULTS,
+    FOUR_NORMS,
+    LEARNED_POSITIONS,
+    MODEL_TYPES,
+    NORMED_HEADS,
+    QKV_BIASED,
+    UNGATED,
+)
 from autotune.planning.layer_patterns import expert_layers, layer_windows
 from autotune.planning.model_shape import Experts, LatentAttention, ModelShape
 from autotune.planning.stored_weights import stored_weights
@@ -26,123 +36,16 @@ _MOST_HEADS = 1 << 16
 _MOST_VOCABULARY = 1 << 26
 _MOST_EXPERTS = 1 << 14
 
-# Other names that old families have for the same things.
-_ALIASES = {
-    "hidden_size": ("n_embd", "d_model"),
-    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
-    "num_attention_heads": ("n_head", "n_heads"),
-    "num_key_value_heads": ("num_kv_heads", "multi_query_group_num"),
-    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
-    "max_position_embeddings": ("n_positions", "max_sequence_length", "max_seq_len", "seq_length"),
-    "num_experts": ("n_routed_experts", "num_local_experts", "moe_num_experts"),
-    "num_experts_per_tok": ("experts_per_token", "num_experts_per_token", "moe_topk", "moe_k"),
-    "moe_intermediate_size": ("expert_intermediate_size",),
-    "n_shared_experts": ("num_shared_experts", "moe_num_shared_experts"),
-    "shared_expert_intermediate_size": ("shared_intermediate_size",),
-}
-_GEMMA: dict[str, Any] = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "tie_word_embeddings": True,
-}
-_GEMMA3 = {**_GEMMA, "vocab_size": 262208, "max_position_embeddings": 131072}
-_DEEPSEEK: dict[str, Any] = {"moe_intermediate_size": 1407, "max_position_embeddings": 2048}
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072},
-    "mixtral": {
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
-    },
-    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
-    "qwen2_moe": {
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-    },
-    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
-    "qwen3_moe": {
-        "num_key_value_heads": 4,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-        "max_position_embeddings": 32768,
-    },
-    "phi3": {"max_position_embeddings": 4096},
-    "gemma": {**_GEMMA, "num_attention_heads": 16, "num_key_value_heads": 16},
-    "gemma2": {**_GEMMA, "vocab_size": 256000, "max_position_embeddings": 8192},
-    "gemma3": _GEMMA3,
-    "gemma3_text": _GEMMA3,
-    "cohere": {"tie_word_embeddings": True},
-    "cohere2": {"tie_word_embeddings": True},
-    "gpt_oss": {
-        "head_dim": 64,
-        "num_key_value_heads": 8,
-        "num_experts": 128,
-        "num_experts_per_tok": 4,
-        "attention_bias": True,
-    },
-    "llama4_text": {
-        "head_dim": 128,
-        "num_key_value_heads": 8,
-        "num_experts": 16,
-        "num_experts_per_tok": 1,
-        "n_shared_experts": 1,
-    },
-    "deepseek_v2": _DEEPSEEK,
-    "deepseek_v3": {**_DEEPSEEK, "moe_intermediate_size": 2048},
-    "gpt2": {"tie_word_embeddings": True, "vocab_size": 50257},
-    "gpt_bigcode": {"tie_word_embeddings": True},
-    "bloom": {"tie_word_embeddings": True},
-    "falcon": {"tie_word_embeddings": True},
-    "opt": {"tie_word_embeddings": True},
-    "mpt": {"tie_word_embeddings": True},
-    "starcoder2": {"tie_word_embeddings": True},
-}
-_MODEL_TYPES = {  # of configs that name an architecture alone
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "MixtralForCausalLM": "mixtral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-    "Phi3ForCausalLM": "phi3",
-    "Gemma2ForCausalLM": "gemma2",
-    "Gemma3ForCausalLM": "gemma3_text",
-    "Gemma3ForConditionalGeneration": "gemma3",
-    "DeepseekV2ForCausalLM": "deepseek_v2",
-    "DeepseekV3ForCausalLM": "deepseek_v3",
-    "GptOssForCausalLM": "gpt_oss",
-}
-# Two matrices in the MLP, and biases wherever there can be one.
-_UNGATED = {
-    "bloom",
-    "falcon",
-    "gpt2",
-    "gpt_bigcode",
-    "gpt_neox",
-    "gptj",
-    "mpt",
-    "nemotron",
-    "opt",
-    "phi",
-    "starcoder2",
-}
-_BIASED = {"bloom", "gpt2", "gpt_bigcode", "gpt_neox", "opt", "phi", "starcoder2"}
-_LEARNED_POSITIONS = {"gpt2", "gpt_bigcode", "opt"}
-_QKV_BIASED = {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl"}
-_NORMED_HEADS = {"qwen3", "qwen3_moe", "gemma3", "gemma3_text"}
-_FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 # Fields of models whose layers are no attention with a growing cache, or whose MLP is described
 # elsewhere than where this reader looks.
 _OTHER_KINDS = {
     "attn_config": "nested attention settings",
+    "attn_type_list": "layers of several kinds of attention",
+    "block_configs": "layers of several sizes",
     "ffn_config": "nested expert settings",
     "hybrid_override_pattern": "state-space layers",
     "layers_block_type": "state-space layers",
+    "linear_attn_config": "linear attention",
     "linear_num_key_heads": "linear attention",
     "lru_width": "recurrent layers",
     "mamba_d_state": "state-space layers",
@@ -219,7 +122,12 @@ def shape_of(config: dict[str, Any], source: str, name: str) -> ModelShape:
     if kind == "llama4_text":  # there the plain name is the experts' size
         intermediate = fields.integer("intermediate_size_mlp", intermediate, most=_MOST_FEATURES)
     longest = _max_position(fields)
-    biased = fields.boolean("attention_bias", kind in _BIASED)
+    biased = fields.boolean("attention_bias", kind in BIASED)
+    if fields.has("index_topk"):
+        notes += (
+            f"{fields.source}: attention that chooses its tokens (index_topk) is planned for as "
+            "attention to all of them",
+        )
     names = outer.values.get("architectures")
     named = names[0] if isinstance(names, list) and names else kind or "unknown"
     return ModelShape(
@@ -236,12 +144,12 @@ def shape_of(config: dict[str, Any], source: str, name: str) -> ModelShape:
         tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
         dtype=_dtype(fields, stored=stored_weights(config) is not None),
         layer_windows=layer_windows(fields, kind, layers),
-        gated=kind not in _UNGATED,
-        qkv_bias=biased or kind in _QKV_BIASED,
+        gated=kind not in UNGATED,
+        qkv_bias=biased or kind in QKV_BIASED,
         output_bias=biased,
-        mlp_bias=fields.boolean("mlp_bias", kind in _BIASED or kind == "gpt_oss"),
+        mlp_bias=fields.boolean("mlp_bias", kind in BIASED or kind == "gpt_oss"),
         norms=_norms(kind, hidden, head_dim, latent),
-        position_embeddings=longest if kind in _LEARNED_POSITIONS else 0,
+        position_embeddings=longest if kind in LEARNED_POSITIONS else 0,
         latent=latent,
         experts=experts,
         stored=stored_weights(config) or stored_weights(fields.values),
@@ -250,7 +158,7 @@ def shape_of(config: dict[str, Any], source: str, name: str) -> ModelShape:
 
 
 def _intermediate_size(fields: ConfigFields, kind: str, hidden: int) -> int:
-    if kind in _UNGATED and not fields.has("intermediate_size"):
+    if kind in UNGATED and not fields.has("intermediate_size"):
         return 4 * hidden
     return fields.integer("intermediate_size", most=_MOST_FEATURES)
 
@@ -281,19 +189,19 @@ def _model_type(outer: ConfigFields, fields: ConfigFields) -> str:
             return kind
     names = outer.values.get("architectures")
     first = names[0] if isinstance(names, list) and names else None
-    return _MODEL_TYPES.get(first, "") if isinstance(first, str) else ""
+    return MODEL_TYPES.get(first, "") if isinstance(first, str) else ""
 
 
 def _named_alike(values: dict[str, Any], kind: str) -> dict[str, Any]:
     """The fields under one name each, and the family's defaults for those that are absent."""
     known = {name: value for name, value in values.items() if value is not None}
-    for name, others in _ALIASES.items():
+    for name, others in ALIASES.items():
         found = next((known[other] for other in others if other in known), None)
         if name not in known and found is not None:
             known[name] = found
     # Null stays null where a default would say something else.
     nulls = {name: None for name, value in values.items() if value is None}
-    return {**_DEFAULTS.get(kind, {}), **nulls, **known}
+    return {**DEFAULTS.get(kind, {}), **nulls, **known}
 
 
 def _kv_heads(fields: ConfigFields, kind: str, heads: int) -> int:
@@ -327,7 +235,7 @@ def _latent(fields: ConfigFields) -> LatentAttention | None:
 
 
 def _experts(fields: ConfigFields, kind: str, layers: int, intermediate: int) -> Experts | None:
-    if not fields.has("num_experts"):
+    if not fields.values.get("num_experts"):
         unread = [n for n, v in fields.values.items() if "expert" in n and type(v) is int and v > 1]
         if unread and "num_experts_per_tok" not in unread:
             raise ModelError(
@@ -392,10 +300,10 @@ def _dtype(fields: ConfigFields, *, stored: bool) -> str:
 
 
 def _norms(kind: str, hidden: int, head_dim: int, latent: LatentAttention | None) -> int:
-    norms = hidden * (4 if kind in _FOUR_NORMS else 2)
-    if kind in _BIASED:
+    norms = hidden * (4 if kind in FOUR_NORMS else 2)
+    if kind in BIASED:
         norms *= 2
-    if kind in _NORMED_HEADS:
+    if kind in NORMED_HEADS:
         norms += 2 * head_dim
     if latent is not None:
         norms += latent.kv_rank + latent.query_rank
