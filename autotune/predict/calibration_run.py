@@ -27,6 +27,8 @@ BUDGET_S = 60.0
 # What probes of the machine may take of it; the rest is for sweeps.
 PROBES_SHARE = 0.2
 DRAIN_LIMIT_S = 60.0
+# Without prompts and some decodes there is nothing to fit.
+_FEWEST_PARTS = 8
 
 
 class EngineSource(Protocol):
@@ -140,7 +142,7 @@ def calibrate(
             each.seed,
             cache_tokens=_cache_tokens(engine),
         )
-        load = _swept(engine, each, parts, end if loads else None, stop, clock)
+        load = _swept(engine, each, parts, end, stop, clock)
         if load.steps:
             loads.append(load)
         longest = max(longest, clock() - begin)
@@ -158,11 +160,11 @@ def _swept(
     engine: Engine,
     config: EngineConfig,
     parts: Sequence[Sequence[LoadRequest]],
-    end: float | None,
+    end: float,
     stop: threading.Event | None,
     clock: Callable[[], float],
 ) -> CalibrationLoad:
-    """Offer the parts one after another; those that come after `end` are left out."""
+    """Offer the parts one after another; but for some, those that come after `end` are left out."""
     from autotune.load.open_loop import run_load
 
     records: list[RequestRecord] = []
@@ -171,9 +173,9 @@ def _swept(
     for part in [parts[0], parts[-1]]:
         run_load(engine, part, drain_limit=DRAIN_LIMIT_S, stop=stop)
     began = clock()
-    for part in parts:
+    for number, part in enumerate(parts):
         _check(stop)
-        if end is not None and clock() > end:
+        if number >= _FEWEST_PARTS and clock() > end:
             break
         engine.clear_prefix_cache()
         offset = clock() - began
