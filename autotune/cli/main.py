@@ -13,6 +13,7 @@ from autotune.cli.bench import bench
 from autotune.cli.doctor import doctor
 from autotune.cli.exits import ExitCode, guarded, report
 from autotune.cli.export import export
+from autotune.cli.plan import plan
 from autotune.cli.profile import profile
 from autotune.cli.quantize import quantize
 from autotune.cli.report import report as report_command
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "advise": advise,
     "bench": bench,
     "simulate": simulate,
+    "plan": plan,
     "quantize": quantize,
     "export": export,
     "report": report_command,

@@ -1,15 +1,16 @@
-"""What keeps a replica from carrying more: which of the GPU's figures, were it better, helps most."""
+"""What keeps a replica from carrying more: which figure of the GPU, were it better, helps most."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.hardware.catalogue import Gpu
-from autotune.planning.estimate import Estimate
+import numpy as np
+
+from autotune.hardware.catalogue import Gpu, Link
+from autotune.planning.estimate import Arithmetic, Estimate
 from autotune.predict.cost_model import CostModel
 from autotune.slo_grammar import Limit
 
@@ -52,25 +53,56 @@ class Binding:
         return {"text": self.text, "limit": self.limit, "gains": dict(self.gains)}
 
 
-def find_binding(
-    known: Estimate, limits: Sequence[Limit], model_of: Callable[[Gpu], CostModel] | None
-) -> Binding:
-    """Make each figure of the GPU better by 10% in turn, and see what the replica carries then.
+def find_bindings(
+    known: Sequence[Estimate],
+    limits: Sequence[Limit],
+    arithmetic: Arithmetic,
+    model_of: Callable[[Gpu], CostModel],
+) -> list[Binding]:
+    """Make each figure of each GPU better by 10% in turn, and see what a replica carries then.
 
-    `model_of` gives the cost on a GPU; None where the cost was measured and not made of a GPU's
-    figures: only the memory is then varied.
+    `model_of` gives the cost on a GPU by its figures.
     """
-    gains = {"kv_cache": _gain(known, _more_seats(known, limits))}
-    if model_of is not None:
-        for name, gpu in _better(known.candidate.choice.gpu).items():
-            if name == "link" and known.candidate.choice.ranks == 1:
-                continue
-            model = model_of(gpu)
-            table = known.candidate.table(model.middle(known.candidate.config), known.replica.sample)
-            replica = dataclasses.replace(known.replica, table=table)
-            gains[name] = _gain(known, replica.capacity(limits))
+    if not known:
+        return []
+    rows, names = [], []
+    for estimate in known:
+        candidate = estimate.candidate
+        for name, gpu in _variants(candidate.choice.gpu).items():
+            rows.append((candidate, model_of(gpu).middle(candidate.config)))
+            names.append(name)
+    count = len(rows) // len(known)
+    seats = [estimate.seats for estimate in known for _ in range(count)]
+    more = [_more_seats(estimate) for estimate in known]
+    variation = np.repeat([float(estimate.replica.variation[0]) for estimate in known], count)
+    replicas = (
+        arithmetic.replicas(rows)
+        .with_variation(variation)
+        .with_seats(
+            np.array(
+                [
+                    more[place // count] if name == "kv_cache" else seat
+                    for place, (name, seat) in enumerate(zip(names, seats, strict=True))
+                ]
+            )
+        )
+    )
+    capacities = replicas.capacity(limits).reshape(len(known), count)
+    found = []
+    for place, estimate in enumerate(known):
+        told = dict(zip(names[:count], capacities[place].tolist(), strict=True))
+        # Against the data sheet's own, whatever the cost was made of.
+        usual = told.pop("")
+        gains = {name: value / usual - 1 if usual > 0 else 0.0 for name, value in told.items()}
+        if estimate.candidate.choice.ranks == 1:
+            gains.pop("link")
+        limit = estimate.replica.missed_first(np.array([estimate.capacity * 1.02]), limits)[0]
+        found.append(_binding(gains, limit))
+    return found
+
+
+def _binding(gains: dict[str, float], limit: Limit | None) -> Binding:
     best = max(gains, key=lambda name: gains[name])
-    limit = known.replica.missed_first(known.capacity * 1.02, limits)
     if gains[best] >= _LEAST_GAIN:
         constraint = best
     else:
@@ -78,29 +110,24 @@ def find_binding(
     return Binding(constraint, gains, None if limit is None else limit.text)
 
 
-def _more_seats(known: Estimate, limits: Sequence[Limit]) -> float:
-    """The capacity with a tenth more memory: the cache grows by that and not the weights."""
-    memory = known.candidate.memory
-    held = memory.kv_tokens / known.replica.sample.mean_footprint
+def _more_seats(known: Estimate) -> float:
+    """Seats with a tenth more memory: the cache grows by that, and not the weights."""
+    memory, footprint = known.candidate.memory, known.replica.sample.mean_footprint
     per_token = max(1.0, memory.parts["kv_cache"] / max(1, memory.kv_tokens))
-    more = (BETTER - 1) * memory.total / per_token / known.replica.sample.mean_footprint
-    seats = max(known.replica.seats, min(held + more, 4 * known.replica.seats))
-    return dataclasses.replace(known.replica, seats=seats).capacity(limits)
+    more = (BETTER - 1) * memory.total / per_token / footprint
+    return max(known.seats, min(memory.kv_tokens / footprint + more, 4 * known.seats))
 
 
-def _better(gpu: Gpu) -> dict[str, Gpu]:
+def _variants(gpu: Gpu) -> dict[str, Gpu]:
     rates = {name: rate * BETTER for name, rate in gpu.rates.items()}
 
-    def faster(link: Any) -> Any:
+    def faster(link: Link) -> Link:
         return dataclasses.replace(link, bytes_per_s=link.bytes_per_s * BETTER)
 
     return {
+        "": gpu,
+        "kv_cache": gpu,
         "compute": dataclasses.replace(gpu, rates=rates),
         "bandwidth": dataclasses.replace(gpu, bandwidth=gpu.bandwidth * BETTER),
         "link": dataclasses.replace(gpu, link=faster(gpu.link), host_link=faster(gpu.host_link)),
     }
-
-
-def _gain(known: Estimate, capacity: float) -> float:
-    gain = capacity / known.capacity - 1 if known.capacity > 0 else 0.0
-    return gain if math.isfinite(gain) else 0.0

@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from autotune.hardware.catalogue import Gpu
-from autotune.planning.arithmetic import Replica
 from autotune.planning.memory import MemoryPlan, memory_plan
 from autotune.planning.methods_run import cache_dtypes_run, why_not
 from autotune.planning.model_shape import ModelShape
 from autotune.planning.planned_traffic import LengthSample
-from autotune.planning.step_table import StepTable, tabulate
-from autotune.predict.cost_model import CostDraw, CostModel
+from autotune.predict.cost_model import CostModel
 from engine.config import EngineConfig
 from engine.engine import CacheShape
 
 # A small step keeps answers smooth while prompts arrive, a large one gets prompts through.
-STEP_TOKENS = (2048, 8192, 512)
+STEP_TOKENS = (2048, 8192, 512)  # the usual first
 _SEATS = (16, 32, 64, 128, 256, 512, 1024)
 # More ranks than a server has GPUs make sense only where a link joins them.
 _SERVER = 8
@@ -57,15 +55,6 @@ class Candidate:
     def seats(self, sample: LengthSample) -> float:
         """Most sequences at once: by the limit, and by what the cache holds of the traffic."""
         return min(float(self.config.max_num_seqs), self.memory.kv_tokens / sample.mean_footprint)
-
-    def replica(self, table: StepTable, sample: LengthSample, variation: float) -> Replica:
-        """What arithmetic needs of it."""
-        return Replica(table, sample, max(1.0, self.seats(sample)), variation)
-
-    def table(self, cost: CostDraw, sample: LengthSample) -> StepTable:
-        """Its steps at a cost."""
-        assert self.cache is not None
-        return tabulate(cost.cost, self.config, self.cache.groups, sample)
 
 
 def choices(
@@ -109,18 +98,17 @@ def candidates(
     `max_num_seqs` is as high as the cache holds sequences of the traffic: more seats stay empty.
     """
     found = []
-    for tokens in sorted(STEP_TOKENS):
+    for tokens in STEP_TOKENS:
         roomy = _candidate(shape, choice, max_model_len, tokens, min(256, tokens))
         if roomy.cache is None:
-            if not found:
-                found.append(roomy)
+            found.append(roomy)
             continue
         held = roomy.memory.kv_tokens / sample.mean_footprint
         seats = next((s for s in _SEATS if s >= held), _SEATS[-1])
         fitted = _candidate(shape, choice, max_model_len, tokens, min(seats, tokens))
         found.append(fitted if fitted.cache is not None else roomy)
     fitting = [candidate for candidate in found if candidate.cache is not None]
-    return fitting or found[:1]
+    return fitting or [min(found, key=lambda c: c.memory.shortfall_bytes)]
 
 
 def _candidate(

@@ -9,10 +9,19 @@ from typing import Any
 
 from autotune.hardware.price import Price
 from autotune.planning.candidates import Candidate
-from autotune.planning.estimate import Estimate, planning_config
+from autotune.planning.estimate import Estimate
 from autotune.simulation.interval import Interval
 
 HOURS_PER_MONTH = 730.0
+# What a plan chooses of the engine.
+_KNOBS = (
+    "tensor_parallel_size",
+    "quantization",
+    "kv_cache_dtype",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+)
 
 
 @dataclass(slots=True)
@@ -108,7 +117,7 @@ class Option:
         return {
             "gpu": choice.gpu.name,
             "gpu_title": choice.gpu.title,
-            **planning_config(self.candidate.config),
+            **{name: getattr(self.candidate.config, name) for name in _KNOBS},
             "fits": self.fits,
             "feasible": self.feasible,
             "rank": self.rank,
@@ -184,9 +193,10 @@ class Option:
         memory = self.candidate.memory
         needed = None
         if self.known is not None and self.needed is not None:
-            state = self.known.replica.at(self.design_rate / self.needed / self.known.correction)
-            if not state.saturated:
-                spread = state.batch + 1.645 * math.sqrt(state.batch)
+            state = self.known.at(self.design_rate / self.needed / self.known.correction)
+            if not state.saturated[0]:
+                batch = float(state.batch[0])
+                spread = batch + 1.645 * math.sqrt(batch)
                 needed = round(max(1.0, spread) * self.known.replica.sample.mean_footprint)
         return {
             "parts": dict(memory.parts),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,15 @@ from typing import Any
 from autotune.errors import Interrupted
 from autotune.hardware.catalogue import Gpu, load_catalogue
 from autotune.hardware.prices import parse_prices, price_of
-from autotune.planning.binding import find_binding
+from autotune.planning.binding import find_bindings
 from autotune.planning.candidates import Candidate, ModelOf, candidates, choices
 from autotune.planning.cost_source import CostSource, read_cost_source
-from autotune.planning.estimate import (
-    Estimate,
-    Simulator,
-    arithmetic_intervals,
-    blended,
-    draw_costs,
-    estimate,
-    metric_intervals,
+from autotune.planning.estimate import Arithmetic, Estimate
+from autotune.planning.latencies import (
+    arithmetic_latencies,
+    limit_rows,
+    simulated_latencies,
+    usual_latencies,
 )
 from autotune.planning.model_shape import ModelShape
 from autotune.planning.option import Option
@@ -38,19 +36,19 @@ from autotune.planning.planned_traffic import PlannedTraffic, plan_traffic
 from autotune.planning.ranking import frontier, ranked, score, set_break_even
 from autotune.planning.read_shape import read_shape
 from autotune.planning.sensitivity import growth_rows, sensitivity
-from autotune.planning.trial import Trial
+from autotune.planning.simulator import SEARCHES, Simulator, blended
 from autotune.planning.would_fit import below_floor, floor_of, what_would_fit
-from autotune.simulation.interval import Interval
 from autotune.slo import QUALITY_METRICS, Slo, parse_slo
 from autotune.slo_grammar import LATENCIES, Limit
 
 # What may be simulated, in requests with few others in the batch: about so many fit into seconds.
-WORK = 26_000.0
+WORK = 34_000.0
 # Drawn costs at which an option's load is simulated.
 CONFIRMED = 4
 # Arithmetic may understate a capacity by so much before an option is left unsimulated for its cost.
 _DOUBT = 1.25
 _LEAST_LENGTH = 512
+_HOWEVER_MANY = 100_000
 _JUDGED = (*LATENCIES, "goodput", "error_rate")
 
 
@@ -142,7 +140,7 @@ def plan(
         options=tuple(order),
         frontier=tuple(frontier(order)),
         growth=tuple(growth),
-        sensitivity=tuple(sensitivity(order, planner.judged, options.probability, length)),
+        sensitivity=tuple(sensitivity(order, planner.arithmetic, options.probability, length)),
         gpus=tuple(gpus),
         workload=traffic.describe(),
         would_fit=tuple(would),
@@ -172,6 +170,9 @@ class _Planner:
         self.prices: dict[str, Any] = {}
         self.judged = Slo(tuple(limit for limit in slo.limits if limit.metric in _JUDGED))
         self.design_rate = traffic.rate * (1 + options.headroom)
+        self.arithmetic = Arithmetic(
+            self.traffic.sample, self.judged, self.design_rate, self.traffic.burstiness
+        )
         self.simulator = Simulator(
             self.traffic, self.judged, self.design_rate, options.draws, options.seed
         )
@@ -188,14 +189,22 @@ class _Planner:
             self.shape, gpus, options.tp_sizes, options.methods, options.kv_cache_dtype
         )
         self.notes += notes
-        judged: list[Option] = []
-        for number, choice in enumerate(found):
-            self._check_stop()
-            self._say(f"arithmetic: {number + 1} of {len(found)}, {choice.label}")
-            limits = candidates(self.shape, choice, self.length, self.traffic.sample)
-            judged.append(self._by_arithmetic(limits))
+        self._say(f"arithmetic of {len(found)} options")
+        limits = [candidates(self.shape, c, self.length, self.traffic.sample) for c in found]
+        judged = [self._option(under[0]) for under in limits]
+        fitting = [(o, under) for o, under in zip(judged, limits, strict=True) if o.fits]
+        models = [self.costs.model_of(option.candidate.choice.gpu) for option, _ in fitting]
+        known = self.arithmetic.estimates([under for _, under in fitting], models)
+        self._check_stop()
+        self.arithmetic.draw(
+            [e for e in known if e.capacity > 0], self.options.draws, self.options.seed
+        )
+        for (option, _), estimate in zip(fitting, known, strict=True):
+            option.candidate, option.known = estimate.candidate, estimate
+            self._count(option)
         self._simulate(judged)
         self._correct_others(judged)
+        self._bind(judged)
         for option in judged:
             self._finish(option)
         return judged
@@ -207,51 +216,43 @@ class _Planner:
         if best is None or best.known is None:
             return []
         label = best.candidate.choice.label
-        state = best.known.replica.at(max(1e-9, best.known.replica.capacity(()) * 1e-3))
-        for limit in self.judged.limits:
-            value = state.statistic(limit)
-            if value is not None and not limit.met_by(value):
-                told.append(
-                    f"even with a request or two at a time, {label} has {_shown(limit, value)} "
-                    f"by arithmetic, where {limit.text} is asked: more GPUs of a kind do not help"
-                )
+        for limit, value in self._missed_alone(best.known):
+            told.append(
+                f"even with a request or two at a time, {label} has {_shown(limit, value)} by "
+                f"arithmetic, where {limit.text} is asked: more GPUs of a kind do not help"
+            )
         return told or [
             f"{label} comes nearest, with a chance of {best.probability or 0.0:.0%} where "
             f"{self.options.probability:.0%} is asked: loosen the SLO, or ask for less certainty "
             "with --probability"
         ]
 
-    def _by_arithmetic(self, limits: list[Candidate]) -> Option:
-        first = limits[0]
+    def _option(self, candidate: Candidate) -> Option:
         option = Option(
-            first,
-            self.prices[first.choice.gpu.name],
+            candidate,
+            self.prices[candidate.choice.gpu.name],
             spares=self.options.spares,
             rate=self.traffic.rate,
             design_rate=self.design_rate,
             mean_output=self.traffic.mean_output,
         )
-        if first.cache is None:
-            option.constraint = _too_large(first)
-            missing = first.memory.shortfall_bytes / 1e9
+        if candidate.cache is None:
+            option.constraint = _too_large(candidate)
+            missing = candidate.memory.shortfall_bytes / 1e9
             option.reason = (
                 f"does not fit: {missing:.3g} GB are missing on each GPU for one sequence of "
                 f"{self.length} tokens"
             )
-            return option
-        known = estimate(
-            limits,
-            self.costs.model_of(first.choice.gpu),
-            self.traffic.sample,
-            self.judged,
-            self.design_rate,
-            self.traffic.burstiness,
-        )
-        option.candidate, option.known = known.candidate, known
-        if known.capacity > 0:
-            draw_costs(known, self.options.draws, self.options.seed, self.judged)
-        self._count(option)
         return option
+
+    def _bind(self, options: Sequence[Option]) -> None:
+        """What binds each option that has a capacity."""
+        some = [(o, o.known) for o in options if o.known is not None and o.known.capacity > 0]
+        bindings = find_bindings(
+            [known for _, known in some], self.judged.limits, self.arithmetic, self.costs.scaled
+        )
+        for (option, _), binding in zip(some, bindings, strict=True):
+            option.constraint, option.binding = binding.constraint, binding.to_json()
 
     def _count(self, option: Option) -> None:
         """Replicas, and the chance of meeting the SLO with them, as far as is known by now."""
@@ -263,7 +264,7 @@ class _Planner:
             return
         option.needed = known.replicas(self.design_rate, self.options.probability)
         if option.needed is None:
-            option.probability = known.chance(self.design_rate, 1000)
+            option.probability = known.chance(self.design_rate, _HOWEVER_MANY)
             return
         option.probability = known.chance(self.design_rate, option.needed)
 
@@ -283,7 +284,7 @@ class _Planner:
             if option not in leaders and expected / _DOUBT >= best:
                 option.reason = _screened(option, objective, best)
                 continue
-            work = self.simulator.cost_of(known) * (5 + CONFIRMED)
+            work = self.simulator.work(known) * (SEARCHES + CONFIRMED)
             if work > left and math.isfinite(best):
                 option.reason = "not simulated: more promising options took what a plan simulates"
                 continue
@@ -298,42 +299,18 @@ class _Planner:
         assert known is not None
         self.simulator.correct(known)
         self._count(option)
-        for _ in range(2):
-            if option.needed is None:
+        needed = option.needed
+        for more in (1, 2, 0):
+            if needed is None:
                 return
-            trials = self.simulator.confirm(known, option.needed, CONFIRMED)
-            option.probability = blended(known, self.design_rate, option.needed, trials)
-            self._take(option, trials)
+            trials = self.simulator.confirm(known, needed, CONFIRMED)
+            option.needed = needed
+            option.probability = blended(known, self.design_rate, needed, trials)
+            option.metrics = simulated_latencies(trials)
+            option.limits = limit_rows(self.judged, trials)
             if option.probability >= self.options.probability:
                 return
-            option.needed += 1
-        # Not simulated again: one replica more than what nearly held.
-        option.probability = min(
-            known.chance(self.design_rate, option.needed), (self.options.probability + 1) / 2
-        )
-
-    def _take(self, option: Option, trials: list[Trial]) -> None:
-        """Metrics of the burst with the spares away, and of the asked rate with all replicas."""
-        known = option.known
-        assert known is not None
-        assert option.needed is not None
-        config = known.candidate.config
-        middle_cost = known.model.middle(config)
-        middle = _middle(trials)
-        option.metrics = metric_intervals(middle, trials)
-        option.limits = _limit_rows(self.judged, middle, trials)
-        usual = self.simulator.trial(
-            known,
-            middle_cost,
-            self.traffic.rate / (option.needed + option.spares),
-            draw=0,
-            parts=option.needed + option.spares,
-        )
-        if usual.metrics is not None:
-            option.normal = {
-                name: {s: v for s, v in usual.metrics[name].items() if isinstance(v, float)}
-                for name in ("ttft", "tpot", "e2e")
-            }
+            needed = max(needed + more, math.ceil(needed * (1 + more / 20)))
 
     def _correct_others(self, options: Sequence[Option]) -> None:
         """Correct what was not simulated by what simulation found of the others."""
@@ -365,9 +342,8 @@ class _Planner:
             option.constraint = "latency"
             return
         if option.metrics is None:
-            option.metrics = arithmetic_intervals(known, self.design_rate / option.needed)
-        binding = find_binding(known, self.judged.limits, self.costs.scaled)
-        option.constraint, option.binding = binding.constraint, binding.to_json()
+            option.metrics = arithmetic_latencies(known, self.design_rate / option.needed)
+        option.normal = usual_latencies(known, self.traffic.rate / (option.needed + option.spares))
         sustained = known.sustained(option.needed, self.options.probability)
         option.sustained = max(self.traffic.rate, sustained / (1 + self.options.headroom))
         if self.options.growth is not None:
@@ -389,13 +365,18 @@ class _Planner:
                     f"{limit.text} is below the physical floor of {floor.seconds * 1e3:.3g} ms, "
                     f"set by {floor.set_by}"
                 )
+        for limit, value in self._missed_alone(known):
+            return f"{_shown(limit, value)} even with a request or two at a time"
+        chance = option.probability or 0.0
+        return f"however many replicas, the chance of meeting the SLO is at most {chance:.0%}"
+
+    def _missed_alone(self, known: Estimate) -> Iterator[tuple[Limit, float]]:
+        """Limits that are missed while hardly anything is asked, and by what."""
         state = known.replica.at(known.replica.capacity(()) * 1e-3)
         for limit in self.judged.limits:
             value = state.statistic(limit)
-            if value is not None and not limit.met_by(value):
-                return f"{_shown(limit, value)} even with a request or two at a time"
-        chance = option.probability or 0.0
-        return f"however many replicas, the chance of meeting the SLO is at most {chance:.0%}"
+            if value is not None and not limit.met_by(float(value[0])):
+                yield limit, float(value[0])
 
     def _is_feasible(self, option: Option) -> bool:
         return (
@@ -413,40 +394,12 @@ class _Planner:
     def _expected(self, option: Option, objective: Objective) -> float:
         if objective == "latency" and option.metrics is None and option.known is not None:
             assert option.needed is not None
-            state = option.known.replica.at(self.design_rate / option.needed)
-            return float(state.e2e.mean())
+            return float(option.known.at(self.design_rate / option.needed).e2e.mean())
         return score(option, objective)
 
     def _check_stop(self) -> None:
         if self._stop is not None and self._stop.is_set():
             raise Interrupted("The plan was stopped.")
-
-
-def _middle(trials: Sequence[Trial]) -> Trial:
-    """The trial whose violation is the lower median."""
-    ordered = sorted(trials, key=lambda trial: trial.violation)
-    return ordered[(len(ordered) - 1) // 2]
-
-
-def _limit_rows(slo: Slo, middle: Trial, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    rows = []
-    for place, limit in enumerate(slo.limits):
-        values = [
-            result.measured
-            for trial in trials
-            if trial.metrics is not None
-            for result in [slo.evaluate(trial.metrics)[place]]
-            if result.measured is not None
-        ]
-        told = None
-        if middle.metrics is not None and values:
-            value = slo.evaluate(middle.metrics)[place].measured
-            told = None if value is None else Interval.of(value, values).to_json()
-        met = sum(trial.violations[place] <= 0 for trial in trials)
-        rows.append(
-            {"limit": limit.text, "bound": limit.bound, "measured": told, "p": met / len(trials)}
-        )
-    return rows
 
 
 def _screened(option: Option, objective: Objective, best: float) -> str:

@@ -48,7 +48,8 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
         "growth": list(plan.growth),
         "sensitivity": list(plan.sensitivity),
         "catalogue": {
-            gpu.name: _gpu(gpu) | {"price": price.to_json() if (price := prices.get(gpu.name)) else None}
+            gpu.name: _gpu(gpu)
+            | {"price": price.to_json() if (price := prices.get(gpu.name)) else None}
             for gpu in plan.gpus
         },
         "would_fit": list(plan.would_fit),

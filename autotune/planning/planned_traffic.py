@@ -29,9 +29,9 @@ from autotune.workload.transform import clip_lengths, scale_lengths, scale_rate,
 Floats = npt.NDArray[np.float64]
 
 # Rows of a preset that its lengths are told by, and the most of any traffic that the arithmetic
-# looks at: enough for a 99th percentile to be somewhere near.
+# looks at.
 _PRESET_ROWS = 1024
-SAMPLE_ROWS = 512
+SAMPLE_ROWS = 256
 # Ids of synthesised tokens lie below this; only whether they are equal matters.
 _VOCABULARY = 1 << 16
 # Beyond so many parts, arrivals of a part are as even as they get.

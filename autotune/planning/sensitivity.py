@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from autotune.planning.estimate import Estimate
+import numpy as np
+
+from autotune.planning.estimate import Arithmetic, Estimate
 from autotune.planning.growth import Growth
 from autotune.planning.option import HOURS_PER_MONTH, Option
-from autotune.slo import Slo
 
 _RATES = (0.5, 1.5, 2.0)
 # Prompts and answers, as factors.
@@ -18,12 +19,12 @@ SHOWN = 8
 
 
 def sensitivity(
-    options: Sequence[Option], slo: Slo, probability: float, max_model_len: int
+    options: Sequence[Option], arithmetic: Arithmetic, probability: float, length: int
 ) -> list[dict[str, Any]]:
     """Replicas and cost of the best options under other rates, lengths and prices.
 
     The capacity of a replica stays what it is under another rate. Under other lengths it is scaled
-    as arithmetic scales it.
+    as arithmetic scales it. `length` is the longest sequence in tokens.
     """
     shown = _shown(options)
     rows: list[dict[str, Any]] = []
@@ -34,11 +35,11 @@ def sensitivity(
         ]
         rows.append(_row(f"rate x {factor:g}", "rate", factor, told))
     for change, prompts, answers in _LENGTHS:
-        told = []
-        for index, option in shown:
-            assert option.known is not None
-            other = _with_lengths(option.known, prompts, answers, max_model_len, slo)
-            told.append(_told(index, option, _replicas(other, option.design_rate, probability)))
+        scaled = _with_lengths([o.known for _, o in shown], arithmetic, prompts, answers, length)
+        told = [
+            _told(index, option, _replicas(other, option.design_rate, probability))
+            for (index, option), other in zip(shown, scaled, strict=True)
+        ]
         rows.append(_row(change, "lengths", max(prompts, answers, key=_far), told))
     rows += [_prices(shown, high=False), _prices(shown, high=True)]
     return rows
@@ -75,20 +76,34 @@ def _replicas(known: Estimate | None, rate: float, probability: float) -> int | 
 
 
 def _with_lengths(
-    known: Estimate, prompts: float, answers: float, max_model_len: int, slo: Slo
-) -> Estimate:
-    """The same for other lengths, its capacities scaled as those of arithmetic change."""
-    sample = known.replica.sample.scaled(prompts, answers, max_model_len)
-    candidate = known.candidate
-    table = candidate.table(known.model.middle(candidate.config), sample)
-    replica = candidate.replica(table, sample, known.replica.variation)
-    ratio = replica.capacity(slo.limits) / known.capacity if known.capacity else 0.0
-    return dataclasses.replace(
-        known,
-        replica=replica,
-        capacity=known.capacity * ratio,
-        drawn=tuple(c * ratio for c in known.drawn),
+    known: Sequence[Estimate | None],
+    arithmetic: Arithmetic,
+    prompts: float,
+    answers: float,
+    length: int,
+) -> list[Estimate | None]:
+    """The same for other lengths, their capacities scaled as those of arithmetic change."""
+    some = [estimate for estimate in known if estimate is not None]
+    if not some:
+        return [None] * len(known)
+    other = Arithmetic(
+        arithmetic.sample.scaled(prompts, answers, length),
+        arithmetic.slo,
+        arithmetic.rate,
+        arithmetic.burstiness,
     )
+    variation = np.array([float(estimate.replica.variation[0]) for estimate in some])
+    rows = [(e.candidate, e.model.middle(e.candidate.config)) for e in some]
+    capacities = other.replicas(rows).with_variation(variation).capacity(other.slo.limits)
+    scaled = {
+        id(estimate): dataclasses.replace(
+            estimate,
+            capacity=capacity,
+            drawn=tuple(c * capacity / estimate.capacity for c in estimate.drawn),
+        )
+        for estimate, capacity in zip(some, capacities.tolist(), strict=True)
+    }
+    return [None if estimate is None else scaled[id(estimate)] for estimate in known]
 
 
 def _prices(shown: Sequence[tuple[int, Option]], *, high: bool) -> dict[str, Any]:

@@ -28,17 +28,19 @@ from engine.config import EngineConfig
 from engine.engine import CacheShape
 
 # Requests that are counted: of fewer a 95th percentile says little, of more a plan takes too long.
-COUNTED = 256
+COUNTED = 192
 # Before and after them, in mean times that a request stays.
-_BEFORE, _AFTER = 0.6, 0.6
+_BEFORE, _AFTER = 0.5, 0.4
 _LEAST_AROUND = 24
 # A prefix cache that is to be filled first takes longer.
-_LEAST_BEFORE_CACHED = 96
+_LEAST_BEFORE_CACHED = 64
 _MOST_UNDER_WAY = 1500
 # A replica that has so many times as many requests as expected is not going to recover.
 _PILED_UP = 3.0
 _STARTING_TOKEN = 1 << 20
 _MOST_SLICES = 200
+# Tokens of a block: those of the presets' prefixes.
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,9 @@ class Stage:
         under_way, before, after = _sizes(expected, rate, cached=cached)
         count = before + COUNTED + after
         stream = self.traffic.stream(rate, count, parts, draw)
-        # Nothing shared: looking for prefixes would only take time.
-        config = self.config if cached else self.config.replace(enable_prefix_caching=False)
+        config, cache = self._coarse(cached=cached)
         engine = VirtualEngine(
-            config, cost.cost, self.cache, times=cost.times, pace=cost.pace, seed=draw
+            config, cost.cost, cache, times=cost.times, pace=cost.pace, seed=draw
         )
         for load, received in _under_way(self.sample, under_way, draw):
             if len(load.token_ids) + load.output_tokens <= self.cache.max_model_len:
@@ -107,6 +108,15 @@ class Stage:
         else:
             return Trial(rate, None, self._hopeless(), count)
         return self._judged(rate, [records[request_id] for request_id in counted], count)
+
+    def _coarse(self, *, cached: bool) -> tuple[EngineConfig, CacheShape]:
+        """The same with larger blocks, which take less time to keep and change little.
+
+        Where nothing is shared, prefixes are not looked for.
+        """
+        times = _BLOCK // self.config.block_size
+        config = self.config.replace(block_size=_BLOCK, enable_prefix_caching=cached)
+        return config, self.cache._replace(num_blocks=self.cache.num_blocks // times)
 
     def _judged(self, rate: float, records: Sequence[RequestRecord], count: int) -> Trial:
         metrics = compute_metrics(
@@ -142,14 +152,18 @@ def _within(violation: float) -> float:
 
 def _sizes(expected: Steady, rate: float, *, cached: bool) -> tuple[int, int, int]:
     """Requests under way at the start, before those that are counted, and after."""
-    if expected.saturated:
+    if expected.saturated[0]:
         return 0, COUNTED, COUNTED // 2
-    stay = float(np.mean(expected.e2e))
-    under_way = min(_MOST_UNDER_WAY, round(expected.batch))
+    stay = float(np.mean(expected.e2e[0]))
+    under_way = min(_MOST_UNDER_WAY, round(float(expected.batch[0])))
     around = min(_MOST_UNDER_WAY, rate * stay)
     before = max(_LEAST_BEFORE_CACHED if cached else _LEAST_AROUND, math.ceil(_BEFORE * around))
     # Steps of 32, so that streams of like rates are drawn once.
-    return under_way, -(-before // 32) * 32, max(_LEAST_AROUND, math.ceil(_AFTER * around / 32) * 32)
+    return (
+        under_way,
+        -(-before // 32) * 32,
+        max(_LEAST_AROUND, math.ceil(_AFTER * around / 32) * 32),
+    )
 
 
 def _under_way(sample: LengthSample, count: int, draw: int) -> list[tuple[LoadRequest, int]]:

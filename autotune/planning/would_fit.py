@@ -106,7 +106,9 @@ def _fewest(
     """The fewest GPUs, and the method nearest to the checkpoint, that hold a model."""
     methods = ("none",) if shape.stored is not None else _METHODS
     for ranks in TENSOR_PARALLEL_SIZES:
-        if shape.obstacle(ranks) is not None or not (ranks <= _SERVER or ranks <= gpu.max_link_size):
+        if shape.obstacle(ranks) is not None or not (
+            ranks <= _SERVER or ranks <= gpu.max_link_size
+        ):
             continue
         for method in methods:
             if why_not(gpu, method) is not None:
