@@ -93,7 +93,6 @@ def trial_table(evidence: Evidence) -> TrialTable:
     objective = str(evidence.run.get("objective", "objective"))
     unit = str(evidence.run.get("objective_unit", ""))
     columns = [("Trial", True), ("Kind", False), ("Source", False)]
-    columns += [(knob, False) for knob in knobs]
     measured = {
         OBJECTIVE: f"{objective} ({'ms' if unit in ('s', 'seconds') else unit})".replace(" ()", ""),
         "ttft.p95": "TTFT p95 (ms)",
@@ -111,7 +110,8 @@ def trial_table(evidence: Evidence) -> TrialTable:
             columns.append(("predicted", True))
     if predicted:
         columns.append(("Chance predicted", True))
-    columns += [("SLO", False), ("Load", False), ("Took", True), ("Reason", False)]
+    columns += [("SLO", False), *((knob, False) for knob in knobs)]
+    columns += [("Load", False), ("Took", True), ("Reason", False)]
     chosen = shown(evidence.trials, evidence)
     counts = {"met": 0, "missed": 0, "failed": 0}
     for trial in evidence.trials:
@@ -131,11 +131,6 @@ def _row(trial: TrialRecord, knobs: Sequence[str], unit: str, predicted: Sequenc
     tpot = number(mapping(metrics.get("tpot")).get("p95"))
     kind = f"{trial.kind} {trial.round + 1}" if trial.kind == "proof" else str(trial.kind)
     cells = [_number(float(trial.number), str(trial.number)), _words(kind), _words(trial.source)]
-    for knob in knobs:
-        value = trial.config.get(knob)
-        amount = number(value)
-        text = knob_value(knob, value)
-        cells.append(_words(text) if amount is None else _number(amount, text))
     measured = {
         OBJECTIVE: _number(objective, quantity(objective, unit).split(" ")[0]),
         "ttft.p95": _number(ttft, milliseconds(ttft).removesuffix(" ms")),
@@ -152,8 +147,13 @@ def _row(trial: TrialRecord, knobs: Sequence[str], unit: str, predicted: Sequenc
     if predicted:
         share = number(mapping(trial.predicted).get("p_meets_slo"))
         cells.append(_number(share, "" if share is None else chance(share)))
+    cells.append(_words(_slo_text(trial)))
+    for knob in knobs:
+        value = trial.config.get(knob)
+        amount = number(value)
+        text = knob_value(knob, value)
+        cells.append(_words(text) if amount is None else _number(amount, text))
     cells += [
-        _words(_slo_text(trial)),
         _words({True: "delivered", False: "short"}.get(metrics.get("load_delivered"), "")),  # type: ignore[arg-type]
         _number(number(trial.seconds), duration(number(trial.seconds))),
         _words(_reason(trial)),

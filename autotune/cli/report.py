@@ -1,4 +1,4 @@
-"""`autotune report`: make the HTML report of a run folder again."""
+"""`autotune report`: make the HTML report of a folder again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from autotune.cli.console import data_console, print_json
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder, as `autotune run` wrote it.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder that `autotune run`, `bench`, `profile` or `plan` wrote.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write report.html of a run, finished or not, from its records."""
+    """Write report.html of a run, finished or not, or of a plan, from its records."""
     from reports.report import render_report
 
     path = render_report(run)

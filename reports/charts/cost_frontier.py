@@ -18,6 +18,10 @@ from reports.plan.money import chance, dollars
 _MARKS = {"met": ("circle", "s-met"), "missed": ("triangle", "s-missed")}
 _CHOSEN = ("diamond", "s-chosen")
 _MOST_SHOWN = 200
+# What costs more than so many times the cheapest that keeps the promise is not drawn: it would
+# press every option that may be chosen into a corner.
+_DEAREST = 4.0
+_SPREAD_FOR_LOG = 6.0
 _MOST_LABELS = 9
 
 
@@ -44,9 +48,9 @@ def cost_frontier(plan: Plan) -> Figure | None:
         id="cost-frontier",
         title="Cost against latency",
         caption=(
-            "Every option that was simulated, with the replicas it needs. Further left is cheaper, "
-            "lower is faster; the upright lines are 90% intervals of the latency. An option whose "
-            "interval crosses the limit may break it."
+            "Every option with the replicas it needs: in full colour what was simulated, pale what "
+            "arithmetic alone judged. Further left is cheaper, lower is faster; the upright lines "
+            "are 90% intervals of the latency." + _left_out(plan)
         ),
         drawings=drawings,
         columns=["Option", *(f"{m.upper()} {s}" for m, s, _ in plan.axes), "$ a month", "Chance"],
@@ -58,16 +62,32 @@ def cost_frontier(plan: Plan) -> Figure | None:
 
 def _points(plan: Plan, metric: str, statistic: str) -> list[tuple[Option, float, Estimate]]:
     """(option, USD a month, latency) of what has both, at most `_MOST_SHOWN` of them."""
+    dearest = _dearest(plan)
     found = [
         (option, cost.value, latency)
         for option in plan.options
         if option.standing != "failed"
         and (cost := option.per_month) is not None
-        and cost.value > 0
+        and 0 < cost.value <= dearest
         and (latency := option.latency(metric, statistic)) is not None
         and latency.value > 0
     ]
     return found[:_MOST_SHOWN]
+
+
+def _dearest(plan: Plan) -> float:
+    """The highest monthly cost that is drawn."""
+    kept = [o.per_month.value for o in plan.options if o.standing == "met" and o.per_month]
+    return _DEAREST * min(kept) if kept and min(kept) > 0 else float("inf")
+
+
+def _left_out(plan: Plan) -> str:
+    dearest = _dearest(plan)
+    count = sum(1 for o in plan.options if o.per_month and o.per_month.value > dearest)
+    if not count:
+        return ""
+    options = "1 option" if count == 1 else f"{count} options"
+    return f" {options} above {dollars(dearest)} a month left out."
 
 
 def _front(
@@ -91,9 +111,9 @@ def _drawing(
 ) -> Markup:
     heights = [1000 * v for _, _, e in points for v in (e.value, max(e.low, e.value / 20), e.high)]
     # What misses a limit by far must not press everything that meets it onto the axis.
-    low, high, log = domain(
-        [min(h, _ceiling(bound)) for h in heights] + ([] if bound is None else [1000 * bound])
-    )
+    shown = [min(h, _ceiling(bound)) for h in heights] + ([] if bound is None else [1000 * bound])
+    wide_spread = min(shown) > 0 and max(shown) > _SPREAD_FOR_LOG * min(shown)
+    low, high, log = domain(shown, log=True if wide_spread else None)
     left, right, wide = domain([cost for _, cost, _ in points])
     unit = "ms, log scale" if log else "ms"
     plot = Plot(
@@ -123,8 +143,8 @@ def _drawing(
             f"{option.short}: {dollars(cost)} a month, {metric.upper()} {statistic} "
             f"{latency.written(milliseconds, 'ms')}, chance {chance(option.chance)}"
         )
-        size = 7.0 if chosen else 5.0 if prominent else 3.2
-        mark_series = series if prominent else f"{series} faint"
+        size = 7.0 if chosen else 5.0 if prominent else 4.0 if option.simulated else 3.2
+        mark_series = series if option.simulated else f"{series} faint"
         plot.mark(cost, 1000 * latency.value, shape, mark_series, tip, size=size)
     labels = [
         (plot.x(cost), plot.y(1000 * latency.value), option.short)

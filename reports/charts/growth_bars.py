@@ -39,7 +39,7 @@ class Lasting:
         if self.months <= 0:
             return "outgrown from the start"
         rate = f", at {significant(self.rate)} requests/s" if self.rate is not None else ""
-        return f"outgrown after {significant(self.months, 2)} months{rate}"
+        return f"outgrown after {_span(self.months)}{rate}"
 
     @property
     def costs(self) -> list[tuple[float, float]]:
@@ -78,7 +78,10 @@ def growth_figure(plan: Plan) -> Figure | None:
     horizon = max([*months, *(e.months or 0.0 for e in entries)], default=0.0)
     if not entries or not 0 < horizon <= _LONGEST:
         return None
-    drawings = [_bars(plan, entries, horizon)]
+    # The bars need no more room than the longest of them.
+    longest = max(horizon if e.months is None else e.months for e in entries)
+    room = next((m for m in sorted(months) if m > 1.3 * longest), horizon)
+    drawings = [_bars(plan, entries, room)]
     lines = [e for e in entries if len(e.costs) > 1][: len(SERIES)]
     legend = [mark_key("square", "bar s-winner", "what is bought now suffices")]
     if lines:
@@ -119,6 +122,13 @@ def growth_asked(plan: Plan) -> str:
     if factor is not None and months is not None:
         return f"{significant(factor)}× every {significant(months)} months"
     return str(asked) if isinstance(asked, str) else ""
+
+
+def _span(months: float) -> str:
+    if months < 2:
+        weeks = round(months * 52 / 12)
+        return "less than a week" if weeks < 1 else "a week" if weeks == 1 else f"{weeks} weeks"
+    return f"{significant(months, 2)} months"
 
 
 def _needs(

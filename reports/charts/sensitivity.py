@@ -45,7 +45,8 @@ def read_cases(plan: Plan) -> list[Case]:
                 replicas[option.rank] = count
             if hourly is not None:
                 monthly[option.rank] = hourly * HOURS_PER_MONTH
-        cases.append(Case(str(row.get("change") or row.get("kind") or "?"), replicas, monthly))
+        name = str(row.get("change") or row.get("kind") or "?").replace(" x ", " × ")
+        cases.append(Case(name, replicas, monthly))
     if not cases:
         return []
     told = {rank for case in cases for rank in case.monthly}
@@ -77,7 +78,7 @@ def flips(plan: Plan) -> list[str]:
         if cheapest is not None and cheapest is not usual:
             by_option.setdefault(cheapest.title, []).append(case.name)
     return [
-        f"{title} would be the cheapest with {', '.join(names)}."
+        f"{title} would be the cheapest with {'; with '.join(names)}."
         for title, names in by_option.items()
     ]
 

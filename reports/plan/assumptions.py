@@ -26,6 +26,8 @@ _URL = re.compile(r"https?://[^\s<>\"']{1,400}\Z")
 # An address without its scheme: a host with a dot, and a path.
 _HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[^\s<>\"'@;,]{1,400}\Z")
 _MOST_NAMED = 6
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_UNFIT = "does not fit in the memory"
 _ARITHMETIC = "judged by arithmetic alone: others were likelier to be the choice"
 
 
@@ -82,20 +84,34 @@ def not_simulated(plan: Plan) -> list[tuple[str, str]]:
         entry = mapping(item)
         what, why = (str(entry.get(key) or "") for key in ("what", "why"))
         found.append((what, why) if entry else (str(item), ""))
-    groups: dict[str, list[Option]] = {}
+    groups: dict[str, list[tuple[Option, str]]] = {}
     for option in plan.options:
-        if not option.fits:
-            groups.setdefault("does not fit in the memory", []).append(option)
-        elif not option.simulated:
-            reason = str(option.raw.get("reason") or _ARITHMETIC)
-            groups.setdefault(reason, []).append(option)
-    return [*found, *((_names(options), why) for why, options in groups.items())]
+        if option.simulated and option.fits:
+            continue
+        why = str(option.raw.get("reason") or _ARITHMETIC) if option.fits else _UNFIT
+        # Reasons that differ in their numbers only are told once.
+        groups.setdefault(_NUMBER.sub("#", why), []).append((option, why))
+    for group in groups.values():
+        found.append((_names([option for option, _ in group]), _joined([why for _, why in group])))
+    return found
 
 
 def _names(options: Sequence[Option]) -> str:
     names = [option.one for option in options]
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _joined(reasons: Sequence[str]) -> str:
+    """One sentence of several that differ in their numbers: each number, or its range."""
+    numbers = [_NUMBER.findall(reason) for reason in reasons]
+    told = iter(
+        column[0]
+        if len(set(column)) == 1
+        else f"{min(column, key=float)} to {max(column, key=float)}"
+        for column in zip(*numbers, strict=True)
+    )
+    return _NUMBER.sub(lambda _: next(told), reasons[0])
 
 
 def asked_facts(plan: Plan) -> list[tuple[str, str]]:
@@ -207,7 +223,8 @@ def _rate(value: object, unit: str) -> str:
 def _unit_of(name: str) -> tuple[str, str]:
     """A factor's name in words, and what it is written in: its name tells times from shares."""
     is_time = any(part in name for part in ("latency", "overhead", "seconds"))
-    return name.replace("_", " "), "s" if is_time else "share"
+    words = re.sub(r" (\d+)$", r", \1 bits", name.replace("_", " "))
+    return words, "s" if is_time else "share"
 
 
 def _written(estimate: Estimate, unit: str) -> str:

@@ -102,7 +102,7 @@ def _ranked(plan: Plan, option: Option) -> RankedRow:
     told = [option.layout, option.quantization]
     if seats is not None:
         told.append(f"{significant(seats, 6)} sequences")
-    named = f"{option.named}" if option.fits else option.title
+    named = option.named if option.replicas else option.title
     cells = [
         (named, ", ".join(told)),
         (MISSING if cost is None else dollars(cost.value), dollar_range(cost)),
@@ -114,8 +114,9 @@ def _ranked(plan: Plan, option: Option) -> RankedRow:
         cells.append(
             (MISSING if latency is None else milliseconds(latency.value), _between(latency))
         )
-    reason = why_not(option)
-    cells.append((constraint(option), "") if option.fits else ("does not fit", reason))
+    reason = why_not(option) if option.standing != "met" else ""
+    bound = constraint(option) if option.fits else "does not fit"
+    cells.append((bound, reason.removeprefix("does not fit: ")))
     return RankedRow(option.rank, option is plan.recommended, option.standing, cells)
 
 

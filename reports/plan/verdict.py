@@ -40,13 +40,18 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class PlanVerdict:
-    """What the page says first. `doubts` say plainly what the numbers do not rest on."""
+    """What the page says first. `doubts` say plainly what the numbers do not rest on.
+
+    `obstacles` tell what is in the way of each GPU where none is to be had.
+    """
 
     tone: Tone
     badge: str
     headline: str
     lead: str
     doubts: Sequence[str]
+    obstacles: Sequence[str]
+    fits_nowhere: bool
     price: str
     price_note: str
     purchase: Sequence[tuple[str, str]]
@@ -57,14 +62,18 @@ class PlanVerdict:
 def judge_plan(plan: Plan) -> PlanVerdict:
     """The verdict on a plan in whatever state it is."""
     chosen = plan.recommended
-    shown = chosen or _closest(plan)
-    tone, badge, headline, lead = _say(plan, chosen, shown)
+    closest = chosen or _closest(plan)
+    # Of what no number of replicas helps there is nothing to get.
+    shown = closest if closest is not None and closest.replicas else None
+    tone, badge, headline, lead = _say(plan, chosen, closest)
     return PlanVerdict(
         tone=tone,
         badge=badge,
         headline=headline,
         lead=lead,
         doubts=_doubts(plan, shown),
+        obstacles=[] if shown is not None else _obstacles(plan),
+        fits_nowhere=bool(plan.options) and closest is None,
         price=MISSING if shown is None or shown.per_month is None else _monthly(shown),
         price_note=_price_note(shown),
         purchase=[] if shown is None else purchase(shown),
@@ -125,6 +134,9 @@ def _say(plan: Plan, chosen: Option | None, shown: Option | None) -> tuple[Tone,
             "The model fits on none of these GPUs",
             f"{asked} {_shortest(plan)}".strip(),
         )
+    if not shown.replicas:
+        headline = "No number of these GPUs keeps the promise"
+        return "bad", "No option keeps the promise", headline, asked
     closest = f"the closest is {shown.named} with {chance(shown.chance)}"
     headline = f"No option keeps the promise with {percent(plan.threshold)} chance; {closest}"
     return "bad", "No option keeps the promise", headline, asked
@@ -191,6 +203,15 @@ def _closest(plan: Plan) -> Option | None:
     return max(runnable, key=lambda o: (o.chance or 0.0, -o.rank)) if runnable else None
 
 
+def _obstacles(plan: Plan) -> list[str]:
+    """Why the best option of each GPU is none."""
+    return [
+        f"{option.title}, {option.quantization}: {reason}"
+        for option in plan.best_of_each
+        if (reason := str(option.raw.get("reason") or ""))
+    ]
+
+
 def _doubts(plan: Plan, shown: Option | None) -> list[str]:
     told = [str(note) for note in sequence(plan.raw.get("warnings")) if note]
     if shown is None:
@@ -219,7 +240,9 @@ def _price_note(option: Option | None) -> str:
     if option is None or option.per_month is None:
         return "no price is known"
     between = dollar_range(option.per_month)
-    return "a month of 730 hours" + (f"; {between} by price and need" if between else "")
+    return "a month of 730 hours" + (
+        f"; {between} across listed prices and what may be needed" if between else ""
+    )
 
 
 def _money(option: Option) -> list[tuple[str, str]]:

@@ -286,6 +286,20 @@ def test_no_option_keeps_the_promise(tmp_path: Path) -> None:
     assert "4 h200 would do" in page.verdict.words
 
 
+def test_a_promise_below_the_floor_has_nothing_to_get(tmp_path: Path) -> None:
+    floor = "tpot<2ms is below the physical floor of 2.24 ms, set by reading 7.5 GB of weights"
+    hopeless = option("h100-sxm", "fp8", 0, 1.0, 1.0, 0.0, reason=floor, usd_per_hour=None)
+    hopeless |= {"ttft": None, "tpot": None, "normal": None, "outgrown": None}
+    page = render(tmp_path, options=[hopeless], would_fit=["even alone"], growth=[])
+    assert page.badge == "✗ No option keeps the promise"
+    assert page.headline == "No number of these GPUs keeps the promise"
+    (block,) = page.verdict.with_class("infeasible")
+    assert f"NVIDIA H100 SXM 80 GB, fp8: {floor}" in block.words
+    assert "even alone" in block.words
+    assert not page.verdict.with_class("card")
+    assert not page.verdict.with_class("slo")
+
+
 def test_a_model_that_fits_nowhere_tells_the_nearest(tmp_path: Path) -> None:
     options = [unfit("t4", 5 * GIB), unfit("l40s", 3 * GIB)]
     page = render(tmp_path, options=options, would_fit=["2 l40s would hold it"], growth=[])
