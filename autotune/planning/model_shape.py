@@ -10,12 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autotune.planning.stored_weights import StoredWeights
 from engine.quantize.weight_size import linear_bytes
 
 Cut = Literal["rows", "columns", "whole"]
+# One number, or as many as there are rows in a table.
+Amount = TypeVar("Amount", float, NDArray[np.float64])
 
 CACHE_ITEM_BYTES = {"int8": 1, "fp8": 1}
 # A quantized cache holds a float32 scale for the key and the value of each head of each token.
@@ -52,15 +57,14 @@ class Experts:
     shared_size: int = 0
     shared_gate: bool = False
 
-    def touched(self, rows: float) -> float:
+    def touched(self, rows: Amount) -> Amount:
         """Experts that `rows` tokens meet together, if a token is as likely to meet any.
 
         E * (1 - (1 - k/E)^B): each of B tokens leaves an expert out with a chance of 1 - k/E.
         """
-        if rows <= 0:
-            return 0.0
         missed = 1.0 - self.top_k / self.num_experts
-        return float(self.num_experts * (1.0 - missed**rows))
+        met: Amount = self.num_experts * (1.0 - missed**rows)
+        return met
 
 
 class Linear(NamedTuple):

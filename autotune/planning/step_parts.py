@@ -14,8 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from autotune.planning.device_rates import DeviceRates
-from autotune.planning.model_shape import Linear, ModelShape
+from autotune.planning.model_shape import Amount, Linear, ModelShape
 from autotune.predict.curves import ROOFLINE_POWER, Curve
 from engine.config import EngineConfig
 from engine.quantize.method_table import METHODS, Activation
@@ -40,12 +42,11 @@ _OUTLIER_COST = 1.5
 _ROWS = (1, 2, 3, 4, 6, *(round(8 * 1.26**power) for power in range(36)))
 
 
-def joined(read: float, compute: float) -> float:
+def joined(read: Amount, compute: Amount) -> Amount:
     """Seconds of a kernel that reads and computes at the same time."""
-    if read <= 0 or compute <= 0:
-        return max(read, compute, 0.0)
     power = ROOFLINE_POWER
-    return float((read**power + compute**power) ** (1.0 / power))
+    seconds: Amount = (read**power + compute**power) ** (1.0 / power)
+    return seconds
 
 
 def reading_share(read: float, compute: float) -> float:
@@ -121,18 +122,19 @@ class StepParts:
 
     def layers_curve(self) -> Curve:
         """Seconds of the linear layers with all that comes with their rows, by rows."""
-        return Curve.of(_ROWS, [self.layers(rows) for rows in _ROWS])
+        return Curve.of(_ROWS, self.layers(np.array(_ROWS, dtype=np.float64)).tolist())
 
     def head_curve(self) -> Curve:
         """Seconds of the output head and of sampling, by sampled rows."""
-        return Curve.of(_ROWS, [_seconds(self.head, rows) for rows in _ROWS])
+        rows = np.array(_ROWS, dtype=np.float64)
+        return Curve.of(_ROWS, self.product_seconds(self.head, rows).tolist())
 
-    def layers(self, rows: float) -> float:
+    def layers(self, rows: Amount) -> Amount:
         """Seconds of the linear layers and the elementwise kernels; communication aside."""
-        if rows <= 0:
-            return 0.0
-        linear = sum(p.layers * self.product_seconds(p, rows) for p in self.products)
-        return linear + self.elementwise * rows + self.latency
+        seconds: Amount = self.elementwise * rows + self.latency
+        for product in self.products:
+            seconds = seconds + product.layers * self.product_seconds(product, rows)
+        return seconds
 
     def split_layers(self, rows: float) -> tuple[float, float, float]:
         """`layers` as seconds of reading weights, of arithmetic, and of latencies."""
@@ -151,11 +153,9 @@ class StepParts:
         """The output head's seconds, likewise."""
         if rows <= 0:
             return 0.0, 0.0, 0.0
-        head = self.head
-        reading = head.weight_seconds + rows * head.row_traffic
-        total = joined(reading, rows * head.row_seconds)
-        share = reading_share(reading, rows * head.row_seconds)
-        return total * share, total * (1 - share), head.latency
+        reading, computing = self._roofline(self.head, rows)
+        total, share = joined(reading, computing), reading_share(reading, computing)
+        return total * share, total * (1 - share), self.head.latency
 
     def decode_attention(self) -> tuple[float, float]:
         """Seconds of all layers whatever decodes see, and a token that they see."""
@@ -203,23 +203,19 @@ class StepParts:
         moved = 2.0 * (ranks - 1) / ranks * self.shape.hidden_size * self.shape.dtype_bytes
         return sums * self.rates.all_reduce_latency, sums * moved / self.rates.link
 
-    def _roofline(self, product: Product, rows: float) -> tuple[float, float]:
+    def _roofline(self, product: Product, rows: Amount) -> tuple[Amount, Amount]:
         """Seconds of reading and of arithmetic of one product."""
-        copies, met = 1.0, rows
-        if product.copies > 1 and self.shape.experts is not None:
-            copies = self.shape.experts.touched(rows)
-            met = rows * self.shape.experts.top_k
-        read = copies * product.weight_seconds + met * product.row_traffic
+        experts = self.shape.experts
+        if product.copies == 1 or experts is None:
+            return product.weight_seconds + rows * product.row_traffic, rows * product.row_seconds
+        met: Amount = rows * experts.top_k
+        read: Amount = experts.touched(rows) * product.weight_seconds + met * product.row_traffic
         return read, met * product.row_seconds
 
-    def product_seconds(self, product: Product, rows: float) -> float:
+    def product_seconds(self, product: Product, rows: Amount) -> Amount:
         """Seconds of one matrix product of `rows` tokens, of one of its layers."""
-        return joined(*self._roofline(product, rows)) + product.latency
-
-
-def _seconds(product: Product, rows: float) -> float:
-    read = product.weight_seconds + rows * product.row_traffic
-    return joined(read, rows * product.row_seconds) + product.latency
+        seconds: Amount = joined(*self._roofline(product, rows)) + product.latency
+        return seconds
 
 
 def _product(
