@@ -30,7 +30,7 @@ from autotune.predict.fit_lines import TERMS, CostFit, Expected
 from autotune.predict.load_times import LoadTimes, times_of
 from autotune.predict.residual_cost import CalibratedCost
 from autotune.predict.served import served
-from autotune.predict.step_cost import StepCost
+from autotune.predict.step_cost import Coefficients, StepCost
 from autotune.profiling.machine import MachineCalibration
 from autotune.profiling.schema import KvCache, ModelFacts
 from engine.config import EngineConfig
@@ -72,8 +72,12 @@ class Calibration:
     created_at: str = ""
     wider: float = 0.0
     warnings: tuple[str, ...] = ()
-    _served: dict[tuple[Any, ...], CacheShape | None] = field(
-        default_factory=dict, compare=False, repr=False
+    # What was asked for before; a search asks for thousands of configs of a few kinds.
+    _caches: dict[tuple[Any, ...], CacheShape | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    _draws: dict[tuple[Any, ...], CostDraw] = field(
+        default_factory=dict, init=False, compare=False, repr=False
     )
 
     @property
@@ -88,19 +92,12 @@ class Calibration:
             NotPredictable: nothing is known of a knob's effect.
         """
         fit = self._fit(config)
-        cost = CalibratedCost(
-            in_parallel(
-                self._cost(config, fit.fit.coefficients),
-                self.config,
-                config,
-                self.model,
-                self.machine.ceilings,
-                on_gpu=self._on_gpu,
-            ),
-            self.fits.residual,
-            ladder=self._ladder(config),
-        )
-        return CostDraw(cost, self.times, played_pace(self.fits.pace, self.fits.moments))
+        key = self._key(config)
+        if key not in self._draws:
+            cost = self._calibrated(config, fit.fit.coefficients)
+            pace = played_pace(self.fits.pace, self.fits.moments)
+            self._draws[key] = CostDraw(cost, self.times, pace)
+        return self._draws[key]
 
     def draws(self, config: EngineConfig, count: int, seed: int) -> list[CostDraw]:
         """Costs drawn from what may be so, alike for the same seed whatever the config.
@@ -109,44 +106,12 @@ class Calibration:
             NotPredictable: nothing is known of a knob's effect.
         """
         fit = self._fit(config)
-        name = "/".join(_method(config))
-        fits = self.fits
-        drifting = math.sqrt(fits.drift**2 + fits.level**2 + self.wider**2)
-        ladder = self._ladder(config)
         drawn = []
         for number in range(count):
-            shared = np.random.default_rng((seed, number))
-            # What is one method's own hangs on its name alone.
-            own = np.random.default_rng((seed, number, zlib.crc32(name.encode())))
-            both = shared.standard_normal(len(TERMS)), own.standard_normal(len(TERMS))
-            normal = _SHARED * both[0] + math.sqrt(1 - _SHARED**2) * both[1]
-            speed, decode, prompt, gap, turned = shared.standard_normal(5)
-            level = fit.level_error * float(own.standard_normal())
-            link = float(own.standard_normal())
-            cost = CalibratedCost(
-                in_parallel(
-                    self._cost(config, fit.fit.drawn(normal)),
-                    self.config,
-                    config,
-                    self.model,
-                    self.machine.ceilings,
-                    on_gpu=self._on_gpu,
-                    error=link,
-                ),
-                fits.residual,
-                decode=math.exp(level + fits.decode_error * decode),
-                prompt=math.exp(level + fits.prompt_error * prompt),
-                ladder=ladder,
-            )
-            mean = fits.pace * math.exp(drifting * speed)
-            between = math.exp(GAP * gap)
-            times = LoadTimes(
-                self.times.gap * between,
-                self.times.arrival * between,
-                self.times.gap_sequence * between,
-            )
-            place = 0.5 * (1.0 + math.erf(turned / math.sqrt(2)))
-            drawn.append(CostDraw(cost, times, played_pace(mean, fits.moments, place)))
+            key = (*self._key(config), seed, number)
+            if key not in self._draws:
+                self._draws[key] = self._draw(config, fit, seed, number)
+            drawn.append(self._draws[key])
         return drawn
 
     def cache(self, config: EngineConfig) -> CacheShape | None:
@@ -165,9 +130,9 @@ class Calibration:
                 "tensor_parallel_size",
             )
         )
-        if key not in self._served:
-            self._served[key] = self._cache(config)
-        return self._served[key]
+        if key not in self._caches:
+            self._caches[key] = self._cache(config)
+        return self._caches[key]
 
     def refitted(self, loads: Sequence[CalibrationLoad]) -> Calibration:
         """The same with further loads, whatever their configs; none without steps."""
@@ -226,7 +191,7 @@ class Calibration:
         found = self.fits.methods.get(method)
         if found is not None:
             return found
-        self._cost(config, None)
+        self._probed(config)
         first = next(iter(self.fits.methods.values()))
         expected = Expected.of_kin(first.fit.coefficients)
         return dataclasses.replace(
@@ -236,14 +201,66 @@ class Calibration:
             level_error=PROBE,
         )
 
-    def _cost(self, config: EngineConfig, coefficients: Any) -> StepCost:
+    def _key(self, config: EngineConfig) -> tuple[Any, ...]:
+        """What costs hang on."""
+        return (*_method(config), config.tensor_parallel_size, self._ladder(config))
+
+    def _draw(self, config: EngineConfig, fit: MethodFit, seed: int, number: int) -> CostDraw:
+        fits, name = self.fits, "/".join(_method(config))
+        shared = np.random.default_rng((seed, number))
+        # What is one method's own hangs on its name alone.
+        own = np.random.default_rng((seed, number, zlib.crc32(name.encode())))
+        normal = _SHARED * shared.standard_normal(len(TERMS))
+        normal += math.sqrt(1 - _SHARED**2) * own.standard_normal(len(TERMS))
+        speed, decode, prompt, gap, turned = shared.standard_normal(5)
+        level, link = own.standard_normal(2)
+        level *= fit.level_error
+        cost = self._calibrated(
+            config,
+            fit.fit.drawn(normal),
+            decode=math.exp(level + fits.decode_error * decode),
+            prompt=math.exp(level + fits.prompt_error * prompt),
+            link=float(link),
+        )
+        drifting = math.sqrt(fits.drift**2 + fits.level**2 + self.wider**2)
+        between = math.exp(GAP * gap)
+        times = LoadTimes(
+            self.times.gap * between,
+            self.times.arrival * between,
+            self.times.gap_sequence * between,
+        )
+        place = 0.5 * (1.0 + math.erf(turned / math.sqrt(2)))
+        pace = played_pace(fits.pace * math.exp(drifting * speed), fits.moments, place)
+        return CostDraw(cost, times, pace)
+
+    def _calibrated(
+        self,
+        config: EngineConfig,
+        coefficients: Coefficients,
+        *,
+        decode: float = 1.0,
+        prompt: float = 1.0,
+        link: float = 0.0,
+    ) -> CalibratedCost:
+        """The cost by some coefficients; `link` is how far off collectives are, in deviations."""
+        cost = in_parallel(
+            dataclasses.replace(self._probed(config), coefficients=coefficients),
+            self.config,
+            config,
+            self.model,
+            self.machine.ceilings,
+            on_gpu=self._on_gpu,
+            error=link,
+        )
+        return CalibratedCost(
+            cost, self.fits.residual, decode=decode, prompt=prompt, ladder=self._ladder(config)
+        )
+
+    def _probed(self, config: EngineConfig) -> StepCost:
         try:
-            cost = probed_cost(self.machine.probes, *_method(config))
+            return probed_cost(self.machine.probes, *_method(config))
         except ValueError as error:
             raise NotPredictable(str(error)) from None
-        if coefficients is None:
-            return cost
-        return dataclasses.replace(cost, coefficients=coefficients)
 
     def _ladder(self, config: EngineConfig) -> tuple[int, ...]:
         if not self._on_gpu or not config.cuda_graphs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autotune.predict.residual import NO_RESIDUAL, Residual
 from autotune.predict.step_cost import StepCost, StepWork, decode_line
@@ -25,6 +25,7 @@ class CalibratedCost:
     prompt: float = 1.0
     host: float = 1.0
     ladder: tuple[int, ...] = ()
+    _lines: dict[int, DecodeLine] = field(default_factory=dict, compare=False, repr=False)
 
     def device_seconds(self, work: StepWork) -> float:
         """Seconds on the device."""
@@ -42,7 +43,11 @@ class CalibratedCost:
 
         Between the contexts at which attention was measured it is straight.
         """
-        return decode_line(self, self.cost.decode_attention, sequences)
+        known = self._lines.get(sequences)
+        if known is None:
+            known = decode_line(self, self.cost.decode_attention, sequences)
+            self._lines[sequences] = known
+        return known
 
     def _padded(self, work: StepWork) -> StepWork:
         """What a captured step computes: sequences of no context fill it up to its size."""
