@@ -138,7 +138,7 @@ def read_evidence(folder: Path) -> Evidence:
     run = files.read_run()
     trials = files.read_trials()
     result = mapping(run.get("result"))
-    profile = _read_json(folder / "profile.json")
+    profile = read_json(folder / "profile.json")
     if run.get("kind") == "profile":
         baseline, winner = _profile_side(files, run, profile), None
     elif result:
@@ -147,7 +147,7 @@ def read_evidence(folder: Path) -> Evidence:
         baseline, winner = _bench_side(files, run), None
     else:
         baseline, winner = _sides_so_far(files, trials, run.get("direction") == "minimize")
-    diagnosis, advice = (_read_json(folder / f"{n}.json") for n in ("diagnosis", "advice"))
+    diagnosis, advice = (read_json(folder / f"{n}.json") for n in ("diagnosis", "advice"))
     return Evidence(folder, run, result, trials, baseline, winner, profile, diagnosis, advice)
 
 
@@ -242,7 +242,7 @@ def _sides_so_far(
 
 def _bench_side(files: RunFolder, run: Mapping[str, Any]) -> Side | None:
     """The one side of a folder that `autotune bench` wrote, whose records are those of trial 0."""
-    bench = _read_json(files.path / "bench.json")
+    bench = read_json(files.path / "bench.json")
     return _only_side(files, run, bench, "bench") if bench else None
 
 
@@ -287,7 +287,7 @@ def _samples(profile: Mapping[str, Any]) -> list[Sample]:
     return samples
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object, empty where the file is missing or damaged: the rest is worth showing."""
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8")))

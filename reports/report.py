@@ -20,7 +20,7 @@ from reports.charts.roofline import roofline
 from reports.charts.scoreboard import scoreboard_figure
 from reports.charts.slices import knob_slices
 from reports.charts.timeline import engine_timeline
-from reports.evidence import Evidence, read_evidence
+from reports.evidence import Evidence, read_evidence, read_json
 from reports.findings import binding_sentence, findings_by_metric, unjudged
 from reports.formatting import mapping, moment, sequence
 from reports.page import finite, render_page, write_page
@@ -28,23 +28,29 @@ from reports.plan.page import plan_page
 from reports.predictions import error_rows, prediction_sentence, read_pairs
 from reports.profile import PHASE_COLUMNS, partial_notes, phase_rows, profile_facts
 from reports.quality import quality_table
+from reports.simulation import simulation_page
 from reports.trials import trial_table
 from reports.verdict import judge
 
 
 def render_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a run, finished or not, or of a plan; return its path.
+    """Write `report.html` into a folder of a run, a plan or a simulation; return its path.
 
-    The page needs no network and no other file; the same records give the same bytes.
+    A run may be unfinished. The page needs no network and no other file; the same records give the
+    same bytes.
 
     Raises:
-        BadInput: the folder holds neither.
+        BadInput: the folder holds none of them.
     """
     files = RunFolder(folder)
     if files.plan_json.is_file() and not files.run_json.exists():
         page = plan_page(files.read_plan())
     else:
-        page = report_page(read_evidence(folder))
+        evidence = read_evidence(folder)
+        if evidence.run.get("kind") == "simulate":
+            page = simulation_page(evidence.run, read_json(folder / "simulation.json"))
+        else:
+            page = report_page(evidence)
     return write_page(files.report_html, page)
 
 
