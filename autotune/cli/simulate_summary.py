@@ -86,7 +86,7 @@ def _cell(interval: Any, scale: float = 1.0, unit: str = "") -> str:
 
 
 def _number(number: float) -> str:
-    """Three digits that count, or all of a whole number."""
-    if number == round(number) and abs(number) < 1e6:
+    """Three digits that count, two below 1, and all of a whole number."""
+    if abs(number) >= 100 or number == round(number):
         return f"{number:.0f}"
-    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
+    return f"{number:.3g}" if abs(number) >= 1 else f"{number:.2g}"

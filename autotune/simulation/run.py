@@ -83,7 +83,12 @@ def run_simulation(
     try:
         return _simulated(options, source, fleet, decoding, slo, say, stop)
     except NotPredictable as error:
-        raise BadInput(f"this cannot be simulated: {error}") from error
+        remedy = (
+            "name a calibration that measured it"
+            if options.calibration is not None
+            else "--recalibrate measures this configuration, if this machine serves it"
+        )
+        raise BadInput(f"this cannot be simulated: {error}; {remedy}") from error
 
 
 def save(outcome: SimulateOutcome, path: Path, command: Sequence[str]) -> None:
