@@ -35,7 +35,7 @@ def print_plan(plan: Plan, *, show_all: bool) -> None:
     console.print(Text(_question(told["request"])), soft_wrap=True)
     console.print(Text(_verdict(told), style="bold"), soft_wrap=True)
     shown = options if show_all else _best(options)
-    if shown:
+    if any(option["replicas"] is not None for option in shown):
         console.print()
         console.print(_table(shown))
     _print_rest(console, options, shown)
@@ -95,7 +95,7 @@ def _best(options: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _table(options: Sequence[Mapping[str, Any]]) -> Table:
     """Two lines an option: what is expected, and below it the bounds that hold 90%."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, left in (
         ("", False),
         ("GPUs\nweights, replicas", True),
@@ -116,9 +116,7 @@ def _table(options: Sequence[Mapping[str, Any]]) -> Table:
             f"{option['gpus'] or '-'} x {option['gpu']}\n"
             f"{_quantization(option)}, {_layout(option)}",
             _with_span(option["usd_per_month"], spans.get("usd_per_month"), _usd),
-            _with_span(
-                option["usd_per_million_tokens"], spans.get("usd_per_million_tokens"), _three
-            ),
+            _with_span(option["usd_per_million_tokens"], spans.get("usd_per_million_tokens"), _two),
             f"{_chance(option['p_meets_slo'])}\n{power}",
             _latency(option["ttft"]),
             _latency(option["tpot"]),
@@ -133,8 +131,8 @@ def _print_rest(
     hidden = [option for option in options if option not in shown]
     fitting = sum(option["fits"] for option in hidden)
     if fitting:
-        console.print(f"{fitting} more that fit: --all, --json or -o show them.", soft_wrap=True)
-    missed = [o for o in shown if not o["feasible"] and o["reason"]]
+        console.print(f"{fitting} more fit: --all, --json or -o show them.", soft_wrap=True)
+    missed = [o for o in shown if o["fits"] and not o["feasible"] and o["reason"]]
     for option in missed:
         text = f"  {_name(option)}: {option['reason']}"
         console.print(Text(text, style="yellow"), soft_wrap=True)
@@ -301,7 +299,12 @@ def _latency(values: Mapping[str, Any] | None) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}"
+    ms = seconds * 1e3
+    return f"{ms:.0f}" if ms >= 10 else f"{ms:.2g}"
+
+
+def _two(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _with_span(value: float | None, span: Mapping[str, Any] | None, show: Any) -> str:

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autotune.errors import BadInput
-from autotune.hardware.catalogue import Gpu, load_catalogue
+from autotune.hardware.catalogue import Catalogue, Gpu
 from autotune.hardware.efficiency import efficiency_of
-from autotune.hardware.versions import library_versions
 from autotune.planning.catalogue_model import CatalogueModel
 from autotune.planning.measured_factors import MeasuredFactors, measured_factors
 from autotune.planning.model_shape import ModelShape
 from autotune.predict.apply import NotPredictable
-from autotune.predict.calibration import Calibration
-from autotune.predict.calibration_source import load_calibration
 from autotune.predict.cost_model import CostModel
 
 
@@ -32,53 +29,64 @@ class CostSource:
     notes: list[str] = field(default_factory=list)
 
 
-def read_cost_source(shape: ModelShape, calibration: Path | None) -> CostSource:
+def read_cost_source(
+    shape: ModelShape, catalogue: Catalogue, asked: list[Gpu], calibration: Path | None
+) -> CostSource:
     """The cost of a model by the catalogue, and by a calibration where it was made on such a GPU.
 
-    Raises:
-        BadInput: the calibration cannot be read, is of no GPU of the catalogue, or tells nothing.
-    """
-    measured: Calibration | None = None
-    notes: list[str] = []
-    name = None
-    if calibration is not None:
-        version = str(library_versions()["autotune"])
-        measured = load_calibration(calibration).checked(version, None, None)
-        name = _calibrated_gpu(measured, calibration)
-        notes = [
-            f"costs on {name} are by the calibration {calibration} of {measured.model.name}, made "
-            f"on {measured.hardware.get('name')}",
-            *measured.warnings,
-        ]
-    made: dict[str, CostModel] = {}
+    Args:
+        shape: the model.
+        catalogue: where the calibrated GPU is looked for by the name that its driver told.
+        asked: the GPUs that are planned for.
+        calibration: its file, or the folder of a run or a profile.
 
-    def by_sheet(gpu: Gpu) -> CostModel:
+    Raises:
+        BadInput: the calibration cannot be read, or was not made on a GPU of the catalogue.
+    """
+    made: dict[str, CostModel] = {}
+    notes: list[str] = []
+    measured: dict[str, MeasuredFactors] = {}
+    if calibration is not None:
+        gpu, factors, told = _measured(shape, catalogue, calibration)
+        measured[gpu.name] = factors
+        notes += told
+        if gpu.name not in {one.name for one in asked}:
+            notes.append(
+                f"the calibration was made on {gpu.name}, which is not among --gpus: it narrows "
+                "nothing here"
+            )
+
+    def known(gpu: Gpu) -> CostModel:
         if gpu.name not in made:
-            made[gpu.name] = CatalogueModel(shape, gpu, measured=_factors(gpu))
+            made[gpu.name] = CatalogueModel(shape, gpu, measured=measured.get(gpu.name))
         return made[gpu.name]
 
     def scaled(gpu: Gpu) -> CostModel:
         return CatalogueModel(shape, gpu)
 
-    def _factors(gpu: Gpu) -> MeasuredFactors | None:
-        if measured is None or gpu.name != name:
-            return None
-        try:
-            return measured_factors(measured, shape, gpu, efficiency_of(gpu))
-        except NotPredictable as error:
-            raise BadInput(f"{calibration} tells nothing of its own steps: {error}") from None
-
-    return CostSource(by_sheet, scaled, notes)
+    return CostSource(known, scaled, notes)
 
 
-def _calibrated_gpu(calibration: Calibration, path: Path) -> str:
-    """The catalogue's name of the GPU that a calibration was made on."""
-    driver_name = calibration.hardware.get("name")
-    on_gpu = calibration.hardware.get("device") == "cuda"
-    gpu = load_catalogue().of_driver(str(driver_name)) if on_gpu else None
+def _measured(
+    shape: ModelShape, catalogue: Catalogue, path: Path
+) -> tuple[Gpu, MeasuredFactors, list[str]]:
+    from importlib.metadata import version
+
+    from autotune.predict.calibration_source import load_calibration
+
+    found = load_calibration(path).checked(version("inference-autotune"), None, None)
+    name = found.hardware.get("name")
+    gpu = catalogue.of_driver(str(name)) if found.hardware.get("device") == "cuda" else None
     if gpu is None:
         raise BadInput(
-            f"{path} was calibrated on {driver_name}, which is no GPU of the catalogue: a plan "
-            "takes a calibration that was made on one of the GPUs it is for"
+            f"--calibration {path}: it was made on {name or 'an unknown device'}, which is no GPU "
+            "of the catalogue; a plan takes one that was made on one of the GPUs"
         )
-    return gpu.name
+    try:
+        factors = measured_factors(found, shape, gpu, efficiency_of(gpu))
+    except NotPredictable as error:
+        raise BadInput(f"--calibration {path}: {error}") from None
+    told = f"steps on {gpu.name} cost what {path} measured on one"
+    if found.created_at:
+        told += f" ({found.created_at[:10]})"
+    return gpu, factors, [told, *found.warnings]

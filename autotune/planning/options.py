@@ -95,8 +95,8 @@ class PlanOptions:
                 )
         if self.kv_cache_dtype not in ("auto", "int8", "fp8"):
             raise BadInput(
-                f"--kv-cache-dtype {self.kv_cache_dtype!r} does not exist; there are auto, int8 and "
-                "fp8"
+                f"--kv-cache-dtype {self.kv_cache_dtype!r} does not exist; there are auto, int8 "
+                "and fp8"
             )
         if not 0 <= self.headroom <= 10:
             raise BadInput(

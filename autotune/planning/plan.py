@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from autotune.errors import Interrupted
 from autotune.hardware.catalogue import Gpu, load_catalogue
 from autotune.hardware.prices import parse_prices, price_of
 from autotune.planning.binding import find_bindings
-from autotune.planning.candidates import Candidate, ModelOf, candidates, choices
+from autotune.planning.candidates import Candidate, candidates, choices
 from autotune.planning.cost_source import CostSource, read_cost_source
-from autotune.planning.estimate import Arithmetic, Estimate
+from autotune.planning.estimate import Arithmetic
 from autotune.planning.latencies import (
     arithmetic_latencies,
     limit_rows,
@@ -32,14 +32,16 @@ from autotune.planning.model_shape import ModelShape
 from autotune.planning.option import Option
 from autotune.planning.options import Objective, PlanOptions
 from autotune.planning.plan_json import plan_payload
+from autotune.planning.plan_notes import notes_on
 from autotune.planning.planned_traffic import PlannedTraffic, plan_traffic
 from autotune.planning.ranking import frontier, ranked, score, set_break_even
 from autotune.planning.read_shape import read_shape
 from autotune.planning.sensitivity import growth_rows, sensitivity
+from autotune.planning.shortcomings import below_floor, nearest, why_never
 from autotune.planning.simulator import SEARCHES, Simulator, blended
-from autotune.planning.would_fit import below_floor, floor_of, what_would_fit
-from autotune.slo import QUALITY_METRICS, Slo, parse_slo
-from autotune.slo_grammar import LATENCIES, Limit
+from autotune.planning.would_fit import what_would_fit
+from autotune.slo import Slo, parse_slo
+from autotune.slo_grammar import LATENCIES
 
 # What may be simulated, in requests with few others in the batch: about so many fit into seconds.
 WORK = 34_000.0
@@ -113,7 +115,7 @@ def plan(
     )
     length = options.max_model_len or _rounded(traffic.longest)
     length = min(length, shape.max_position)
-    costs = read_cost_source(shape, options.calibration)
+    costs = read_cost_source(shape, catalogue, gpus, options.calibration)
     planner = _Planner(options, shape, slo, traffic, length, costs, say, stop)
     for gpu in gpus:
         planner.prices[gpu.name] = price_of(gpu, overrides)
@@ -125,7 +127,12 @@ def plan(
     if not fitting:
         would = what_would_fit(shape, gpus, catalogue, length, traffic.sample)
     elif not any(option.feasible for option in order):
-        would = below_floor(shape, fitting, slo, traffic.sample) or planner.nearest(order)
+        would = [planner.unreachable] if planner.unreachable else []
+        would = (
+            would
+            or below_floor(shape, fitting, slo, traffic.sample)
+            or nearest(shape, order, planner.judged.limits, traffic.sample, options.probability)
+        )
     growth = []
     if options.growth is not None:
         growth = growth_rows(
@@ -176,9 +183,9 @@ class _Planner:
         self.simulator = Simulator(
             self.traffic, self.judged, self.design_rate, options.draws, options.seed
         )
-        self.notes = _notes(options, shape, slo, self.traffic, max_model_len)
+        self.notes = notes_on(options, shape, slo, self.traffic, max_model_len)
         self.notes += costs.notes
-        self._slo = slo
+        self.unreachable = _unreachable(slo, traffic)
         self._say = say
         self._stop = stop
 
@@ -208,24 +215,6 @@ class _Planner:
         for option in judged:
             self._finish(option)
         return judged
-
-    def nearest(self, options: Sequence[Option]) -> list[str]:
-        """What comes nearest to an SLO that nothing meets, and what it would meet."""
-        told = []
-        best = next((o for o in options if o.fits and o.known is not None), None)
-        if best is None or best.known is None:
-            return []
-        label = best.candidate.choice.label
-        for limit, value in self._missed_alone(best.known):
-            told.append(
-                f"even with a request or two at a time, {label} has {_shown(limit, value)} by "
-                f"arithmetic, where {limit.text} is asked: more GPUs of a kind do not help"
-            )
-        return told or [
-            f"{label} comes nearest, with a chance of {best.probability or 0.0:.0%} where "
-            f"{self.options.probability:.0%} is asked: loosen the SLO, or ask for less certainty "
-            "with --probability"
-        ]
 
     def _option(self, candidate: Candidate) -> Option:
         option = Option(
@@ -338,7 +327,7 @@ class _Planner:
             return
         option.feasible = self._is_feasible(option)
         if known.capacity <= 0 or option.needed is None:
-            option.reason = self._why_never(option)
+            option.reason = why_never(self.shape, option, self.judged.limits, self.traffic.sample)
             option.constraint = "latency"
             return
         if option.metrics is None:
@@ -348,47 +337,19 @@ class _Planner:
         option.sustained = max(self.traffic.rate, sustained / (1 + self.options.headroom))
         if self.options.growth is not None:
             option.months = self.options.growth.months_until(self.traffic.rate, option.sustained)
-        if not option.feasible and option.reason is None:
+        if self.unreachable is not None:
+            option.probability, option.reason = 0.0, self.unreachable
+        elif not option.feasible:
             option.reason = (
                 f"the chance of meeting the SLO is {option.probability or 0.0:.0%}, where "
                 f"{self.options.probability:.0%} is asked"
             )
 
-    def _why_never(self, option: Option) -> str:
-        """Why no number of replicas meets the SLO."""
-        known = option.known
-        assert known is not None
-        for limit in self.judged.limits:
-            floor = floor_of(self.shape, known.candidate, limit, self.traffic.sample)
-            if floor is not None and floor.seconds > limit.bound:
-                return (
-                    f"{limit.text} is below the physical floor of {floor.seconds * 1e3:.3g} ms, "
-                    f"set by {floor.set_by}"
-                )
-        for limit, value in self._missed_alone(known):
-            return f"{_shown(limit, value)} even with a request or two at a time"
-        chance = option.probability or 0.0
-        return f"however many replicas, the chance of meeting the SLO is at most {chance:.0%}"
-
-    def _missed_alone(self, known: Estimate) -> Iterator[tuple[Limit, float]]:
-        """Limits that are missed while hardly anything is asked, and by what."""
-        state = known.replica.at(known.replica.capacity(()) * 1e-3)
-        for limit in self.judged.limits:
-            value = state.statistic(limit)
-            if value is not None and not limit.met_by(float(value[0])):
-                yield limit, float(value[0])
-
     def _is_feasible(self, option: Option) -> bool:
         return (
             option.needed is not None
             and (option.probability or 0.0) >= self.options.probability
-            and self._throughput_met()
-        )
-
-    def _throughput_met(self) -> bool:
-        offered = self.traffic.rate * self.traffic.mean_output
-        return all(
-            limit.met_by(offered) for limit in self._slo.limits if limit.metric == "throughput"
+            and self.unreachable is None
         )
 
     def _expected(self, option: Option, objective: Objective) -> float:
@@ -416,48 +377,18 @@ def _too_large(candidate: Candidate) -> str:
     return "weights" if memory.parts["weights"] > 0.8 * memory.total else "kv_cache"
 
 
-def _shown(limit: Limit, value: float) -> str:
-    return f"{limit.statistic}({limit.metric}) of {value * 1e3:.3g} ms"
+def _unreachable(slo: Slo, traffic: PlannedTraffic) -> str | None:
+    """A limit on the throughput that the traffic itself stays below."""
+    offered = traffic.rate * traffic.mean_output
+    for limit in slo.limits:
+        if limit.metric == "throughput" and not limit.met_by(offered):
+            return (
+                f"{limit.text} cannot be met by any number of GPUs: the traffic itself asks for "
+                f"{offered:.4g} output tokens/s"
+            )
+    return None
 
 
 def _rounded(longest: int) -> int:
     """A longest sequence with which a person would start an engine."""
     return int(max(_LEAST_LENGTH, 1 << (longest - 1).bit_length()))
-
-
-def _notes(
-    options: PlanOptions, shape: ModelShape, slo: Slo, traffic: PlannedTraffic, length: int
-) -> list[str]:
-    notes = [*shape.notes, *traffic.notes]
-    if options.max_model_len is None and length < shape.max_position:
-        notes.append(
-            f"planned for sequences of at most {length} tokens, the longest of the traffic rounded "
-            f"up; the model itself goes to {shape.max_position} (--max-model-len)"
-        )
-    quality = [limit.text for limit in slo.limits if limit.metric in QUALITY_METRICS]
-    if quality:
-        notes.append(
-            f"{', '.join(quality)} is not planned: what a quantization does to answers is measured "
-            "by autotune quantize and autotune bench"
-        )
-    if len(options.methods) > 1:
-        notes.append(
-            "a quantized option answers a little differently: measure its quality before buying"
-        )
-    offered = traffic.rate * traffic.mean_output
-    for limit in slo.limits:
-        if limit.metric == "throughput" and not limit.met_by(offered):
-            notes.append(
-                f"{limit.text} cannot be met by any number of GPUs: the traffic itself asks for "
-                f"{offered:.4g} output tokens/s"
-            )
-    peak = traffic.peak_ratio()
-    if peak is not None and peak > 1 + options.headroom:
-        notes.append(
-            f"the trace's busiest minute has {peak:.2f} times its mean rate, above the headroom of "
-            f"{options.headroom:.0%}: --headroom {peak - 1:.0%} would cover it"
-        )
-    return notes
-
-
-__all__ = ["ModelOf", "Plan", "plan"]

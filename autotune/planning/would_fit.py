@@ -1,20 +1,15 @@
-"""Where nothing holds a model, or nothing keeps a promise: what would, and what is in the way."""
+"""Where nothing holds a model: what would."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from autotune.hardware.catalogue import Catalogue, Gpu
-from autotune.planning.candidates import Candidate, Choice, candidates
-from autotune.planning.floors import Floor, first_token_floor, token_floor
+from autotune.planning.candidates import Choice, candidates
 from autotune.planning.methods_run import why_not
 from autotune.planning.model_shape import ModelShape
 from autotune.planning.options import TENSOR_PARALLEL_SIZES
 from autotune.planning.planned_traffic import LengthSample
-from autotune.slo import Slo, statistic_of
-from autotune.slo_grammar import Limit
 
 _METHODS = ("none", "fp8", "int8", "int4")
 _SERVER = 8
@@ -52,54 +47,6 @@ def what_would_fit(
     ]
 
 
-def floor_of(
-    shape: ModelShape, candidate: Candidate, limit: Limit, sample: LengthSample
-) -> Floor | None:
-    """The least that a limit's statistic can be on a candidate; None where nothing is known."""
-    gpu, config = candidate.choice.gpu, candidate.config
-    statistic = limit.statistic or "p50"
-    if limit.metric == "ttft":
-        tokens = statistic_of(sample.new, statistic)
-        return None if tokens is None else first_token_floor(shape, gpu, config, tokens)
-    if limit.metric in ("tpot", "itl"):
-        if statistic != "mean" and float(np.max(sample.outputs)) < 2:
-            return None
-        return token_floor(shape, gpu, config)
-    if limit.metric == "e2e":
-        tokens, answers = (statistic_of(v, statistic) for v in (sample.new, sample.outputs))
-        if tokens is None or answers is None:
-            return None
-        # Neither part alone reaches its quantile where the sum does: their means are a floor.
-        first = first_token_floor(shape, gpu, config, float(np.mean(sample.new)))
-        each = token_floor(shape, gpu, config)
-        mean = first.seconds + (float(np.mean(sample.outputs)) - 1) * each.seconds
-        return Floor(mean, each.set_by) if statistic == "mean" else None
-    return None
-
-
-def below_floor(
-    shape: ModelShape, options: Iterable[Candidate], slo: Slo, sample: LengthSample
-) -> list[str]:
-    """Sentences on limits that no candidate can meet, whatever the software."""
-    told = []
-    fitting = list(options)
-    for limit in slo.limits:
-        floors = [
-            (floor.seconds, candidate.choice.label, floor)
-            for candidate in fitting
-            if (floor := floor_of(shape, candidate, limit, sample)) is not None
-        ]
-        if not floors:
-            continue
-        seconds, label, floor = min(floors, key=lambda f: f[:2])
-        if seconds > limit.bound:
-            told.append(
-                f"{limit.text} is below the physical floor: {label} comes nearest, and takes at "
-                f"least {_ms(seconds)} for {floor.set_by}"
-            )
-    return told
-
-
 def _fewest(
     shape: ModelShape, gpu: Gpu, max_model_len: int, sample: LengthSample
 ) -> tuple[int, str] | None:
@@ -122,7 +69,3 @@ def _fewest(
 def _sentence(gpu: Gpu, ranks: int, method: str) -> str:
     weights = "its weights as they are" if method == "none" else f"{method} weights"
     return f"{ranks} {gpu.name} would hold it with {weights}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
