@@ -17,9 +17,10 @@ _FEW_HELD = 0.8
 _LEAST_JUDGED = 10
 _RATES = {
     "output_tokens_per_s": ("Output", "tokens/s"),
-    "requests_per_s": ("Finished requests", "requests/s"),
     "goodput_requests_per_s": ("Goodput", "requests/s"),
 }
+# Of the many that are predicted; the others say the same again, and an SLO is on these mostly.
+_STATISTICS = ("mean", "p95", "p99")
 OBJECTIVE = "objective"
 
 
@@ -71,11 +72,18 @@ def read_pairs(evidence: Evidence) -> list[Pair]:
     objective = str(evidence.run.get("objective") or OBJECTIVE)
     kinds = [(OBJECTIVE, objective, "s" if unit == "seconds" else unit)]
     names = {str(n) for t in trials for n in mapping(mapping(t.predicted).get("metrics"))}
+    asked = str(evidence.run.get("slo") or "")
     for metric in LATENCIES:
-        for statistic in ("mean", "p50", "p90", "p95", "p99"):
+        if metric == "itl" and metric not in asked:
+            continue
+        for statistic in _STATISTICS:
             if f"{metric}.{statistic}" in names or metric in names:
                 kinds.append((f"{metric}.{statistic}", f"{metric.upper()} {statistic}", "s"))
-    kinds += [(name, *_RATES[name]) for name in _RATES if name in names]
+    kinds += [
+        (name, *told)
+        for name, told in _RATES.items()
+        if name in names and not all(_is_objective(trial, name) for trial in trials)
+    ]
     pairs = []
     for metric, title, kind in kinds:
         for trial in trials:
@@ -141,6 +149,11 @@ def predicted_text(estimate: Estimate | None, unit: str) -> str:
         return significant(value)
 
     return estimate.written(write)
+
+
+def _is_objective(trial: TrialRecord, metric: str) -> bool:
+    """Whether a rate is the objective itself."""
+    return _measured(trial, metric) in (None, number(trial.objective))
 
 
 def _measured(trial: TrialRecord, metric: str) -> float | None:

@@ -156,7 +156,7 @@ def _row(plan: Plan, option: Option) -> OptionRow:
         ),
         _words("simulated" if option.simulated else "arithmetic" if option.fits else ""),
         _words(constraint(option) if option.fits else "does not fit"),
-        _words(why_not(option)),
+        _words(why_not(option) if option.standing != "met" else ""),
     ]
     return OptionRow(option.rank, option.standing, cells)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from reports.charts.growth_bars import growth_asked, read_growth
 from reports.charts.memory_bars import read_memory
 from reports.estimate import Estimate, read_estimate
 from reports.formatting import MISSING, mapping, number, percent, sequence, significant, size
@@ -76,7 +77,7 @@ def judge_plan(plan: Plan) -> PlanVerdict:
         fits_nowhere=bool(plan.options) and closest is None,
         price=MISSING if shown is None or shown.per_month is None else _monthly(shown),
         price_note=_price_note(shown),
-        purchase=[] if shown is None else purchase(shown),
+        purchase=[] if shown is None else [*purchase(shown), *_lasting(plan, shown)],
         money=[] if shown is None else _money(shown),
         limits=[] if shown is None else [_kept(shown, limit) for limit in plan.limits],
     )
@@ -112,6 +113,16 @@ def purchase(option: Option) -> list[tuple[str, str]]:
         ("", binding_text(option)),
     ]
     return [(name, value) for name, value in facts if value not in (MISSING, "")]
+
+
+def _lasting(plan: Plan, option: Option) -> list[tuple[str, str]]:
+    """How long it suffices while the traffic grows, where a growth was asked for."""
+    growth = growth_asked(plan)
+    return [
+        (f"Growing {growth}" if growth else "Growing", entry.text)
+        for entry in read_growth(plan)
+        if entry.option is option
+    ]
 
 
 def _say(plan: Plan, chosen: Option | None, shown: Option | None) -> tuple[Tone, str, str, str]:
