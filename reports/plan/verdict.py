@@ -227,7 +227,8 @@ def _doubts(plan: Plan, shown: Option | None) -> list[str]:
     told = [str(note) for note in sequence(plan.raw.get("warnings")) if note]
     if shown is None:
         return told
-    if not plan.request.get("calibration"):
+    measured = plan.request.get("calibrated_gpu", shown.gpu)
+    if not plan.request.get("calibration") or measured != shown.gpu:
         told.append(
             f"Nothing was measured on {shown.title}: this rests on data sheets and published "
             "measurements, whose spread the intervals carry. A profile of one such GPU, given as "

@@ -73,6 +73,8 @@ def test_what_was_not_measured_is_said_first(plan_page: Page, tmp_path: Path) ->
     assert doubt.words.startswith("Nothing was measured on NVIDIA L40S 48 GB")
     request = {**plan_json()["request"], "calibration": "runs/l40s"}
     assert not render(tmp_path, request=request).verdict.with_class("doubt")
+    request |= {"calibrated_gpu": "h100-sxm"}
+    assert render(tmp_path, request=request).verdict.with_class("doubt")
 
 
 def test_each_limit_stands_beside_its_prediction(plan_page: Page, tmp_path: Path) -> None:
