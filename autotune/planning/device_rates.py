@@ -20,9 +20,14 @@ _WHOLE_STEP = Interval(1.0, 0.9, 1.12)
 # Products of many rows whose weights are widened on the way. Marlin's gain falls to 1 at 128 rows
 # and more; portable kernels lose more.
 _WIDENING = Interval(1.15, 1.0, 1.7)
-# Of the rates of plain products, what grouped ones of experts achieve: tiles that experts fill in
-# part, and tokens that are sorted by expert and back.
-_EXPERT_SHARE = Interval(0.72, 0.5, 0.92)
+# Of plain products' rates, what grouped ones of experts achieve in reading weights and in
+# arithmetic. AIConfigurator's kernel database (@095f58a51, vLLM 0.24, A100 0.14, read 2026-11-21):
+# at 64 tokens Mixtral's experts are read at 0.87 of an H200's bandwidth in bf16 and 0.73 in fp8,
+# Qwen3-30B-A3B's at 0.80 and 0.68, as plain weights are; at 8192 tokens the arithmetic reaches 0.84
+# and 0.65 of plain products' rate on an H200, 0.65 and 0.61 on an H100, 0.32 and 0.43 on an A100,
+# 0.33 and 0.64 on a B200, and half of that in fp8 by blocks.
+_EXPERT_READS = Interval(0.98, 0.78, 1.03)
+_EXPERT_COMPUTE = Interval(0.52, 0.27, 0.86)
 # From a request's arrival to the engine's queue: HTTP, JSON, tokenizing. A server of an 8B model
 # answers a short prompt in 10 ms of which its step takes about 6.
 _ARRIVAL = Interval(0.002, 0.0006, 0.008)
@@ -41,7 +46,7 @@ class DeviceRates:
     - `all_reduce_latency`: of one sum over the ranks, and `link` bytes/s achieved in it.
     - `host_step`, `host_sequence`: of the host while the device idles.
     - `widening`: how many times as long a product of many rows takes whose weights are widened.
-    - `expert_share`: of these rates, what the grouped products of experts achieve.
+    - `expert_reads`, `expert_compute`: of these rates, what grouped products of experts achieve.
     - `whole_step`: factor on all of the device's times.
     - `arrival`: from a request's arrival to the engine's queue.
     """
@@ -58,7 +63,8 @@ class DeviceRates:
     host_step: float
     host_sequence: float
     widening: float = _WIDENING.value
-    expert_share: float = _EXPERT_SHARE.value
+    expert_reads: float = _EXPERT_READS.value
+    expert_compute: float = _EXPERT_COMPUTE.value
     whole_step: float = 1.0
     arrival: float = _ARRIVAL.value
 
@@ -69,7 +75,8 @@ class Guess:
 
     factors: Factors[float]
     widening: float = _WIDENING.value
-    expert_share: float = _EXPERT_SHARE.value
+    expert_reads: float = _EXPERT_READS.value
+    expert_compute: float = _EXPERT_COMPUTE.value
     whole_step: float = 1.0
     arrival: float = _ARRIVAL.value
 
@@ -82,11 +89,12 @@ class Guess:
     def drawn(cls, efficiency: Efficiency, rng: np.random.Generator) -> Guess:
         """One that may be so."""
         factors = efficiency.drawn(rng)
-        widening, experts, whole, arrival = rng.standard_normal(4).tolist()
+        widening, reads, compute, whole, arrival = rng.standard_normal(5).tolist()
         return cls(
             factors,
             shifted(_WIDENING, widening),
-            shifted(_EXPERT_SHARE, experts),
+            shifted(_EXPERT_READS, reads),
+            shifted(_EXPERT_COMPUTE, compute),
             shifted(_WHOLE_STEP, whole),
             shifted(_ARRIVAL, arrival),
         )
@@ -113,7 +121,8 @@ class Guess:
             host_step=factors.step_overhead,
             host_sequence=factors.sequence_overhead,
             widening=self.widening,
-            expert_share=self.expert_share,
+            expert_reads=self.expert_reads,
+            expert_compute=self.expert_compute,
             whole_step=self.whole_step,
             arrival=self.arrival,
         )

@@ -91,7 +91,8 @@ class MeasuredFactors:
             guess,
             factors=self._beside(guess.factors, expected.factors, unmeasured.factors),
             widening=unmeasured.widening,
-            expert_share=unmeasured.expert_share,
+            expert_reads=unmeasured.expert_reads,
+            expert_compute=unmeasured.expert_compute,
             arrival=unmeasured.arrival,
             whole_step=math.exp(self.whole * float(normal[-1])),
         )

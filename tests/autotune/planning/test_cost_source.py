@@ -13,10 +13,10 @@ from autotune.embedded import TARGET
 from autotune.errors import BadInput
 from autotune.hardware.catalogue import load_catalogue
 from autotune.hardware.efficiency import efficiency_of
-from autotune.planning import cost_source
 from autotune.planning.catalogue_model import CatalogueModel
-from autotune.planning.cost_source import read_cost_source
+from autotune.planning.cost_source import CostSource, read_cost_source
 from autotune.planning.device_rates import Guess
+from autotune.predict import calibration_source
 from autotune.predict.cost_model import CostDraw
 from autotune.predict.step_cost import StepWork
 from autotune.profiling.model_facts import model_facts
@@ -25,6 +25,7 @@ from tests.autotune.planning import known_models as models
 from tests.autotune.planning.known_models import known
 
 WORK = StepWork(8, 0, 8, 8, 16_000, 0, 0)
+CATALOGUE = load_catalogue()
 SHAPE = known(models.LLAMA_3_8B)
 
 
@@ -46,6 +47,7 @@ class OnGpu:
             }
         )
         self.warnings = warnings
+        self.created_at = "2026-11-01T00:00:00"
         self.median_error = 0.04
         self.wider = 0.0
         self.fits = SimpleNamespace(drift=0.03, level=0.01, pace=2.0)
@@ -58,7 +60,7 @@ class OnGpu:
         return self
 
 
-def seconds(source: cost_source.CostSource, gpu: str) -> list[float]:
+def seconds(source: CostSource, gpu: str) -> list[float]:
     model = source.model_of(load_catalogue().find(gpu))
     config = EngineConfig(max_model_len=4096)
     draws = [model.middle(config), *model.draws(config, 40, 0)]
@@ -68,10 +70,11 @@ def seconds(source: cost_source.CostSource, gpu: str) -> list[float]:
 def test_a_calibration_counts_for_its_own_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        cost_source, "load_calibration", lambda _: OnGpu("NVIDIA H100 80GB HBM3", ("older",))
-    )
-    plain, told = read_cost_source(SHAPE, None), read_cost_source(SHAPE, tmp_path / "c.json")
+    made = OnGpu("NVIDIA H100 80GB HBM3", ("older",))
+    monkeypatch.setattr(calibration_source, "load_calibration", lambda _: made)
+    gpus = [CATALOGUE.find("h100-sxm"), CATALOGUE.find("a100-80gb-sxm")]
+    plain = read_cost_source(SHAPE, CATALOGUE, gpus, None)
+    told = read_cost_source(SHAPE, CATALOGUE, gpus, tmp_path / "c.json")
     assert not plain.notes
     assert "h100-sxm" in told.notes[0]
     assert told.notes[1] == "older"
@@ -89,9 +92,9 @@ def test_a_calibration_counts_for_its_own_gpu(
 def test_a_calibration_of_no_gpu_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cost_source, "load_calibration", lambda _: OnGpu("Some CPU"))
+    monkeypatch.setattr(calibration_source, "load_calibration", lambda _: OnGpu("Some CPU"))
     with pytest.raises(BadInput, match="no GPU of the catalogue"):
-        read_cost_source(SHAPE, tmp_path)
+        read_cost_source(SHAPE, CATALOGUE, [], tmp_path)
 
 
 def test_factors_of_the_middle_are_the_catalogues() -> None:
