@@ -29,6 +29,8 @@ FEWEST_STEPS = 8
 # Turns of fitting coefficients at given speeds, and speeds at given coefficients.
 TURNS = 2
 FOLDS = 4
+# Of how fast workloads run, a load tells half as much as one that came so many later.
+RECENT_LOADS = 8.0
 # Steps of a method that errors are told by, and of all that the residual is learned from.
 MOST_JUDGED = 1500
 MOST_RESIDUALS = 6000
@@ -277,20 +279,22 @@ def _with_speeds(
                     if steps.sum() >= FEWEST_STEPS:
                         ratio = np.median(lines.seconds[steps] / seconds[steps]) / found.middle
                         logs.append(math.log(float(ratio)))
-    workloads = [i for i in speeds if samples[i].kind == "load"]
-    told = workloads or list(speeds)
+    workloads = [i for i in sorted(speeds) if samples[i].kind == "load"]
+    told = workloads or sorted(speeds)
     totals = [math.log(speeds[i].total) for i in told]
     drifting = drift(totals)
-    level = drifting / math.sqrt(len(totals))
+    # The machine runs next about as it ran last.
+    weights = 0.5 ** (np.arange(len(totals))[::-1] / RECENT_LOADS)
+    level = drifting * math.sqrt(float(np.square(weights).sum())) / float(weights.sum())
     return LoadFits(
         methods=methods,
         residual=residual,
-        pace=math.exp(sum(totals) / len(totals)),
+        pace=math.exp(float(weights @ totals) / float(weights.sum())),
         drift=drifting,
         level=level if workloads else math.hypot(level, BESIDE),
         decode_error=_shape_error(decodes),
         prompt_error=_shape_error(prompts),
-        moments=tuple(factor for i in sorted(workloads) for factor in speeds[i].moments),
+        moments=tuple(factor for i in workloads for factor in speeds[i].moments),
     )
 
 
