@@ -36,6 +36,7 @@ BAD = [
     ({"num_local_experts": 8}, "num_experts_per_tok is missing, of 8 experts"),
     ({"num_local_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok must be at most 8"),
     ({"strange_experts": 8}, "strange_experts=8 speaks of experts"),
+    ({"block_configs": [{}]}, "block_configs says layers of several sizes"),
     ({"kv_lora_rank": 512}, "qk_rope_head_dim is missing"),
     ({"text_config": 3}, "text_config must be an object"),
     (
@@ -157,3 +158,13 @@ def test_the_text_part_is_planned_for_and_the_rest_is_told() -> None:
 def test_yarn_reaches_beyond_the_original_length() -> None:
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert known(models.QWEN2_5_7B | {"rope_scaling": scaling}).max_position == 131072
+
+
+def test_no_experts_is_no_mixture() -> None:
+    assert known(models.LLAMA_3_8B | {"num_local_experts": 0}).experts is None
+    assert known(models.LLAMA_3_8B | {"num_experts": 1}).experts is None
+
+
+def test_sparse_attention_is_told_to_be_planned_as_full() -> None:
+    shape = known(models.DEEPSEEK_V3 | {"model_type": "deepseek_v32", "index_topk": 2048})
+    assert "index_topk" in shape.notes[0]
