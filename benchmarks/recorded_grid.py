@@ -172,7 +172,9 @@ class RecordedEvaluator:
         pq.write_table(table, self._folder.parts / f"{trial:05d}.{name}.parquet")
 
 
-def begin_run(grid: RecordedGrid, path: Path, seed: int, budget_s: float) -> None:
+def begin_run(
+    grid: RecordedGrid, path: Path, seed: int, budget_s: float, sampler: str = "simulator"
+) -> None:
     """A run folder under the grid's traffic that `tune` can take up, for a budget in seconds."""
     path.mkdir(parents=True)
     for file in grid.folder.path.iterdir():
@@ -189,6 +191,7 @@ def begin_run(grid: RecordedGrid, path: Path, seed: int, budget_s: float) -> Non
         "config": start,
         "narrowing": {**narrowing, **fixed},
         "seed": seed,
+        "sampler": sampler,
         "budget_s": budget_s,
         "trials": None,
         "rounds": 2,

@@ -62,6 +62,18 @@ class BlockTables:
             digests.append(name)
         return name
 
+    def name_as_unlike_any(self, number: int, whose: int) -> None:
+        """Name the blocks up to `number` that have no name, cheaply, as nobody else's ever are.
+
+        For a simulation, whose generated tokens are made up: each block must hold one that no other
+        sequence has, and `whose` be this sequence's alone.
+        """
+        digests = self.digests
+        digests += [
+            whose.to_bytes(DIGEST_BYTES // 2) + index.to_bytes(DIGEST_BYTES // 2)
+            for index in range(len(digests), number + 1)
+        ]
+
 
 @cache
 def _packer(count: int) -> Callable[..., bytes]:

@@ -67,8 +67,8 @@ def advance(
         scheduler: where all running requests decode.
         steps: how many.
         tokens: what requests generate.
-        in_order: whether requests may come to have equal contents, so that it matters whose block
-            is found first; slower.
+        in_order: whether what requests generate may be equal to what others have, so that it
+            matters whose block is found first; slower.
     """
     pool, size = scheduler.pool, scheduler.pool.block_size
     running = scheduler.running
@@ -83,7 +83,12 @@ def advance(
                 pool.extend(request.tables, last)
             request.token_ids += tokens(request, computed + 1 - request.num_prompt_tokens, steps)
             if registers and last // size != computed // size:
-                pool.register(request.tables, request.token_ids, last)
+                tables = request.tables
+                prompt = request.num_prompt_tokens // size
+                if len(tables.digests) < prompt:
+                    tables.digest(request.token_ids, size, prompt - 1)
+                tables.name_as_unlike_any(last // size - 1, request.rank[1])
+                pool.register(tables, request.token_ids, last)
             request.num_computed_tokens = last
     return [r for r in running if r.num_computed_tokens + 1 >= r.max_total_tokens]
 
