@@ -299,7 +299,7 @@ def fit_calibration(
 
     Args:
         loads: sweeps (`autotune.predict.calibration_load`) and workloads' own, under any configs
-            of one model on one machine.
+            of one model on one machine. Of how fast it runs the last ones tell most.
         machine: ceilings and probes.
         model: its facts under the first load's config.
         hardware: as of `autotune.hardware.detect.describe_hardware`.

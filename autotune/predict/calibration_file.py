@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +40,8 @@ class _MethodPart(_Part):
     coefficients: dict[str, float]
     spread: list[list[float]]
     steps: int
-    median_error: float | None
-    p90_error: float | None
+    median_error: float
+    p90_error: float
     level_error: float
 
 
@@ -153,8 +152,8 @@ def _to_file(calibration: Calibration) -> _CalibrationFile:
                 },
                 spread=fit.fit.spread.tolist(),
                 steps=fit.steps,
-                median_error=_told(fit.median_error),
-                p90_error=_told(fit.p90_error),
+                median_error=fit.median_error,
+                p90_error=fit.p90_error,
                 level_error=fit.level_error,
             )
             for method, fit in fits.methods.items()
@@ -201,8 +200,8 @@ def _from_file(content: _CalibrationFile) -> Calibration:
         methods[part.quantization, part.kv_cache_dtype] = MethodFit(
             fit=CostFit(Coefficients(**part.coefficients), spread),
             steps=part.steps,
-            median_error=math.nan if part.median_error is None else part.median_error,
-            p90_error=math.nan if part.p90_error is None else part.p90_error,
+            median_error=part.median_error,
+            p90_error=part.p90_error,
             level_error=part.level_error,
         )
     if not methods or not content.samples:
@@ -264,10 +263,6 @@ def _sample(part: _SamplePart) -> LoadSample:
 def _work(values: Sequence[float]) -> StepWork:
     rows, prefills, decodes, *rest = values
     return StepWork(rows, int(prefills), int(decodes), *rest)
-
-
-def _told(error: float) -> float | None:
-    return None if math.isnan(error) else error
 
 
 def _round(value: float) -> float:

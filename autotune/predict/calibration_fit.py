@@ -47,9 +47,9 @@ SHAPE = 0.015
 class MethodFit:
     """The cost of the steps of a method and cache dtype, and its cross-validated errors.
 
-    Relative errors of single steps that it was not fitted to: `median_error`, `p90_error`; NaN
-    where there is nothing to tell. `steps` is 0 where the probes alone tell. `level_error` is how
-    far its level lies off those of other methods, as a standard deviation of a logarithm.
+    Relative errors of single steps that it was not fitted to: `median_error`, `p90_error`. `steps`
+    is 0 where the probes alone tell. `level_error` is how far its level lies off those of other
+    methods, as a standard deviation of a logarithm.
     """
 
     fit: CostFit
@@ -197,8 +197,8 @@ def _method_fit(
     return MethodFit(
         fit=dataclasses.replace(fit, coefficients=_with_hosts_level(fit, lines)),
         steps=len(each.owners),
-        median_error=float(np.median(errors)) if len(errors) else math.nan,
-        p90_error=float(np.quantile(errors, 0.9)) if len(errors) else math.nan,
+        median_error=float(np.median(errors)),
+        p90_error=float(np.quantile(errors, 0.9)),
         level_error=level_error,
     )
 
@@ -216,16 +216,17 @@ def _errors(each: _Loads, lines: FitLines, expected: Expected) -> Floats:
     """Relative errors of steps that were not fitted to: those of other stretches of time."""
     every = -(-len(each.stretches) // MOST_JUDGED)
     lines, stretches = lines.taken(_each(every, lines)), each.stretches[::every]
+    folds = stretches % FOLDS
+    if len(np.unique(folds)) < 2:  # one stretch: by its quarters, then
+        folds = FOLDS * np.arange(len(folds)) // len(folds)
     told = []
-    for fold in range(FOLDS):
-        held = stretches % FOLDS == fold
-        if not held.any() or held.all():
-            continue
+    for fold in np.unique(folds):
+        held = folds == fold
         fit = fit_lines(lines.taken(~held), expected)
         rest = lines.taken(held)
         predicted = rest.expected_device(fit.coefficients)
         told.append(np.abs(predicted / np.maximum(rest.device, 1e-9) - 1.0))
-    return np.concatenate(told) if told else np.zeros(0)
+    return np.concatenate(told)
 
 
 def _residual(
