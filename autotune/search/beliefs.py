@@ -36,6 +36,7 @@ from engine.config import EngineConfig
 SAMPLES = 256
 # What a trial measures beyond any doubt of the model is still off by this factor's logarithm.
 LEAST_NOISE = 0.02
+FAILURES = ("crash", "out_of_memory", "timeout")
 # The chance that weights that were not scored yet keep the limits on the quality.
 UNSCORED_QUALITY = 0.7
 
@@ -136,8 +137,7 @@ class Beliefs:
         for limit in load_limits(question.slo):
             samples = self._samples(limit_name(limit), points, slower, noise)
             missed += _missed(limit, samples)
-        runs = chances.random((len(points), SAMPLES)) < self._runs(points)[:, None]
-        met = (missed <= 0.0) & runs & self._keeps_quality(points)
+        met = (missed <= 0.0) & self._runs(points) & self._keeps_quality(points)
         return Sampled(value, met, missed)
 
     def forecast(self, point: Point) -> Forecast | None:
@@ -212,18 +212,24 @@ class Beliefs:
             ]
         return self._offsets[key]
 
-    def _runs(self, points: Sequence[Point]) -> Floats:
-        """Chances that trials do not fail, by how those with the same weights fared."""
-        chances = []
-        for point in points:
-            alike = [
-                r.outcome
-                for r in self._records
-                if r.config.get("quantization") == point.get("quantization", None)
-            ]
-            failed = sum(o in ("crash", "out_of_memory", "timeout") for o in alike)
-            chances.append((len(alike) - failed + 4) / (len(alike) + 4))
-        return np.array(chances)
+    def _runs(self, points: Sequence[Point]) -> NDArray[np.bool_]:
+        """Whether trials do not fail, (points, samples), by how those with the weights fared."""
+        met = np.ones((len(points), SAMPLES), dtype=bool)
+        for row, point in enumerate(points):
+            method = self._method(point)
+            alike = [r.outcome for r in self._records if r.config.get("quantization") == method]
+            failed = sum(outcome in FAILURES for outcome in alike)
+            if failed:
+                chance = (len(alike) - failed + 1) / (len(alike) + 1)
+                met[row] = self._luck(f"runs {method}").random(SAMPLES) < chance
+        return met
+
+    def _method(self, point: Point) -> str:
+        return str(point.get("quantization", self._question.base.quantization))
+
+    def _luck(self, what: str) -> np.random.Generator:
+        """Chance that is the same for all points that share a cause."""
+        return np.random.default_rng([self._question.seed, *what.encode()])
 
     def _keeps_quality(self, points: Sequence[Point]) -> NDArray[np.bool_]:
         """Whether the limits on the quality are met, (points, samples); one chance a variant."""
@@ -241,9 +247,8 @@ class Beliefs:
             if variant in known:
                 met[row] = known[variant]
             elif variant != ("none", "auto"):
-                text = "/".join(map(str, variant)).encode()
-                chances = np.random.default_rng([self._question.seed, *text])
-                met[row] = chances.random(SAMPLES) < UNSCORED_QUALITY
+                luck = self._luck(f"quality {self._method(point)}")
+                met[row] = luck.random(SAMPLES) < UNSCORED_QUALITY
         return met
 
 

@@ -31,6 +31,9 @@ STRONG_KNOBS = (
     "max_num_batched_tokens",
 )
 
+# How much more a missed limit counts than the objective does.
+LIMIT_POWER = 3.0
+
 Point = Mapping[str, Any]
 
 
@@ -129,7 +132,7 @@ def rough_worth(
     slo: Slo,
     objective: Objective,
 ) -> float:
-    """A rough objective, more being better, divided by how far rough latencies miss their limits.
+    """A rough objective, more being better, the less the more rough latencies miss their limits.
 
     With B sequences decoding, each a token a step, a step takes T(B), and each token of an answer
     waits for its share of the prompts' steps; below saturation B follows from the rate (Little).
@@ -169,7 +172,7 @@ def rough_worth(
     if objective.name == "latency":
         worst = [latencies[x.metric] / x.bound for x in load_limits(slo) if x.metric in latencies]
         return -max(worst, default=latencies["e2e"])
-    return rate * outputs / missed
+    return float(rate * outputs / missed**LIMIT_POWER)
 
 
 def _prompt_seconds(tokens: float, chunk: int, cost: Any) -> float:

@@ -122,7 +122,7 @@ class Exploration:
                 if joined is not None:
                     study.enqueue("combination of the seeds that helped", joined)
             wave = [study.ask() for _ in range(self._wave_size(len(seeds)))]
-            wave.sort(key=lambda s: self._reload_rank(s.point))
+            wave.sort(key=lambda s: self._reload_rank(s.point, self._searched[-1]))
             for suggestion in wave:
                 record_known = self._known(suggestion.point) or self._foreseen(suggestion.point)
                 if record_known is not None:
@@ -139,19 +139,20 @@ class Exploration:
     ) -> None:
         """Measure what forecasts promise, in waves; of each, one point follows the advice."""
         repeats = 0
-        wave = self._interrupted_wave(guide, advised)
+        after, wave = self._interrupted_wave(guide, advised)
         while (
             self._spending.pays_for_trial()
             and repeats < MAX_REPEATS
             and len(self._searched) < self._prepared.space.size
         ):
-            wave = wave or self._wave(guide, advised, len(self._searched))
+            if not wave:
+                after = len(self._searched)
+                wave = self._wave(guide, advised, after)
             suggestions = [(c, study.take(c.source, c.point)) for c in wave]
             if not wave:  # nothing is left that can be forecast
                 suggestion = study.ask()
                 suggestions = [(Choice(suggestion.source, suggestion.point, None), suggestion)]
-            suggestions.sort(key=lambda pair: self._reload_rank(pair[0].point))
-            after, wave = len(self._searched), []
+            wave = []
             for choice, suggestion in suggestions:
                 known = self._known(choice.point) or self._foreseen(choice.point)
                 if known is not None:
@@ -183,16 +184,17 @@ class Exploration:
         for choice in guide.choose(records, size - len(wave), lambda p: p in taken or excluded(p)):
             source = names.get(str(sorted(choice.point.items())), choice.source)
             wave.append(dataclasses.replace(choice, source=source))
-        return wave
+        return sorted(wave, key=lambda c: self._reload_rank(c.point, records[-1]))
 
     def _interrupted_wave(
         self, guide: Guide, advised: Sequence[tuple[str, dict[str, Any]]]
-    ) -> list[Choice]:
-        """What an earlier process had chosen and did not come to measure."""
+    ) -> tuple[int, list[Choice]]:
+        """What an earlier process had chosen after so many trials and did not come to measure."""
         after = (self._searched[-1].predicted or {}).get("after_trials")
         if after is None:
-            return []
-        return [c for c in self._wave(guide, advised, after) if not self._known(c.point)]
+            return 0, []
+        wave = self._wave(guide, advised, after)
+        return after, [c for c in wave if not self._known(c.point)]
 
     def importances(self) -> dict[str, float]:
         """What each knob explains of the objective; see `Study.importances`."""
@@ -222,10 +224,10 @@ class Exploration:
         left = WAVE if most is None else min(WAVE, most - measured)
         return min(left, num_seeds - measured) if measured < num_seeds else left
 
-    def _reload_rank(self, point: Mapping[str, Any]) -> tuple[bool, str]:
-        """Points with the weights that are loaded now come first, equal weights side by side."""
+    def _reload_rank(self, point: Mapping[str, Any], last: TrialRecord) -> tuple[bool, str]:
+        """Points with the weights that `last` loaded come first, equal weights side by side."""
         weights = {n: v for n, v in point.items() if KNOBS[n].reload == "weights"}
-        current = self._searched[-1].config
+        current = last.config
         return any(current.get(n) != v for n, v in weights.items()), str(sorted(weights.items()))
 
     def _known(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autotune.errors import Interrupted
 from autotune.predict.calibration_sample import CalibrationLoad
 from autotune.predict.cost_model import CostModel
 from autotune.records import RunFolder, TrialRecord
@@ -18,8 +21,14 @@ from autotune.search.prepare import Prepared
 from autotune.search.probing import Probing, share_s, why_no_probes
 from autotune.search.simulated_trials import SimulatedTrials
 from autotune.search.spending import Spending
-from autotune.search.trial_simulator import TrialSimulator, shortened, tokens_of_work
+from autotune.search.trial_simulator import (
+    MORE_PROBES,
+    TrialSimulator,
+    shortened,
+    tokens_of_work,
+)
 from autotune.search.windows import read_windows
+from autotune.workload.materialise import LoadRequest
 from autotune.workload.rows import mean_rate
 from engine.config import EngineConfig
 
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 # How much a second pays for: a constant rather than a clock, so that equal trials are followed by
 # equal choices. Of a load that is too long for so many simulations, the beginning is simulated.
 TOKENS_PER_SECOND = 250_000
+MOST_SECONDS = 30.0
 WANTED_SIMULATIONS = 240
 FEWEST_REQUESTS = 60
 # Fewer simulations than these tell nothing that arithmetic does not.
@@ -44,6 +54,7 @@ def open_guide(
     spending: Spending,
     searched: Sequence[TrialRecord],
     note: Callable[[str], None],
+    stop: threading.Event | None = None,
 ) -> Guide | None:
     """What chooses trials by forecast; None, with a note, where nothing can be forecast.
 
@@ -67,7 +78,9 @@ def open_guide(
         reason = "the machine's limits were not measured" if machine is None else None
         if machine is not None:
             try:
-                guide, facts = _guide(prepared, folder, machine, searched)
+                guide, facts = _guide(prepared, folder, machine, searched, stop)
+            except Interrupted:
+                raise
             except ValueError as error:
                 reason = str(error)
             except Exception as error:  # measuring goes on without
@@ -96,6 +109,7 @@ def _guide(
     folder: RunFolder,
     machine: MachineCalibration,
     searched: Sequence[TrialRecord],
+    stop: threading.Event | None,
 ) -> tuple[Guide, dict[str, Any]]:
     """The guide after its first screening, and what that came to.
 
@@ -107,8 +121,8 @@ def _guide(
     at_once = options.traffic.rate == float("inf")
     window = read_windows(folder)[0]
     capacity = objective.name == "capacity"
-    loads = prepared.schedule.probes if capacity else 1
-    affordable = share_s(prepared) * TOKENS_PER_SECOND / loads
+    loads = prepared.schedule.probes + MORE_PROBES if capacity else 1
+    affordable = min(MOST_SECONDS, share_s(prepared)) * TOKENS_PER_SECOND / loads
     requests = shortened(window, affordable / WANTED_SIMULATIONS, FEWEST_REQUESTS)
     simulations = min(MOST_SIMULATIONS, affordable / max(1.0, tokens_of_work(requests)))
     if simulations < FEWEST_SIMULATIONS:
@@ -121,7 +135,9 @@ def _guide(
 
     def fit(records: Sequence[TrialRecord]) -> SimulatedTrials:
         model = _costs(prepared, folder, machine, records, loads_read)
-        return SimulatedTrials(model, simulator, requests, slo, objective, options.seed)
+        if capacity:
+            simulator.start = _capacity_factor(window, records)
+        return SimulatedTrials(model, simulator, requests, slo, objective, options.seed, stop)
 
     question = Question(prepared.space, prepared.base, slo, objective, options.seed)
     rate = None if at_once or capacity else mean_rate([r.arrival_s for r in requests])
@@ -136,6 +152,13 @@ def _guide(
         "requests": len(requests),
     }
     return guide, facts
+
+
+def _capacity_factor(window: Sequence[LoadRequest], records: Sequence[TrialRecord]) -> float:
+    """The rate that the trials so far sustained, as a factor on the window's."""
+    rate = mean_rate([request.arrival_s for request in window])
+    found = [r.objective for r in records if r.objective]
+    return statistics.median(found) / rate if found and rate else 1.0
 
 
 def _costs(

@@ -249,7 +249,8 @@ def _worthiest(beliefs: Beliefs, points: Sequence[Point]) -> list[Point]:
 def _first_of_each_class(points: Sequence[Point], most: int) -> list[Point]:
     """The first `most`, but at least the first of each kind of weights and cache."""
     kinds: set[tuple[Any, Any]] = set()
-    heads, rest = [], []
+    heads: list[Point] = []
+    rest: list[Point] = []
     for point in points:
         kind = point.get("quantization"), point.get("kv_cache_dtype")
         (rest if kind in kinds else heads).append(point)

@@ -14,9 +14,9 @@ from engine.config import EngineConfig
 MOST_CONSIDERED = 4096
 # Part of the simulations that goes to the best by arithmetic, whatever they are; the next part is
 # shared evenly among weights and batch sizes, as arithmetic may err on one of these as a whole.
-BEST_SHARE, EVEN_SHARE = 0.45, 0.35
+BEST_SHARE, EVEN_SHARE = 0.4, 0.3
 EVEN_KNOBS = ("quantization", "kv_cache_dtype", "max_num_seqs")
-# From so many of the best, one knob is moved at a time with what is left.
+# With what is left, one knob at a time is moved of the best, as long as these are among so many.
 STARTS = 3
 
 Point = Mapping[str, Any]
@@ -55,8 +55,8 @@ def screen(
         most: simulations.
         seed: of what is drawn.
     """
-    points = candidate_points(space, base, methods, MOST_CONSIDERED, seed)
-    start = space.point_of(base) or {}
+    points: list[Point] = list(candidate_points(space, base, methods, MOST_CONSIDERED, seed))
+    start: Point = space.point_of(base) or {}
     ordered: list[tuple[float, int, int]] = []
     for place, point in enumerate(points):
         worth = rough(point)
@@ -85,13 +85,12 @@ def screen(
     moved: set[str] = set()
     while len(tried) < most:
         leaders = sorted(worths.items(), key=lambda entry: -entry[1][0])[:STARTS]
-        fresh = [(key, point) for key, (_, point) in leaders if key not in moved]
-        if not fresh:
+        leader = next((entry for entry in leaders if entry[0] not in moved), None)
+        if leader is None:
             break
-        for key, point in fresh:
-            moved.add(key)
-            for other in neighbours(space, base, point, methods):
-                simulate(other)
+        moved.add(leader[0])
+        for other in neighbours(space, base, leader[1][1], methods):
+            simulate(other)
     ranked = sorted(worths.values(), key=lambda entry: -entry[0])
     return Screened(tuple(point for _, point in ranked), len(points), len(points) - len(ranking))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from autotune.errors import Interrupted
 from autotune.predict.apply import NotPredictable
 from autotune.predict.cost_model import CostDraw, CostModel
 from autotune.search.forecast import quantities
@@ -26,6 +29,7 @@ class SimulatedTrials:
         slo: what is promised.
         objective: what is compared.
         seed: of the draws.
+        stop: set to stop; the next simulation then raises `Interrupted`.
     """
 
     def __init__(
@@ -36,7 +40,9 @@ class SimulatedTrials:
         slo: Slo,
         objective: Objective,
         seed: int,
+        stop: threading.Event | None = None,
     ) -> None:
+        self._stop = stop
         self.model = model
         self._simulator = simulator
         self._requests = requests
@@ -56,10 +62,9 @@ class SimulatedTrials:
             drawn = self.model.draws(config, count, self._seed)
         except (NotPredictable, EngineError):
             return []
-        plays = [
-            self._play(config, f"{place} of {count}", lambda _, draw=draw: draw)
-            for place, draw in enumerate(drawn)
-        ]
+        plays = []
+        for place, draw in enumerate(drawn):
+            plays.append(self._play(config, f"{place} of {count}", partial(_given, draw)))
         return [play for play in plays if play is not None]
 
     def _play(
@@ -80,6 +85,12 @@ class SimulatedTrials:
             cost = draw(config)
         except (NotPredictable, EngineError):
             return None
+        if self._stop is not None and self._stop.is_set():
+            raise Interrupted("stopped; what was measured is kept")
         self.simulations += 1
         metrics = self._simulator.metrics(self._requests, config, cost, cache, self._seed)
         return None if metrics is None else quantities(metrics, self._slo, self._objective)
+
+
+def _given(draw: CostDraw, _: EngineConfig) -> CostDraw:
+    return draw

@@ -23,6 +23,10 @@ from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
 from engine.engine import CacheShape
 
+# A simulated search for the highest rate may take more loads than a measured one, which begins
+# where the trial before it ended.
+MORE_PROBES = 2
+
 
 class TrialSimulator:
     """Plays trials of a run.
@@ -39,6 +43,8 @@ class TrialSimulator:
         self._objective = objective
         self._schedule = schedule
         self._at_once = at_once
+        # Where the search for a capacity begins, as a factor on the window's rate.
+        self.start = 1.0
 
     def metrics(
         self,
@@ -55,7 +61,8 @@ class TrialSimulator:
         def measure_at(factor: float) -> Measured:
             return Measured(self._load(requests, config, draw, cache, factor, seed))
 
-        found = find_capacity(measure_at, self._slo, 1.0, self._schedule.probes)
+        probes = self._schedule.probes + MORE_PROBES
+        found = find_capacity(measure_at, self._slo, self.start, probes)
         if isinstance(found, (BrokeGuard, Failed)):
             return None
         rate = found.metrics["offered_rate"] if found.factor else 0.0

@@ -68,7 +68,7 @@ def tune(
         with contextlib.ExitStack() as stack:
             if evaluator is None:
                 evaluator = stack.enter_context(Evaluator(folder, stop, listener.progress))
-            search = _Search(prepared, folder, evaluator, listener, clock, began)
+            search = _Search(prepared, folder, evaluator, listener, clock, began, stop)
             try:
                 search.go()
             except Interrupted:
@@ -91,7 +91,9 @@ class _Search:
         listener: Listener,
         clock: Callable[[], float],
         began: float,
+        stop: threading.Event,
     ) -> None:
+        self._stop = stop
         self._prepared = prepared
         self._options = prepared.options
         self._folder = folder
@@ -157,6 +159,7 @@ class _Search:
                 self._spending,
                 self._searched,
                 self._note,
+                self._stop,
             )
             self._exploration.explore(self._advice, guide)
         self._prove()
