@@ -136,7 +136,7 @@ def _simulated(
     # what `bench` would offer. A trace is what it is.
     count = 1 + options.draws if traffic.is_preset else 1
     load = offered.windows(rate, traffic.duration_s, count)
-    notes += [note for note in load.notes if "proof" not in note]
+    notes += load.notes
     requests: Sequence[LoadRequest] | Callable[[int], Sequence[LoadRequest]]
     requests = load.windows.__getitem__ if traffic.is_preset else load.windows[0]
 

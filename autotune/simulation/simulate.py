@@ -187,12 +187,14 @@ def _limits(
     forecasts = []
     for place, limit in enumerate(slo.limits):
         drawn = [result[place] for result in results]
-        measured = [math.inf if r.measured is None else r.measured for r in drawn]
+        # What was never measured is infinitely late, unless nothing was there to be late.
+        known = [r for r in drawn if r.measured is not None or not r.met]
+        measured = [math.inf if r.measured is None else r.measured for r in known]
         value = expected[place].measured
         forecasts.append(
             LimitForecast(
                 limit.text,
-                None if value is None else interval_of(value, measured),
+                None if value is None else interval_of(value, measured or [value]),
                 _share([r.met for r in drawn]),
             )
         )

@@ -12,7 +12,7 @@ import pytest
 from autotune.errors import BadInput, Interrupted
 from autotune.hardware.versions import library_versions
 from autotune.predict.calibration import Calibration
-from autotune.predict.calibration_file import write_calibration
+from autotune.predict.calibration_file import read_calibration, write_calibration
 from autotune.simulation import kept_calibration
 from autotune.simulation.fleet import Fleet
 from autotune.simulation.interval import Interval
@@ -22,6 +22,7 @@ from autotune.simulation.simulate import DoesNotFit
 from autotune.traffic_options import TrafficOptions
 from tests.autotune.planning.known_models import LLAMA_3_8B
 from tests.autotune.predict.calibrated_loads import CONFIG, calibrated, swept
+from tests.engine.tiny_models import make_tiny
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,22 @@ def test_this_machine_is_calibrated_once(measured: Measured, tmp_path: Path) -> 
     assert any("--recalibrate measures again" in note for note in second.notes)
     run(knobs={"device": "cpu"}, recalibrate=True)
     assert measured.times == 2
+
+
+def test_a_real_calibration_is_made_and_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the engine, with a model so small that it takes a moment."""
+    make_tiny("llama", tmp_path / "tiny")
+    # Another cache altogether would have the engine's kernels compiled anew.
+    monkeypatch.setattr(kept_calibration, "kept_path", lambda *_: tmp_path / "kept.json")
+    monkeypatch.setattr(kept_calibration, "BUDGET_S", 1.0)
+    knobs = {"device": "cpu", "model": str(tmp_path / "tiny"), "max_num_seqs": 4}
+    outcome = run(knobs=knobs)
+    kept = Path(outcome.costs["where"])
+    assert read_calibration(kept).config.max_num_seqs > 4  # it tells of other limits too
+    assert outcome.costs["step_error"] > 0
+    assert run(knobs=knobs).to_json()["ttft"] == outcome.to_json()["ttft"]
 
 
 def test_other_threads_are_another_calibration(measured: Measured) -> None:

@@ -129,6 +129,25 @@ def test_nothing_finishes_at_all() -> None:
     json.dumps(simulated.to_json(), allow_nan=False)
 
 
+def test_answers_of_one_token_meet_limits_on_gaps() -> None:
+    """In some draws of the traffic nobody has a second token: then there is no gap to be long."""
+
+    def traffic(number: int) -> Any:
+        length = 1 if number % 3 == 2 else 10
+        return load(5, 1.0, seed=number, output=(length, length))
+
+    simulated = simulate(FakeModel(), config(), traffic, slo=parse_slo("tpot<20ms"), draws=9)
+    assert simulated.p_meets_slo == 1.0
+    expected = simulated.limits[0].expected
+    assert expected is not None
+    assert expected.high < 0.013
+    never = simulate(
+        FakeModel(), config(), load(5, 1.0, seed=1, output=(1, 1)), slo=parse_slo("tpot<20ms")
+    )
+    assert never.limits[0].expected is None
+    assert never.p_meets_slo == 1.0
+
+
 def test_quality_is_not_simulated() -> None:
     requests = load(5, 10.0, seed=6)
     slo = parse_slo("ttft<10s,quality_loss<1%")
