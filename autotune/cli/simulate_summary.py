@@ -86,7 +86,7 @@ def _cell(interval: Any, scale: float = 1.0, unit: str = "") -> str:
 
 
 def _number(number: float) -> str:
-    """Three digits that count, two below 1, and all of a whole number."""
-    if abs(number) >= 100 or number == round(number):
+    """At most four characters of what is below 10000: three digits that count, fewer below 1."""
+    if number >= 100 or number == round(number):
         return f"{number:.0f}"
-    return f"{number:.3g}" if abs(number) >= 1 else f"{number:.2g}"
+    return f"{number:.{3 if number >= 1 else 2 if number >= 0.1 else 1}g}"
