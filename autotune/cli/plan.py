@@ -172,7 +172,9 @@ def plan(
     *,
     traffic: TrafficOptions,
 ) -> None:
-    """Plan capacity: GPUs, replicas, cost and chance of keeping an SLO, without any GPU.
+    """Tell how many of which GPU a traffic takes, and what they cost.
+
+    Nothing is measured and no GPU is needed: a model's config.json and the data sheets are enough.
 
     Exit code 0: an option keeps the SLO; 4: none does, and what would is said.
     """

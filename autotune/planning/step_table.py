@@ -58,9 +58,9 @@ class StepTables:
         decode = np.array([table.decode for table in tables])
         alone = np.array([table.prompts for table in tables])
         chunks = np.array([work.chunks for work in works])
+        # What a prompt takes off a decode is what its steps take longer than without the prompt,
+        # and the decode that asks is there in any case.
         base = np.array([np.interp(BESIDE, BATCHES, row) for row in decode])
-        base[:, 0] = 0.0
-        # What a prompt takes off the others is what its steps take longer than decodes alone.
         extra = np.maximum(0.0, alone - chunks * base[:, :, None]) @ weights
         return cls(
             decode,
