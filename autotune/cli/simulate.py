@@ -134,7 +134,7 @@ def simulate(
     seed: SeedOption = 0,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder for the result; must be new."),
+        typer.Option("-o", "--output", help="Folder for the result and its report; must be new."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the metrics.")
@@ -159,6 +159,7 @@ def simulate(
     from autotune.simulation.fleet import parse_disaggregation
     from autotune.simulation.options import SimulateOptions
     from autotune.simulation.run import run_simulation, save
+    from reports.report import render_report
 
     acceptance = speculative_acceptance
     options = SimulateOptions(
@@ -184,13 +185,17 @@ def simulate(
     with claim_output(output):
         with progress_stages(_STOPPING) as (say, stop):
             outcome = run_simulation(options, say=say, stop=stop)
+        report = None
         if output is not None:
             save(outcome, output, sys.argv)
+            report = render_report(output)
     for text in outcome.notes:
         note(f"note: {text}")
     if as_json:
         print_json(outcome.to_json())
     else:
         print_simulation(outcome)
+    if report is not None:
+        note(f"Report: {report}")
     if not outcome.simulated.slo_met:
         raise typer.Exit(ExitCode.SLO_NOT_MET)

@@ -127,7 +127,8 @@ def test_a_folder_keeps_it(autotune: Autotune, capsys: pytest.CaptureFixture[str
     assert autotune("--slo", "ttft<100s", "-o", "out") == 0
     assert json.loads(Path("out/simulation.json").read_text())["p_meets_slo"] == 1.0
     assert json.loads(Path("out/run.json").read_text())["kind"] == "simulate"
-    capsys.readouterr()
+    assert "Report: out/report.html" in capsys.readouterr().err
+    assert "ttft" in Path("out/report.html").read_text()
     assert autotune("-o", "out") == 2
     assert "not empty" in capsys.readouterr().err
 
