@@ -21,7 +21,6 @@ from autotune.predict.fit import elementwise_seconds, probed_cost
 from autotune.predict.fit_lines import HOST_TERMS, CostFit, Expected, FitLines, fit_lines
 from autotune.predict.residual import LARGEST_RATIO, Residual, fit_residual
 from autotune.predict.robust_fit import Floats
-from autotune.predict.step_cost import Coefficients
 from autotune.profiling.machine import MachineCalibration
 from autotune.profiling.schema import ModelFacts
 
@@ -98,7 +97,7 @@ def fit_loads(
 ) -> LoadFits:
     """Fit to all loads; those of a method that was not probed are left out.
 
-    The first sample's method is the one that others are kin of.
+    Others are kin of the method of the first workload, or else of the first sweep.
 
     Raises:
         ValueError: the first method was not probed, or has fewer than `FEWEST_STEPS` steps.
@@ -111,7 +110,9 @@ def fit_loads(
     for _ in range(TURNS):
         _set_speeds(logs, loads[first], fit, samples)
         fit = fit_lines(loads[first].at_one_speed(logs), expected)
-    methods = {first: _method_fit(loads[first], logs, fit, expected)}
+    workloads = np.array([sample.kind == "load" for sample in samples])
+    methods = {first: _method_fit(loads[first], logs, workloads, fit, expected)}
+    fit = methods[first].fit
     kin = Expected.of_kin(fit.coefficients)
     believed = CostFit.believed(kin, fit.coefficients)
     for method in others:
@@ -122,14 +123,18 @@ def fit_loads(
         each = loads[method]
         logs[np.unique(each.owners)] -= levels[method]
         fit = fit_lines(each.at_one_speed(logs), kin)
-        methods[method] = _method_fit(each, logs, fit, kin, KIN_LEVEL)
+        if workloads[loads[first].owners].any() and not workloads[each.owners].any():
+            fit = _with_host_of(fit, believed)
+        methods[method] = _method_fit(each, logs, workloads, fit, kin, KIN_LEVEL)
     residual = _residual(loads, methods, logs)
     return _with_speeds(samples, loads, methods, residual)
 
 
 def _by_method(samples: Sequence[LoadSample], machine: MachineCalibration) -> dict[Method, _Loads]:
     loads: dict[Method, _Loads] = {}
-    for method in dict.fromkeys(sample.method for sample in samples):
+    # A sweep that was disturbed would mislead all; workloads' own loads are longer.
+    ordered = sorted(samples, key=lambda sample: sample.kind != "load")
+    for method in dict.fromkeys(sample.method for sample in ordered):
         try:
             probed = probed_cost(machine.probes, *method)
         except ValueError:
@@ -190,12 +195,20 @@ def _own_levels(
 
 
 def _method_fit(
-    each: _Loads, logs: Floats, fit: CostFit, expected: Expected, level_error: float = 0.0
+    each: _Loads,
+    logs: Floats,
+    workloads: NDArray[np.bool_],
+    fit: CostFit,
+    expected: Expected,
+    level_error: float = 0.0,
 ) -> MethodFit:
     lines = each.at_one_speed(logs)
     errors = _errors(each, lines, expected)
+    told = workloads[each.owners]
+    if told.any():
+        fit = _with_hosts_level(fit, lines.taken(told))
     return MethodFit(
-        fit=dataclasses.replace(fit, coefficients=_with_hosts_level(fit, lines)),
+        fit=fit,
         steps=len(each.owners),
         median_error=float(np.median(errors)),
         p90_error=float(np.quantile(errors, 0.9)),
@@ -203,13 +216,19 @@ def _method_fit(
     )
 
 
-def _with_hosts_level(fit: CostFit, lines: FitLines) -> Coefficients:
-    """The host's coefficients so that sums come out right: its long tail is part of them."""
+def _with_hosts_level(fit: CostFit, lines: FitLines) -> CostFit:
+    """Coefficients of the host by which a workload's sums come out right, long tail and all."""
     expected = lines.expected_host(fit.coefficients)
     measured = np.minimum(lines.host, 2 * LARGEST_RATIO * expected)
     level = float(measured.sum() / expected.sum()) if expected.sum() > 0 else 1.0
     changed = {name: level * getattr(fit.coefficients, name) for name in HOST_TERMS}
-    return dataclasses.replace(fit.coefficients, **changed)
+    return dataclasses.replace(fit, coefficients=dataclasses.replace(fit.coefficients, **changed))
+
+
+def _with_host_of(fit: CostFit, other: CostFit) -> CostFit:
+    """With the host's part of another fit: where requests arrive the host has more to do."""
+    known = {name: getattr(other.coefficients, name) for name in HOST_TERMS}
+    return dataclasses.replace(fit, coefficients=dataclasses.replace(fit.coefficients, **known))
 
 
 def _errors(each: _Loads, lines: FitLines, expected: Expected) -> Floats:
