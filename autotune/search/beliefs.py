@@ -140,9 +140,13 @@ class Beliefs:
         met = (missed <= 0.0) & self._runs(points) & self._keeps_quality(points)
         return Sampled(value, met, missed)
 
-    def forecast(self, point: Point) -> Forecast | None:
-        """What a trial at a point would measure, with the noise of a single trial."""
-        simulated = self._forecaster.simulate(self._config(point))
+    def forecast(self, point: Point, elsewhere: Forecaster | None = None) -> Forecast | None:
+        """What a trial at a point would measure, with the noise of a single trial.
+
+        `elsewhere` simulates it under another load than that of the trials so far.
+        """
+        forecaster = elsewhere or self._forecaster
+        simulated = forecaster.simulate(self._config(point))
         if simulated is None:
             return None
         question = self._question
@@ -151,10 +155,11 @@ class Beliefs:
         noise = chances.standard_normal((1, SAMPLES))
         missed = np.zeros(SAMPLES)
         for limit in load_limits(question.slo):
-            missed += _missed(limit, self._samples(limit_name(limit), [point], slower, noise))[0]
+            samples = self._samples(limit_name(limit), [point], slower, noise, forecaster)
+            missed += _missed(limit, samples)[0]
         intervals = {}
         for name in simulated:
-            samples = self._samples(name, [point], slower, noise)[0]
+            samples = self._samples(name, [point], slower, noise, forecaster)[0]
             samples = samples[np.isfinite(samples)]
             if len(samples):
                 intervals[name] = Interval.of(float(np.median(samples)), list(samples))
@@ -172,7 +177,12 @@ class Beliefs:
         return np.asarray(root @ chances.standard_normal((len(points), SAMPLES)))
 
     def _samples(
-        self, name: str, points: Sequence[Point], slower: Floats, noise: Floats | None
+        self,
+        name: str,
+        points: Sequence[Point],
+        slower: Floats,
+        noise: Floats | None,
+        forecaster: Forecaster | None = None,
     ) -> Floats:
         """Samples of a quantity, (points, samples); infinite where it was not even simulated."""
         question = self._question
@@ -184,7 +194,7 @@ class Beliefs:
         off = off + self.discrepancy.means(name, points)[:, None]
         rows = np.full((len(points), SAMPLES), np.nan)
         for row, point in enumerate(points):
-            simulated = self._forecaster.simulate(self._config(point))
+            simulated = (forecaster or self._forecaster).simulate(self._config(point))
             value = None if simulated is None else simulated.get(name)
             if value is None:
                 continue

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+from autotune.errors import Interrupted
 from autotune.quality_guard import uncertain_limits
 from autotune.records import RunFolder, TrialRecord
+from autotune.search.advised import traced
 from autotune.search.advised_space import advised_seeds
 from autotune.search.events import Listener
 from autotune.search.forecast import Choice
@@ -19,9 +22,11 @@ from autotune.search.spending import Spending
 from autotune.search.study import Study, combined_improvements
 from autotune.search.trials import TrialRunner
 from autotune.search.verdict import changed_knobs
-from engine.config import KNOBS
+from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
 from engine.quantize.method_table import METHODS
+
+T = TypeVar("T")
 
 # Of the trials after the default's, as many may follow advice; other seeds stop at half of all.
 ADVISED_SHARE = 0.75
@@ -178,13 +183,30 @@ class Exploration:
         most = self._options.trials
         size = WAVE if most is None else min(WAVE, most - after)
         following = [(s, p) for s, p in advised if not excluded(p)][: 1 if size > 1 else 0]
-        wave = [Choice(s, p, guide.forecast(records, p)) for s, p in following]
+        wave = [
+            Choice(s, p, self._asked(partial(guide.forecast, records, p), None))
+            for s, p in following
+        ]
         taken = [c.point for c in wave]
         names = {str(sorted(p.items())): s for s, p in advised}
-        for choice in guide.choose(records, size - len(wave), lambda p: p in taken or excluded(p)):
+        left = size - len(wave)
+        chosen: list[Choice] = self._asked(
+            lambda: guide.choose(records, left, lambda p: p in taken or excluded(p)), []
+        )
+        for choice in chosen:
             source = names.get(str(sorted(choice.point.items())), choice.source)
             wave.append(dataclasses.replace(choice, source=source))
         return sorted(wave, key=lambda c: self._reload_rank(c.point, records[-1]))
+
+    def _asked(self, ask: Callable[[], T], otherwise: T) -> T:
+        """An answer of the guide; a fault in it must not cost what was measured."""
+        try:
+            return ask()
+        except Interrupted:
+            raise
+        except Exception as error:
+            self._note(f"a forecast is missing, a fault of ours ({traced(self._folder, error)})")
+            return otherwise
 
     def _interrupted_wave(
         self, guide: Guide, advised: Sequence[tuple[str, dict[str, Any]]]
@@ -195,6 +217,17 @@ class Exploration:
             return 0, []
         wave = self._wave(guide, advised, after)
         return after, [c for c in wave if not self._known(c.point)]
+
+    def predicted(
+        self, guide: Guide | None, config: EngineConfig, window: int
+    ) -> dict[str, Any] | None:
+        """What another trial is expected to measure under a window; None if it cannot be told."""
+        point = self._prepared.space.point_of(config)
+        if guide is None or point is None:
+            return None
+        forecast = self._asked(lambda: guide.forecast(self._searched, point, window), None)
+        after = {"after_trials": len(self._searched)}
+        return None if forecast is None else {**forecast.to_json(), **after}
 
     def importances(self) -> dict[str, float]:
         """What each knob explains of the objective; see `Study.importances`."""

@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 # How much a second pays for: a constant rather than a clock, so that equal trials are followed by
 # equal choices. Of a load that is too long for so many simulations, the beginning is simulated.
-TOKENS_PER_SECOND = 250_000
+TOKENS_PER_SECOND = 100_000
+# With all requests at once batches are large, and a token takes so much less time to simulate.
+AT_ONCE_TOKENS = 2.5
+# On a machine that is slower than that the screening ends after so many times its share.
+OVERTIME = 2.0
 MOST_SECONDS = 30.0
 WANTED_SIMULATIONS = 240
 FEWEST_REQUESTS = 60
@@ -119,11 +123,14 @@ def _guide(
     options = prepared.options
     slo, objective = options.parsed_slo, options.parsed_objective
     at_once = options.traffic.rate == float("inf")
-    window = read_windows(folder)[0]
+    windows = read_windows(folder)
+    window = windows[0]
     capacity = objective.name == "capacity"
     loads = prepared.schedule.probes + MORE_PROBES if capacity else 1
-    affordable = min(MOST_SECONDS, share_s(prepared)) * TOKENS_PER_SECOND / loads
-    requests = shortened(window, affordable / WANTED_SIMULATIONS, FEWEST_REQUESTS)
+    seconds = min(MOST_SECONDS, share_s(prepared))
+    affordable = seconds * TOKENS_PER_SECOND * (AT_ONCE_TOKENS if at_once else 1.0) / loads
+    most_tokens = affordable / WANTED_SIMULATIONS
+    requests = shortened(window, most_tokens, FEWEST_REQUESTS)
     simulations = min(MOST_SIMULATIONS, affordable / max(1.0, tokens_of_work(requests)))
     if simulations < FEWEST_SIMULATIONS:
         raise ValueError(
@@ -133,15 +140,20 @@ def _guide(
     simulator = TrialSimulator(slo, objective, prepared.schedule, at_once)
     loads_read: dict[int, CalibrationLoad] = {}
 
-    def fit(records: Sequence[TrialRecord]) -> SimulatedTrials:
+    def fit(records: Sequence[TrialRecord], index: int) -> SimulatedTrials:
+        load = shortened(windows[index], most_tokens, FEWEST_REQUESTS)
         model = _costs(prepared, folder, machine, records, loads_read)
         if capacity:
             simulator.start = _capacity_factor(window, records)
-        return SimulatedTrials(model, simulator, requests, slo, objective, options.seed, stop)
+        return SimulatedTrials(model, simulator, load, slo, objective, options.seed, stop)
 
     question = Question(prepared.space, prepared.base, slo, objective, options.seed)
     rate = None if at_once or capacity else mean_rate([r.arrival_s for r in requests])
-    guide = Guide(question, fit, Demand.of(requests, rate), Effort.of(simulations))
+    guide = Guide(
+        question, fit, Demand.of(requests, rate), Effort.of(simulations, OVERTIME * seconds)
+    )
+    if "forecasts" in prepared.run:  # an earlier process told what came of the space
+        return guide, {}
     screened = guide.screened(searched)
     if not screened.points:
         raise ValueError("no configuration of the space can be simulated")

@@ -6,6 +6,7 @@ one would have.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,19 +34,24 @@ Point = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How many simulations: of the screening, of points after a refit, of draws a class."""
+    """How many simulations: of the screening, of points after a refit, of draws a class.
+
+    The screening ends after `most_s` seconds, whatever is left of it.
+    """
 
     screened: int
     refreshed: int
     draws: int
+    most_s: float
 
     @classmethod
-    def of(cls, simulations: float) -> Effort:
+    def of(cls, simulations: float, most_s: float) -> Effort:
         """A share of what can be afforded in all; at least what makes any sense."""
         return cls(
             screened=max(24, int(0.4 * simulations)),
             refreshed=min(SHORTLIST, max(10, int(0.08 * simulations))),
             draws=min(8, max(3, int(simulations / 60))),
+            most_s=most_s,
         )
 
 
@@ -54,7 +60,7 @@ class Guide:
 
     Args:
         question: what the search asks.
-        fit: makes forecasts from the trials so far, those of the default among them.
+        fit: makes forecasts from the trials so far, of trials under a window of the workload.
         demand: what the load asks for.
         effort: how much may be simulated.
     """
@@ -62,7 +68,7 @@ class Guide:
     def __init__(
         self,
         question: Question,
-        fit: Callable[[Sequence[TrialRecord]], SimulatedTrials],
+        fit: Callable[[Sequence[TrialRecord], int], SimulatedTrials],
         demand: Demand,
         effort: Effort,
     ) -> None:
@@ -70,7 +76,7 @@ class Guide:
         self._fit = fit
         self._demand = demand
         self._effort = effort
-        self._fitted: dict[int, SimulatedTrials] = {}
+        self._fitted: dict[tuple[int, int], SimulatedTrials] = {}
         self._screened: dict[tuple[str, ...], Screened] = {}
         self._beliefs: tuple[int, Beliefs] | None = None
 
@@ -93,6 +99,7 @@ class Guide:
                 lambda point: self._simulated(forecaster, point),
                 self._effort.screened,
                 self._question.seed,
+                until=time.monotonic() + self._effort.most_s,
             )
         return self._screened[key]
 
@@ -141,14 +148,25 @@ class Guide:
         chosen += [rest[i] for i, _ in choose(candidates.rows(rest), reached, count - len(chosen))]
         return [Choice("forecast", points[i], beliefs.forecast(points[i])) for i in chosen]
 
-    def forecast(self, records: Sequence[TrialRecord], point: Point) -> Forecast | None:
-        """What a trial at a point is expected to measure after these trials."""
-        return self._believed(records).forecast(point)
+    def forecast(
+        self, records: Sequence[TrialRecord], point: Point, window: int = 0
+    ) -> Forecast | None:
+        """What a trial at a point is expected to measure after these trials.
 
-    def _forecaster(self, records: Sequence[TrialRecord]) -> SimulatedTrials:
-        if len(records) not in self._fitted:
-            self._fitted[len(records)] = self._fit(records)
-        return self._fitted[len(records)]
+        Raises:
+            ValueError: the trials are too few to fit anything to.
+        """
+        beliefs = self._believed(records)
+        if not window:
+            return beliefs.forecast(point)
+        elsewhere = self._forecaster(records[: self._version(records)], window)
+        return beliefs.forecast(point, elsewhere)
+
+    def _forecaster(self, records: Sequence[TrialRecord], window: int = 0) -> SimulatedTrials:
+        key = len(records), window
+        if key not in self._fitted:
+            self._fitted[key] = self._fit(records, window)
+        return self._fitted[key]
 
     def _first(self, records: Sequence[TrialRecord]) -> int:
         """How many trials there are up to the first that ran."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +45,7 @@ def screen(
     simulated: Worth,
     most: int,
     seed: int,
+    until: float = math.inf,
 ) -> Screened:
     """Simulate up to `most` points of the space, the promising and some of every sort.
 
@@ -54,6 +57,7 @@ def screen(
         simulated: worth by simulation; None where it cannot be told.
         most: simulations.
         seed: of what is drawn.
+        until: nothing more is simulated once `time.monotonic` says so.
     """
     points: list[Point] = list(candidate_points(space, base, methods, MOST_CONSIDERED, seed))
     start: Point = space.point_of(base) or {}
@@ -73,7 +77,7 @@ def screen(
 
     def simulate(point: Point) -> None:
         key = str(sorted(point.items()))
-        if key in tried or len(tried) >= most:
+        if key in tried or len(tried) >= most or time.monotonic() > until:
             return
         tried.add(key)
         worth = simulated(point)
@@ -83,7 +87,7 @@ def screen(
     for point in (*first, *even):
         simulate(point)
     moved: set[str] = set()
-    while len(tried) < most:
+    while len(tried) < most and time.monotonic() < until:
         leaders = sorted(worths.items(), key=lambda entry: -entry[1][0])[:STARTS]
         leader = next((entry for entry in leaders if entry[0] not in moved), None)
         if leader is None:

@@ -18,6 +18,7 @@ from autotune.search.evaluator import Evaluator, TrialEvaluator
 from autotune.search.events import Listener, Silent
 from autotune.search.explore import Exploration
 from autotune.search.forecasting import open_guide
+from autotune.search.guide import Guide
 from autotune.search.options import TuneOptions
 from autotune.search.prepare import Prepared, conclude, offer_traffic, open_folder, prepare
 from autotune.search.probing import Probing
@@ -107,6 +108,7 @@ class _Search:
         self._searched = [t for t in earlier if t.kind == "search"]
         self._proof = [t for t in earlier if t.kind == "proof"]
         self._advice: list[dict[str, Any]] = []
+        self._guide: Guide | None = None
         self._spending = Spending(
             prepared.schedule,
             prepared.options.trials,
@@ -150,18 +152,18 @@ class _Search:
             self._searched,
             self._note,
         )
+        self._guide = open_guide(
+            self._prepared,
+            self._folder,
+            probing,
+            self._listener,
+            self._spending,
+            self._searched,
+            self._note,
+            self._stop,
+        )
         if not self._proof:
-            guide = open_guide(
-                self._prepared,
-                self._folder,
-                probing,
-                self._listener,
-                self._spending,
-                self._searched,
-                self._note,
-                self._stop,
-            )
-            self._exploration.explore(self._advice, guide)
+            self._exploration.explore(self._advice, self._guide)
         self._prove()
         self._listener.phase("done", None, None)
 
@@ -263,7 +265,10 @@ class _Search:
                     self._trials.next_number, source, {n: c[1] for n, c in changes.items()}
                 )
                 window = self._prepared.proof_window(round_)
-                record = self._trials.run("proof", source, config, window, round_)
+                record = self._trials.run(
+                    *("proof", source, config, window, round_),
+                    predicted=self._exploration.predicted(self._guide, config, window),
+                )
                 self._proof.append(record)
                 self._listener.trial_ended(record, self._exploration.best())
 

@@ -120,6 +120,21 @@ def test_every_trial_tells_what_was_predicted_before_it_ran(tmp_path: Path) -> N
     assert told["considered"] == 3 * 3 * 2
 
 
+def test_the_proof_is_predicted_too_under_its_own_windows(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        run(path, options(trials=4), most=6)
+    run(path, None)
+    proof = [t for t in RunFolder(path).read_trials() if t.kind == "proof"]
+    assert len(proof) == 4
+    for trial in proof:
+        assert trial.predicted is not None
+        assert trial.objective is not None
+        told = trial.predicted["objective"]
+        assert told["low"] <= trial.objective <= told["high"]
+        assert trial.predicted["after_trials"] == 4
+
+
 @pytest.mark.parametrize("survived", [1, 2, 4, 6])
 def test_interrupted_it_chooses_and_predicts_as_it_would_have(
     tmp_path: Path, survived: int
@@ -223,6 +238,19 @@ def test_a_budget_without_time_for_forecasts_is_told(tmp_path: Path) -> None:
     tune(asked, path, evaluator=evaluator, clock=evaluator.clock, listener=listener)
     assert evaluator.probed == 0
     assert any("without forecasts: a tenth of the budget" in note for note in listener.notes)
+
+
+def test_a_fault_in_a_forecast_is_a_note_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("autotune.search.guide.choose", fail)
+    outcome = run(tmp_path / "out", options(trials=4))
+    assert len(searched(tmp_path / "out")) == 4
+    assert any("a fault of ours" in note for note in outcome["result"]["notes"])
+    assert "surprise" in (tmp_path / "out" / "trials.log").read_text()
 
 
 def test_a_small_space_is_measured_to_its_end(tmp_path: Path) -> None:
