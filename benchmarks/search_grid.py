@@ -33,10 +33,10 @@ from engine.errors import ConfigError
 PROBES_NAME = "probes.json"
 PROBES_S = 12.0
 KNOB_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "quantization": ("none", "int8", "int4", "fp8"),
+    "quantization": ("none", "int8", "int4"),
     "kv_cache_dtype": ("auto", "int8"),
     "max_num_seqs": (4, 8, 16, 32, 64, 128),
-    "max_num_batched_tokens": (128, 256, 512, 1024, 2048),
+    "max_num_batched_tokens": (128, 256, 512, 2048),
 }
 
 
@@ -52,7 +52,7 @@ class Scenario:
 SCENARIOS: Mapping[str, Scenario] = {
     # A batch job beside readers: all requests at once, at no less than a reader's pace.
     "throughput": Scenario(
-        TrafficOptions(source="chat", length_factor=0.6, rate=math.inf, requests=96),
+        TrafficOptions(source="chat", length_factor=0.6, rate=math.inf, requests=64),
         "tpot<12ms",
         "throughput",
     ),
