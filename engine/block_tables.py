@@ -10,6 +10,7 @@ from struct import Struct
 from typing import NamedTuple
 
 DIGEST_BYTES = 16
+_places: list[bytes] = []  # the numbers of blocks, as they stand in made-up names
 
 
 @dataclass(slots=True, eq=False)
@@ -68,11 +69,11 @@ class BlockTables:
         For a simulation, whose generated tokens are made up: each block must hold one that no other
         sequence has, and `whose` be this sequence's alone.
         """
-        digests = self.digests
-        digests += [
-            whose.to_bytes(DIGEST_BYTES // 2) + index.to_bytes(DIGEST_BYTES // 2)
-            for index in range(len(digests), number + 1)
-        ]
+        owner = whose.to_bytes(DIGEST_BYTES // 2)
+        digests, places = self.digests, _places
+        while len(places) <= number:
+            places.append(len(places).to_bytes(DIGEST_BYTES // 2))
+        digests += [owner + place for place in places[len(digests) : number + 1]]
 
 
 @cache

@@ -17,18 +17,14 @@ on (`BlockTables.digest`) to the block that holds its last `block_size` tokens.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.block_groups import longest_sequence, window_blocks
+from engine.block_places import BlockPlaces, BlockPoolCorrupt, check_places
 from engine.block_tables import BlockTables, Prefix
-from engine.errors import EngineError
 from engine.prefix_index import PrefixIndex
-
-
-class BlockPoolCorrupt(EngineError):
-    """The pool's books do not add up: a fault of the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +88,17 @@ class BlockPool:
         # A stack: the block freed last is the likeliest to be in the processor's caches.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._aside = 0  # free blocks that count as owned
 
     @property
     def num_available(self) -> int:
         """Blocks that can be handed out: free and cached ones."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + len(self._cached) - self._aside
 
     @property
     def num_used(self) -> int:
-        """Blocks owned by at least one request."""
-        return self.num_blocks - len(self._free) - len(self._cached)
+        """Blocks owned by at least one request, or set aside for one."""
+        return self.num_blocks - len(self._free) - len(self._cached) + self._aside
 
     @property
     def num_cached(self) -> int:
@@ -115,7 +112,7 @@ class BlockPool:
             total=self.num_blocks,
             used=self.num_used,
             cached=len(self._cached),
-            free=len(self._free),
+            free=len(self._free) - self._aside,
             query_tokens=self.query_tokens,
             hit_tokens=self.hit_tokens,
             evictions=self.evictions,
@@ -230,7 +227,7 @@ class BlockPool:
                 if missing > self.num_available:
                     return False
                 free, references = self._free, self._references
-                if missing > 1 and missing <= len(free):  # the same at once
+                if 1 < missing <= len(free) - self._aside:  # the same at once
                     taken = free[-missing:]
                     del free[-missing:]
                     taken.reverse()
@@ -244,6 +241,20 @@ class BlockPool:
         least = num_tokens if least is None else least
         most = num_tokens if most is None else most
         return self._extend_groups(tables, total, least, most, reserve)
+
+    def set_aside(self, count: int) -> None:
+        """Let `count` more of the available blocks count as owned before anybody is given them.
+
+        A negative count takes that back. Which blocks these will be makes no difference to anybody.
+        """
+        self._aside += count
+        while len(self._free) < self._aside:
+            self._free.append(self._evicted())
+
+    def take_aside(self, tables: BlockTables, num_tokens: int) -> None:
+        """`extend` by blocks that were set aside; for pools of one group without window."""
+        self._aside -= -(-num_tokens // self.block_size) - len(tables.groups[0])
+        self.extend(tables, num_tokens)
 
     def growth(self, tables: BlockTables, num_tokens: int, least: int) -> int:
         """Fewest blocks that `extend` with the same arguments takes."""
@@ -313,49 +324,8 @@ class BlockPool:
         Raises:
             BlockPoolCorrupt: the books do not add up; the text says which block and why.
         """
-        counts: Counter[int] = Counter()
-        places: dict[int, tuple[int, int]] = {}
-        for tables in owners:
-            self._check_tables(tables, counts, places)
-        free = Counter(self._free)
-        for block in range(self.num_blocks):
-            if self._references[block] != counts[block]:
-                raise BlockPoolCorrupt(
-                    f"block {block} has reference count {self._references[block]} and "
-                    f"{counts[block]} owners"
-                )
-            homes = free[block] + (block in self._cached) + (counts[block] > 0)
-            if homes != 1:
-                raise BlockPoolCorrupt(f"block {block} is in {homes} places, not in one")
-            key = self._index.key[block]
-            if key is None:
-                if block in self._cached:
-                    raise BlockPoolCorrupt(f"block {block} is cached but cannot be found")
-                continue
-            if self._index.block(*key) != block:
-                raise BlockPoolCorrupt(f"block {block} has a key that does not lead to it")
-            if free[block]:
-                raise BlockPoolCorrupt(f"block {block} is free but its content is known")
-            if block in places and places[block][0] != key[0]:
-                raise BlockPoolCorrupt(f"block {block} is known in another group than it is used")
-        if len(self._index) != sum(key is not None for key in self._index.key):
-            raise BlockPoolCorrupt("the prefix index leads to a block that does not know its key")
-
-    def _check_tables(
-        self, tables: BlockTables, counts: Counter[int], places: dict[int, tuple[int, int]]
-    ) -> None:
-        """Count one owner's blocks and check that they are where others have them."""
-        owned = [block for blocks in tables.owned() for block in blocks]
-        if len(set(owned)) != len(owned):
-            raise BlockPoolCorrupt(f"block tables list a block twice: {tables.owned()}")
-        if tables.capacity != min(map(len, tables.groups)) * self.block_size:
-            raise BlockPoolCorrupt(f"block tables do not reach {tables.capacity} tokens")
-        counts.update(owned)
-        for group, table in enumerate(tables.groups):
-            for position in range(tables.given_up[group], len(table)):
-                place = (group, position)
-                if places.setdefault(table[position], place) != place:
-                    raise BlockPoolCorrupt(f"block {table[position]} is shared by two places")
+        places = BlockPlaces(self._references, self._free, self._cached, self._index)
+        check_places(places, owners, self.block_size)
 
     def _extend_groups(
         self, tables: BlockTables, total: int, least: int, most: int, reserve: int
@@ -389,11 +359,16 @@ class BlockPool:
 
     def _take(self) -> int:
         """A block of one owner, unregistered; the caller made sure that one is available."""
-        if self._free:
-            block = self._free.pop()
-        else:
-            block, _ = self._cached.popitem(last=False)
-            self._index.forget(block)
-            self.evictions += 1
+        block = self._free.pop() if len(self._free) > self._aside else self._evicted()
         self._references[block] = 1
         return block
+
+    def _evicted(self) -> int:
+        """The cached block that nobody has used for longest, its content forgotten."""
+        block, _ = self._cached.popitem(last=False)
+        self._index.forget(block)
+        self.evictions += 1
+        return block
+
+
+__all__ = ["BlockPool", "BlockPoolCorrupt", "BlockPoolStats"]

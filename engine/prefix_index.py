@@ -61,16 +61,15 @@ class PrefixIndex:
         if tables.generation != self._generation:
             tables.generation, tables.num_registered = self._generation, 0
         count = end // self._block_size
-        if count:
+        if count > len(tables.digests):
             tables.digest(token_ids, self._block_size, count - 1)
         names, keys = tables.digests, self.key
         for group, table in enumerate(tables.groups):
             index = self._blocks[group]
-            for i in range(max(tables.num_registered, tables.given_up[group]), count):
-                name = names[i]
+            first = max(tables.num_registered, tables.given_up[group])
+            for name, block in zip(names[first:count], table[first:count], strict=True):
                 # Of two copies that were computed at the same time, the second stays unknown.
                 if name not in index:
-                    block = table[i]
                     index[name] = block
                     keys[block] = (group, name)
         tables.num_registered = count

@@ -146,15 +146,27 @@ class Scheduler:
                 reserved = request.tables.capacity - computed
                 room -= min(reserved, chunk_size(config, num_tokens - computed, room))
         num_decodes = len(sequences)
-        budget = config.max_num_batched_tokens - num_decodes
+        self.add_prompts(sequences, prefills, num_decodes, now)
+        return Batch(sequences, num_decodes, num_preemptions)
 
+    def add_prompts(
+        self,
+        sequences: list[ScheduledSequence],
+        prefills: list[Request],
+        num_decodes: int,
+        now: float,
+    ) -> None:
+        """Give prompts the tokens that the decodes of a step leave.
+
+        First to `prefills`, those running ones that are not computed yet, then to waiting requests
+        as far as seats and blocks last; appends to the step's `sequences`. A part of `schedule`.
+        """
+        budget = self._config.max_num_batched_tokens - num_decodes
         for request in prefills:
             if budget > 0:
                 budget -= self._append_chunk(sequences, request, budget)
-
-        if len(running) < config.max_num_seqs and self._admits(now):
+        if len(self.running) < self._config.max_num_seqs and self._admits(now):
             self._admit(sequences, budget, now)
-        return Batch(sequences, num_decodes, num_preemptions)
 
     def update(self, batch: Batch, result: BatchResult) -> list[Request]:
         """Take in what a step produced; returns the requests that finished by it.

@@ -1,100 +1,217 @@
-"""Runs of steps in which nothing but the lengths changes, taken at once.
+"""Steps in which nothing but lengths changes, counted instead of played.
 
 A simulator spends most of its steps on decodes: the same requests, a token each, step after step.
-What the scheduler would do in them is known beforehand, so they need not be played one by one. Once
-those that are complete are finished, the state is the one that as many calls of `schedule` and
-`update` would leave.
+What the scheduler would do with them is known beforehand and is the same for each, so it is counted
+once for all. A request is touched when it begins to decode, when it leaves, and when somebody else
+is to look at it (`Decoders.settle`). What can be told of the pool is at every moment what as many
+calls of `schedule` and `update` would leave.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
 
-from engine.batch import Batch
-from engine.blocks import BlockPool
-from engine.request import Request
+from engine.batch import ScheduledSequence
+from engine.request import Request, RequestState
 from engine.scheduler import Scheduler
 
 # Tokens from `first` on of what a request generates: (request, first, count).
 Tokens = Callable[[Request, int, int], Sequence[int]]
 
-
-def steady_steps(scheduler: Scheduler, previous: Batch) -> int:
-    """How many of the next steps decode just the running requests, given the batch before them.
-
-    The last of them may finish requests; arrivals end the run earlier. 0 where that cannot be told:
-    the next step is then to be scheduled. Counted without stop tokens: requests run to their
-    length.
-    """
-    running, pool = scheduler.running, scheduler.pool
-    if not running or not pool.uniform:
-        return 0
-    if scheduler.waiting:
-        # Whoever waits did not get in last time. Unless something else was computed then, they
-        # will not now: the same seats and tokens are left, and no more blocks.
-        same = previous.num_decodes == len(previous.sequences) == len(running)
-        if not same or scheduler.config.scheduling_policy == "priority":
-            return 0
-    elif len(running) > scheduler.config.max_num_seqs:
-        return 0
-    if len(running) > scheduler.config.max_num_batched_tokens:
-        return 0
-    steps = 1 << 30
-    for request in running:
-        length = len(request.token_ids)
-        if length - request.num_computed_tokens != 1:
-            return 0
-        left = request.max_total_tokens - length
-        if left < steps:
-            steps = left
-    available = pool.num_available
-    if len(running) * (-(-steps // pool.block_size) + 1) > available:
-        # Preemptions are the scheduler's.
-        while steps and _needed_blocks(pool, running, steps) > available:
-            steps //= 2
-    return steps
+_rank = attrgetter("rank")
+_LONG = 1 << 30
 
 
-def advance(
-    scheduler: Scheduler, steps: int, tokens: Tokens, *, in_order: bool = False
-) -> list[Request]:
-    """Take `steps` steps, at most `steady_steps`; returns the requests that the last completed.
+class Decoders:
+    """The running requests of a scheduler, of which those that decode get a token in every step.
 
-    These are yet to be finished with `Scheduler.finish`, in this order: until then the blocks in
-    use are those of the last step.
+    Made when the requests are as the scheduler left them, and good as long as nobody else changes
+    who runs; `settle` ends it. Counted without stop tokens: requests run to their length. For pools
+    of one group without window.
+
+    `count` requests decode; `prompts` are those whose prompts are yet to be computed, in the order
+    of their ranks.
 
     Args:
-        scheduler: where all running requests decode.
-        steps: how many.
-        tokens: what requests generate.
-        in_order: whether what requests generate may be equal to what others have, so that it
-            matters whose block is found first; slower.
+        scheduler: whose requests run.
+        tokens: what requests generate; unlike any other's.
     """
-    pool, size = scheduler.pool, scheduler.pool.block_size
-    running = scheduler.running
-    if in_order and pool.enable_prefix_caching:
-        _advance_in_order(scheduler, steps, tokens)
-    else:
-        registers = pool.enable_prefix_caching
-        for request in running:
-            computed = request.num_computed_tokens
-            last = computed + steps  # tokens that the last step computes up to
-            if last > request.tables.capacity:
-                pool.extend(request.tables, last)
-            request.token_ids += tokens(request, computed + 1 - request.num_prompt_tokens, steps)
-            if registers and last // size != computed // size:
-                tables = request.tables
-                prompt = request.num_prompt_tokens // size
-                if len(tables.digests) < prompt:
-                    tables.digest(request.token_ids, size, prompt - 1)
-                tables.name_as_unlike_any(last // size - 1, request.rank[1])
-                pool.register(tables, request.token_ids, last)
-            request.num_computed_tokens = last
-    return [r for r in running if r.num_computed_tokens + 1 >= r.max_total_tokens]
+
+    __slots__ = (
+        *("_clock", "_leaving", "_phases", "_pool", "_scheduler", "_size", "_sum", "_tokens"),
+        *("count", "prompts"),
+    )
+
+    def __init__(self, scheduler: Scheduler, tokens: Tokens) -> None:
+        self._scheduler = scheduler
+        self._pool = scheduler.pool
+        self._size = scheduler.pool.block_size
+        self._tokens = tokens
+        self._clock = 0  # steps taken
+        self._sum = 0  # of tokens computed, less the clock for each
+        # By the clock's value, modulo the block size, at which requests begin another block.
+        self._phases = [0] * self._size
+        self._leaving: list[tuple[int, tuple[int, int], Request]] = []
+        self.count = 0
+        self.prompts: list[Request] = []
+        for request in scheduler.running:
+            if request.num_pending_tokens == 1:
+                self._leaving.append(self._joined(request))
+            else:
+                self.prompts.append(request)
+        heapify(self._leaving)
+
+    @property
+    def seen(self) -> int:
+        """Cached tokens that the next step's decodes see together."""
+        return self._sum + self.count * (self._clock + 1)
+
+    def steady_steps(self, alone: int) -> int:
+        """How many of the next steps decode just the running requests.
+
+        The last of them may finish requests; arrivals end the run earlier. 0 where that cannot be
+        told. `alone` are the sequences of the step before, if all of them decoded, or else 0.
+        """
+        scheduler, count, available = self._scheduler, self.count, self._pool.num_available
+        config = scheduler.config
+        if self.prompts or not count:
+            return 0
+        if scheduler.waiting:
+            # Whoever waits did not get in last time. Unless something else was computed then, they
+            # will not now: the same seats and tokens are left, and no more blocks.
+            if alone != count or config.scheduling_policy == "priority":
+                return 0
+        elif count > config.max_num_seqs:
+            return 0
+        if count > config.max_num_batched_tokens:
+            return 0
+        steps = min(_LONG, self._leaving[0][0] - self._clock)
+        if count * (-(-steps // self._size) + 1) > available:
+            # Preemptions are the scheduler's.
+            while steps and self._growth(steps) > available:
+                steps //= 2
+        return steps
+
+    def advance(self, steps: int) -> None:
+        """Take `steps` steps, at most `steady_steps`; `completed` is to be called after it."""
+        self._pool.set_aside(self._growth(steps))
+        self._clock += steps
+
+    def completed(self) -> list[Request]:
+        """The requests that the last step gave their last token, in the order of their ranks.
+
+        They are to be finished at once, with `Scheduler.finish`.
+        """
+        leaving, clock, size = self._leaving, self._clock, self._size
+        finished: list[Request] = []
+        while leaving and leaving[0][0] == clock:
+            request = heappop(leaving)[2]
+            computed = request.max_total_tokens - 1
+            self._phases[(clock - computed) % size] -= 1
+            self._sum -= computed - clock
+            self.count -= 1
+            if self._pool.enable_prefix_caching:
+                self._own_blocks(request, computed)
+            else:  # blocks without content are as good as blocks that were never handed out
+                self._pool.set_aside(len(request.tables.groups[0]) - -(-computed // size))
+            finished.append(request)
+        return finished
+
+    def begin_step(self) -> bool:
+        """Set aside the blocks for a step that computes prompts as well (`Scheduler.add_prompts`).
+
+        False, and nothing happened, if the scheduler must do more than admit who waits.
+        """
+        scheduler = self._scheduler
+        config, running = scheduler.config, scheduler.running
+        if config.batching_mode != "continuous" and not running:
+            return False  # a whole batch is chosen, also those that are given no tokens yet
+        if len(running) > config.max_num_seqs:
+            return False
+        if config.scheduling_policy == "priority" and scheduler.waiting:
+            return False
+        growth = self._phases[self._clock % self._size]
+        if growth > self._pool.num_available:
+            return False
+        self._pool.set_aside(growth)
+        return True
+
+    def end_step(self, chunks: Sequence[ScheduledSequence]) -> None:
+        """Take in what became of the prompts that were computed in the step that was `advance`d."""
+        prompts = self.prompts
+        for sequence in chunks:
+            request = sequence.request
+            if request.state is RequestState.RUNNING and request.num_pending_tokens != 1:
+                if request not in prompts:
+                    insort(prompts, request, key=_rank)
+                continue
+            if request in prompts:
+                prompts.remove(request)
+            if request.state is RequestState.RUNNING:
+                heappush(self._leaving, self._joined(request))
+
+    def settle(self) -> None:
+        """Bring all requests up to date; this is of no use any more then."""
+        for step, _, request in self._leaving:
+            computed = request.max_total_tokens - 1 - (step - self._clock)
+            more = computed - request.num_computed_tokens
+            if more:
+                request.token_ids += self._tokens(request, request.num_output_tokens, more)
+            self._own_blocks(request, computed)
+            request.num_computed_tokens = computed
+        self._leaving = []
+        self.count = 0
+
+    def tick(self) -> None:
+        """Count a step that `begin_step` began."""
+        self._clock += 1
+
+    def _joined(self, request: Request) -> tuple[int, tuple[int, int], Request]:
+        computed, clock = request.num_computed_tokens, self._clock
+        self.count += 1
+        self._sum += computed - clock
+        self._phases[(clock - computed) % self._size] += 1
+        # The last token of a prompt may have its block before it is computed.
+        over = len(request.tables.groups[0]) - -(-computed // self._size)
+        if over:
+            self._pool.set_aside(-over)
+        return (clock + request.max_total_tokens - computed - 1, request.rank, request)
+
+    def _growth(self, steps: int) -> int:
+        """Blocks that the next steps take."""
+        rounds, rest = divmod(steps, self._size)
+        growth = rounds * self.count
+        if rest:
+            phases, first = self._phases, self._clock % self._size
+            growth += sum(phases[first : first + rest])
+            if first + rest > self._size:
+                growth += sum(phases[: first + rest - self._size])
+        return growth
+
+    def _own_blocks(self, request: Request, computed: int) -> None:
+        """Hand out what was set aside for a request, and make it findable."""
+        pool, size, tables = self._pool, self._size, request.tables
+        pool.take_aside(tables, computed)
+        full = computed // size
+        if pool.enable_prefix_caching and full > tables.num_registered:
+            prompt = min(full, request.num_prompt_tokens // size)
+            if len(tables.digests) < prompt:
+                tables.digest(request.token_ids, size, prompt - 1)
+            tables.name_as_unlike_any(full - 1, request.rank[1])
+            pool.register(tables, request.token_ids, computed)
 
 
-def _advance_in_order(scheduler: Scheduler, steps: int, tokens: Tokens) -> None:
-    """Blocks are taken and made findable in the order in which single steps would do it."""
+def advance_in_order(scheduler: Scheduler, steps: int, tokens: Tokens) -> list[Request]:
+    """Take `steps` steps, at most `Decoders.steady_steps`; returns those that the last completed.
+
+    For requests that may generate what others have as well, so that it matters whose block is found
+    first: blocks are taken and made findable in the order in which single steps would do it. The
+    requests are yet to be finished with `Scheduler.finish`, in this order: until then the blocks in
+    use are those of the last step.
+    """
     pool, size = scheduler.pool, scheduler.pool.block_size
     events: list[tuple[int, int, int]] = []  # step, taking before registering, place
     running = scheduler.running
@@ -115,13 +232,4 @@ def _advance_in_order(scheduler: Scheduler, steps: int, tokens: Tokens) -> None:
             pool.extend(request.tables, end)
     for request in running:
         request.num_computed_tokens = len(request.token_ids) - 1
-
-
-def _needed_blocks(pool: BlockPool, running: Sequence[Request], steps: int) -> int:
-    size = pool.block_size
-    needed = 0
-    for request in running:
-        over = len(request.token_ids) + steps - 1 - request.tables.capacity
-        if over > 0:
-            needed += -(-over // size)
-    return needed
+    return [r for r in running if r.num_computed_tokens + 1 >= r.max_total_tokens]

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 from autotune.predict.curves import Curve, Surface
 from autotune.predict.step_times import DecodeLine
 from engine.attention_work import attention_work
-from engine.batch import Batch
+from engine.batch import Batch, ScheduledSequence
 from engine.block_groups import ONE_GROUP, BlockGroup
 from engine.step_record import StepRecord
 
@@ -80,6 +80,17 @@ class StepWork(NamedTuple):
             work.prefill_kv_tokens,
             work.prefill_pairs,
         )
+
+    @classmethod
+    def of_chunks(cls, chunks: list[ScheduledSequence], decodes: int, seen: int) -> StepWork:
+        """The work of prompt chunks beside decodes that see `seen` tokens; every layer sees all."""
+        work = attention_work(Batch(chunks, 0), ONE_GROUP, uniform=True)
+        rows, samples = decodes, decodes
+        for chunk in chunks:
+            rows += chunk.num_tokens
+            samples += chunk.samples
+        read = work.prefill_kv_tokens
+        return cls(rows, len(chunks), decodes, samples, seen, read, work.prefill_pairs)
 
     @classmethod
     def of_prompt(cls, tokens: int, cached: int = 0) -> StepWork:

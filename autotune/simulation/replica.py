@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from autotune.predict.virtual_engine import VirtualEngine
 from autotune.workload.materialise import LoadRequest
 from engine.block_tables import BlockTables
-from engine.steady_run import steady_steps
 
 
 class Replica(VirtualEngine):
@@ -51,21 +50,9 @@ class Replica(VirtualEngine):
             return departures[place]
         if not self.has_unfinished:
             return math.inf
-        steps = steady_steps(self.scheduler, self._previous) if self._fast else 0
-        if steps < 2:
-            return self.now  # a step is under way that nobody leaves by
-        running = self.scheduler.running
-        line = self._line(len(running))
-        if line is None:
-            return self.now
-        gap = self._times.gap_of(len(running))
-        ends = line.ends(
-            self.now,
-            sum([r.num_computed_tokens for r in running]) + len(running),
-            len(running),
-            steps,
-            until=self._pace.holds_until(self.now),
-            scale=self._pace.at(self.now),
-            gap=gap,
+        steps = self._steady_steps()
+        # One step, or one that is yet to be chosen, is under way: nobody leaves by its beginning.
+        ends = self._steady_ends(steps, math.inf) if steps > 1 else None
+        return (
+            self.now if ends is None else ends[-1] - self._times.gap_of(len(self.scheduler.running))
         )
-        return ends[-1] - gap
