@@ -142,8 +142,11 @@ class PlanOptions:
                 "--rate inf offers all requests at once, for which no number of GPUs can be "
                 "planned: give the mean rate in requests per second"
             )
-        if traffic.is_preset and (traffic.start_s or traffic.duration_s is not None):
-            raise BadInput("--start and --duration choose a stretch of a trace; a preset has none")
+        stretch = traffic.start_s or traffic.duration_s is not None or traffic.requests is not None
+        if traffic.is_preset and stretch:
+            raise BadInput(
+                "--start, --duration and --requests choose a stretch of a trace; a preset has none"
+            )
 
     @property
     def tp_sizes(self) -> tuple[int, ...]:

@@ -28,7 +28,9 @@ from engine.config import EngineConfig
 from engine.engine import CacheShape
 
 # Requests that are counted: of fewer a 95th percentile says little, of more a plan takes too long.
+# A limit on a rarer one takes twice as many.
 COUNTED = 192
+_USUAL_PERCENTILE = 95.0
 # Before and after them, in mean times that a request stays.
 _BEFORE, _AFTER = 0.5, 0.4
 _LEAST_AROUND = 24
@@ -72,16 +74,22 @@ class Stage:
     sample: LengthSample
     slo: Slo
 
+    @property
+    def counted(self) -> int:
+        """Requests that a trial counts."""
+        rarest = max((limit.quantile or 0.0 for limit in self.slo.limits), default=0.0)
+        return 2 * COUNTED if rarest > _USUAL_PERCENTILE else COUNTED
+
     def requests(self, expected: Steady, rate: float) -> int:
         """How many requests a trial at a rate takes."""
         under_way, before, after = _sizes(expected, rate, cached=self.traffic.shares_prefixes)
-        return under_way + before + COUNTED + after
+        return under_way + before + self.counted + after
 
     def run(self, cost: CostDraw, rate: float, parts: int, expected: Steady, draw: int) -> Trial:
         """Simulate a rate; `expected` is the arithmetic's state at about that rate."""
         cached = self.traffic.shares_prefixes
         under_way, before, after = _sizes(expected, rate, cached=cached)
-        count = before + COUNTED + after
+        count = before + self.counted + after
         stream = self.traffic.stream(rate, count, parts, draw)
         config, cache = self._coarse(cached=cached)
         engine = VirtualEngine(
@@ -98,8 +106,8 @@ class Stage:
             if engine.outstanding(due) > most:
                 return Trial(rate, None, self._hopeless(), count)
             engine.send(load, due)
-        counted = [load.request_id for load in stream[before : before + COUNTED]]
-        slice_s = max(1e-3, COUNTED / rate / 4)
+        counted = [load.request_id for load in stream[before : before + self.counted]]
+        slice_s = max(1e-3, self.counted / rate / 4)
         for _ in range(_MOST_SLICES):
             records.update((r.request_id, r) for r in engine.take_records())
             if all(request_id in records for request_id in counted):

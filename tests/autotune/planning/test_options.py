@@ -43,6 +43,7 @@ def asked(**changes: Any) -> PlanOptions:
         ({"traffic": TrafficOptions(source="chat", load_factor=1.0)}, "--load"),
         ({"traffic": TrafficOptions(source="chat", rate=math.inf)}, "--rate inf"),
         ({"traffic": TrafficOptions(source="chat", rate=5.0, duration_s=9.0)}, "--duration"),
+        ({"traffic": TrafficOptions(source="chat", rate=5.0, requests=9)}, "--requests"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_sentence(

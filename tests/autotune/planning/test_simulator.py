@@ -14,7 +14,7 @@ from autotune.planning.candidates import Candidate, Choice, candidates
 from autotune.planning.estimate import Arithmetic, Estimate
 from autotune.planning.planned_traffic import PlannedTraffic, plan_traffic
 from autotune.planning.simulator import Simulator, blended
-from autotune.planning.trial import Stage
+from autotune.planning.trial import COUNTED, Stage
 from autotune.predict.cost_model import CostDraw
 from autotune.predict.replay import replay
 from autotune.slo import parse_slo
@@ -69,6 +69,20 @@ def test_a_replica_in_the_middle_of_its_traffic_is_as_one_that_ran_long(
     for metric in ("tpot", "e2e"):
         found = np.mean([m[metric]["mean"] for m in short if m is not None])
         assert found == pytest.approx(steady[metric]["mean"], rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("slo", "times"), [("ttft<400ms", 1), ("mean(ttft)<400ms", 1), ("ttft<1s,p99(tpot)<25ms", 2)]
+)
+def test_rare_percentiles_are_judged_by_more_requests(
+    traffic: PlannedTraffic, candidate: Candidate, estimate: Estimate, slo: str, times: int
+) -> None:
+    rate = 0.5 * estimate.capacity
+    assert candidate.cache is not None
+    stage = Stage(candidate.config, candidate.cache, traffic, traffic.sample, parse_slo(slo))
+    trial = stage.run(CostDraw(COST), rate, 1, estimate.at(rate), 0)
+    assert trial.metrics is not None
+    assert trial.metrics["completed"] == times * COUNTED
 
 
 def test_requests_that_pile_up_end_the_trial(
