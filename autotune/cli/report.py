@@ -12,11 +12,17 @@ from autotune.cli.console import data_console, print_json
 
 def report(
     run: Annotated[
-        Path, typer.Argument(help="Folder that `autotune run`, `bench`, `profile` or `plan` wrote.")
+        Path,
+        typer.Argument(
+            help="Folder that `autotune run`, `bench`, `profile`, `simulate` or `plan` wrote."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write report.html of a run, finished or not, or of a plan, from its records."""
+    """Write the HTML report of a folder again, from its records.
+
+    The folder is of a run, finished or not, a bench, a profile, a simulation or a plan.
+    """
     from reports.report import render_report
 
     path = render_report(run)
