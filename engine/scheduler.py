@@ -16,6 +16,7 @@ from engine.admission import refusal_at_entry, refusal_for_size
 from engine.batch import Batch, BatchResult, ScheduledSequence, chunk_size
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
+from engine.priority_preemption import give_way
 from engine.request import FinishReason, Request, RequestState
 from engine.waiting_queue import WaitingQueue, rank
 
@@ -123,7 +124,14 @@ class Scheduler:
             self._preempt_last()
             num_preemptions += 1
         if config.scheduling_policy == "priority" and config.batching_mode == "continuous":
-            num_preemptions += self._give_way()
+            num_preemptions += give_way(
+                self.waiting.peek(),
+                running,
+                self.pool,
+                config.max_num_seqs,
+                self._reserve(),
+                self._preempt_last,
+            )
 
         sequences: list[ScheduledSequence] = []
         prefills: list[Request] = []
@@ -370,38 +378,6 @@ class Scheduler:
     def _reserve(self) -> int:
         """Blocks to leave free at an admission; none if nothing else could make room."""
         return int(self._config.watermark * self.pool.num_blocks) if self.running else 0
-
-    def _give_way(self) -> int:
-        """Preempt running requests for a waiting one of strictly higher priority."""
-        head = self.waiting.peek()
-        running = self.running
-        if head is None or not running or head.priority >= running[-1].priority:
-            return 0
-        pool = self.pool
-        prefix = pool.match_prefix(head.tables, head.token_ids)
-        num_tokens = len(head.token_ids)
-        lower = [r for r in running if r.priority > head.priority]
-        # Those that run take the blocks that they need in this step before anyone is admitted.
-        growth = sum(self._growth(r) for r in running)
-        within_reach = pool.num_available + sum(r.tables.num_owned + self._growth(r) for r in lower)
-        reserve = self._reserve() if len(lower) < len(running) else 0
-        if within_reach < pool.missing(prefix, num_tokens) + reserve + growth:
-            return 0  # preempting would not make it fit
-        count = 0
-        while running and running[-1].priority > head.priority:
-            if len(running) < self._config.max_num_seqs and pool.can_allocate(
-                prefix, num_tokens, self._reserve() + growth
-            ):
-                break
-            growth -= self._growth(running[-1])
-            self._preempt_last()
-            count += 1
-        return count
-
-    def _growth(self, request: Request) -> int:
-        """Blocks that a running request needs in the next step beyond those that it has."""
-        least = request.num_computed_tokens + 1
-        return self.pool.growth(request.tables, len(request.token_ids), least)
 
     def _preempt_last(self) -> Request:
         """Send the running request of highest rank back to the queue; its blocks are given up."""
