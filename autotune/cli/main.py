@@ -23,7 +23,7 @@ from autotune.cli.simulate import simulate
 app = typer.Typer(
     name="autotune",
     help="Find where LLM serving time goes, search the engine's knobs by measurement, prove the "
-    "winner.",
+    "winner; predict loads without running them, and plan GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Boxes cut off long option names at 80 columns; plain help never does.
