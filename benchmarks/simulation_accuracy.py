@@ -3,7 +3,8 @@
 The calibration sees what `benchmarks.simulation_loads` measured for it: ceilings and probes, the
 sweeps, and the default's own loads. Everything else is foretold from the traffic alone (prompts,
 lengths and intended times, at 50, 85 and 95% of what a configuration sustains) and compared with
-what was measured, latency by latency, at the mean and at the 99th percentile.
+what was measured, latency by latency, at the mean and at the 99th percentile. Only what the machine
+added to each step at that moment is taken from moments of the default before and after.
 
     python -m benchmarks.simulation_loads FOLDER
     python -m benchmarks.simulation_accuracy FOLDER [FOLDER ...] [--out simulation_accuracy.json]
@@ -28,6 +29,10 @@ from autotune.hardware.versions import library_versions
 from autotune.model_info import read_model_info, with_default_model
 from autotune.predict.calibration import Calibration, fit_calibration
 from autotune.predict.calibration_sample import CalibrationLoad
+from autotune.predict.cost_model import CostDraw
+from autotune.predict.step_cost import StepWork
+from autotune.predict.step_times import DecodeLine
+from autotune.predict.virtual_engine import Cost
 from autotune.profiling.machine import MachineCalibration
 from autotune.profiling.model_facts import model_facts
 from autotune.profiling.schema import Ceilings, Probes
@@ -37,8 +42,9 @@ from autotune.simulation.simulate import simulate
 from autotune.workload.materialise import LoadRequest
 from benchmarks.advice_engines import DRAIN_LIMIT_S, model_folder
 from benchmarks.exact_tests import proportion_interval
-from benchmarks.simulation_loads import CONFIGS, LOADS, SLO, workload
+from benchmarks.simulation_loads import CONFIGS, LOADS, REFERENCE_SHARE, SLO, workload
 from engine.config import EngineConfig
+from engine.engine import CacheShape
 
 FITTED = next(iter(CONFIGS))
 LATENCIES = ("ttft", "tpot", "e2e")
@@ -59,6 +65,7 @@ class Point:
     statistic: str
     measured: float
     predicted: Interval
+    delay: float  # of a step of the default then
 
     @property
     def error(self) -> float:
@@ -124,18 +131,106 @@ def offered(folder: Path, line: Mapping[str, Any], base: EngineConfig) -> list[L
     return [dataclasses.replace(r, arrival_s=records[r.request_id].intended_send) for r in requests]
 
 
+@dataclass(frozen=True)
+class Delayed:
+    """A cost whose steps take so many seconds more on the host, each."""
+
+    cost: Cost
+    seconds: float
+
+    def device_seconds(self, work: StepWork) -> float:
+        """Seconds on the device."""
+        return self.cost.device_seconds(work)
+
+    def host_seconds(self, work: StepWork) -> float:
+        """Seconds on the host."""
+        return self.cost.host_seconds(work) + self.seconds
+
+    def decode_line(self, sequences: int) -> DecodeLine | None:
+        """Seconds of steps of decodes."""
+        line = self.cost.decode_line(sequences)
+        if line is None:
+            return None
+        return DecodeLine(line.tokens, tuple(s + self.seconds for s in line.seconds))
+
+
+@dataclass(frozen=True)
+class AtMoment:
+    """A calibration on its machine at another moment, when each step took `delay` seconds more."""
+
+    calibration: Calibration
+    delay: float
+
+    def middle(self, config: EngineConfig) -> CostDraw:
+        """The likeliest cost."""
+        return self._now(self.calibration.middle(config))
+
+    def draws(self, config: EngineConfig, count: int, seed: int) -> list[CostDraw]:
+        """Costs drawn from what may be so."""
+        return [self._now(draw) for draw in self.calibration.draws(config, count, seed)]
+
+    def cache(self, config: EngineConfig) -> CacheShape | None:
+        """The KV cache."""
+        return self.calibration.cache(config)
+
+    def _now(self, draw: CostDraw) -> CostDraw:
+        return dataclasses.replace(draw, cost=Delayed(draw.cost, self.delay))
+
+
+def excess(
+    folder: Path, lines: Sequence[Mapping[str, Any]], calibration: Calibration, model: str
+) -> float:
+    """How many seconds more than its cost a step of these loads took, on the median."""
+    seconds: list[float] = []
+    for line in lines:
+        cost = calibration.middle(config_of(line, model)).cost
+        for step in RunFolder(folder).read_steps(line["trial"]):
+            work = StepWork.of(step)
+            seconds.append(step.seconds - cost.device_seconds(work) - cost.host_seconds(work))
+    return statistics.median(seconds)
+
+
+def delays_of(
+    folder: Path, lines: Sequence[Mapping[str, Any]], calibration: Calibration, model: str
+) -> dict[int, float]:
+    """By load, how much longer the machine took for a step than when it was calibrated, in seconds.
+
+    As the default's moments before and after tell, against the load of the default that was like
+    them. What slows this machine down for minutes adds to each step and does not multiply it. None
+    for the default's own loads, and where there are no such moments.
+    """
+    like = [
+        line
+        for line in lines
+        if line["kind"] == "load" and line["name"] == FITTED and line["share"] == REFERENCE_SHARE
+    ]
+    usual = excess(folder, like, calibration, model) if like else 0.0
+    before: Mapping[str, Any] | None = None
+    told: dict[int, float] = {}
+    for place, line in enumerate(lines):
+        if line["kind"] == "reference":
+            before = line
+        if line["kind"] != "load" or line["name"] == FITTED or before is None or not like:
+            continue
+        after = next((other for other in lines[place:] if other["kind"] == "reference"), before)
+        told[line["trial"]] = excess(folder, [before, after], calibration, model) - usual
+    return told
+
+
 def points_of(folder: Path, model: str, draws: int, seed: int) -> Iterator[Point]:
     """Every load of a folder, foretold."""
     lines = lines_of(folder)
     calibration = calibration_of(folder, lines, model)
+    delays = delays_of(folder, lines, calibration, model)
     for line in lines:
         if line["kind"] != "load":
             continue
         config = config_of(line, model)
         requests = offered(folder, line, calibration.config)
         began = time.perf_counter()
+        delay = delays.get(line["trial"], 0.0)
         found = simulate(
-            calibration,
+            AtMoment(calibration, delay),
             config,
             requests,
             slo=SLO,
@@ -159,11 +254,13 @@ def points_of(folder: Path, model: str, draws: int, seed: int) -> Iterator[Point
                     statistic,
                     measured,
                     predicted,
+                    delay,
                 )
                 shown.append(f"{predicted.value / measured - 1:+.0%}{'' if point.covered else '!'}")
                 yield point
         what = f"{line['source']} {line['name']} {line['share']:.0%}"
-        print(f"{what:<28}{' '.join(f'{text:>6}' for text in shown)}  {seconds:.1f} s", flush=True)
+        errors = " ".join(f"{text:>6}" for text in shown)
+        print(f"{what:<28}{errors}  {delay * 1e3:+.2f} ms a step  {seconds:.1f} s", flush=True)
 
 
 def summary_of(points: Sequence[Point]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 Everything that a prediction may rest on is measured in the same hour: the machine's ceilings and
 probes, the calibration's load and the default's under the workload. The held-out configurations are
-measured at loads of their own. `benchmarks.simulation_accuracy` predicts them from these records,
-so that a better model can be judged without measuring again.
+measured at loads of their own. Around each of these the default is measured again for a moment: a
+machine's speed changes from minute to minute, and that is not what a prediction is to be blamed
+for. `benchmarks.simulation_accuracy` predicts them from these records, so that a better model can
+be judged without measuring again.
 
     python -m benchmarks.simulation_loads FOLDER [--model embedded] [--rounds 2] [--requests 1000]
 """
@@ -40,6 +42,9 @@ SLO = parse_slo("ttft<200ms,tpot<100ms")
 LOADS = (0.5, 0.85, 0.95)
 BURST = 256
 PROBES_S = 12.0
+# The default's moments between the others' loads: requests, at this share of what it sustains.
+REFERENCE_REQUESTS = 120
+REFERENCE_SHARE = LOADS[0]
 METHODS = ("none", "int8", "int4")
 CACHES = ("auto", "int8")
 # The first is what everything is calibrated on; the others are held out.
@@ -80,6 +85,7 @@ class Loads:
         self._info = read_model_info(self._base)
         self._requests = requests
         self._seed = seed
+        self._sustained = 0.0  # by the default
 
     def calibrate(self) -> None:
         """Ceilings, probes, and the calibration's load for each method and cache."""
@@ -110,13 +116,19 @@ class Loads:
 
         load, others = undisturbed(at_once)
         sustained = sustained_rate(load.records, load.duration)
+        held_out = bool(CONFIGS[name])
+        if not held_out:
+            self._sustained = sustained
         self._keep(
             "burst", name, config, load.records, load.steps, source, round_, None, None, others
         )
         for share in LOADS:
+            if held_out:
+                self._refer(source, round_)
             began = time.monotonic()
             rate = share * sustained
             requests = self._workload(source, rate, self._requests)
+            engine = self._engines.engine(config)
             done, others = undisturbed(partial(self._measure, engine, config, requests))
             self._keep(
                 *("load", name, config, done.records, done.steps, source, round_, share),
@@ -133,6 +145,19 @@ class Loads:
                 + ("" if others is None else f", others {others:.0%}"),
                 flush=True,
             )
+        if held_out:
+            self._refer(source, round_)
+
+    def _refer(self, source: str, round_: int) -> None:
+        """The default for a moment: how fast the machine is now."""
+        engine = self._engines.engine(self._base)
+        rate = REFERENCE_SHARE * self._sustained
+        requests = self._workload(source, rate, REFERENCE_REQUESTS)
+        done, others = undisturbed(partial(self._measure, engine, self._base, requests))
+        self._keep(
+            *("reference", "default", self._base, done.records, done.steps, source, round_),
+            *(REFERENCE_SHARE, None, others),
+        )
 
     def _measure(
         self, engine: Engine, config: EngineConfig, requests: Sequence[LoadRequest]
