@@ -17,11 +17,15 @@ class BlockPoolCorrupt(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class BlockPlaces:
-    """Where a pool has its blocks: owners of each, those free, those cached, and what is known."""
+    """Where a pool has its blocks: owners of each, those free and cached, and what is known.
+
+    Those retired are cached without being known.
+    """
 
     references: Sequence[int]
     free: Sequence[int]
     cached: Collection[int]
+    retired: Iterable[int]
     index: PrefixIndex
 
 
@@ -35,13 +39,13 @@ def check_places(books: BlockPlaces, owners: Iterable[BlockTables], block_size: 
     places: dict[int, tuple[int, int]] = {}
     for tables in owners:
         _check_tables(tables, counts, places, block_size)
-    free = Counter(books.free)
+    free, retired = Counter(books.free), Counter(books.retired)
     for block, (references, key) in enumerate(zip(books.references, books.index.key, strict=True)):
         if references != counts[block]:
             raise BlockPoolCorrupt(
                 f"block {block} has reference count {references} and {counts[block]} owners"
             )
-        homes = free[block] + (block in books.cached) + (counts[block] > 0)
+        homes = free[block] + (block in books.cached) + retired[block] + (counts[block] > 0)
         if homes != 1:
             raise BlockPoolCorrupt(f"block {block} is in {homes} places, not in one")
         if key is None:

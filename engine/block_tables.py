@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from hashlib import blake2b
-from struct import Struct
 from typing import NamedTuple
 
 DIGEST_BYTES = 16
@@ -56,10 +55,10 @@ class BlockTables:
         if number < len(digests):
             return digests[number]
         name = digests[-1] if digests else b""
-        pack = _packer(block_size)
-        for start in range(len(digests) * block_size, (number + 1) * block_size, block_size):
-            tokens = pack(*token_ids[start : start + block_size])
-            name = blake2b(name + tokens, digest_size=DIGEST_BYTES).digest()
+        tokens = array("q", token_ids[len(digests) * block_size : (number + 1) * block_size])
+        packed, size = tokens.tobytes(), block_size * tokens.itemsize
+        for start in range(0, len(packed), size):
+            name = blake2b(name + packed[start : start + size], digest_size=DIGEST_BYTES).digest()
             digests.append(name)
         return name
 
@@ -74,11 +73,6 @@ class BlockTables:
         while len(places) <= number:
             places.append(len(places).to_bytes(DIGEST_BYTES // 2))
         digests += [owner + place for place in places[len(digests) : number + 1]]
-
-
-@cache
-def _packer(count: int) -> Callable[..., bytes]:
-    return Struct(f"{count}q").pack
 
 
 class Prefix(NamedTuple):

@@ -87,23 +87,26 @@ class BlockPool:
         self._index = PrefixIndex(num_blocks, block_size, self.windows)
         # A stack: the block freed last is the likeliest to be in the processor's caches.
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        # Least recently used first. Beside a retired block stand others that retired with it.
+        self._cached: OrderedDict[int, list[int] | None] = OrderedDict()
+        self._num_beside = 0
+        self._oldest: list[int] = []  # retired blocks that are older than those cached
         self._aside = 0  # free blocks that count as owned
 
     @property
     def num_available(self) -> int:
         """Blocks that can be handed out: free and cached ones."""
-        return len(self._free) + len(self._cached) - self._aside
+        return len(self._free) + len(self._cached) + self._num_beside - self._aside
 
     @property
     def num_used(self) -> int:
         """Blocks owned by at least one request, or set aside for one."""
-        return self.num_blocks - len(self._free) - len(self._cached) + self._aside
+        return self.num_blocks - self.num_available
 
     @property
     def num_cached(self) -> int:
         """Blocks owned by nobody whose content can still be found."""
-        return len(self._cached)
+        return len(self._cached) + self._num_beside
 
     @property
     def stats(self) -> BlockPoolStats:
@@ -111,7 +114,7 @@ class BlockPool:
         return BlockPoolStats(
             total=self.num_blocks,
             used=self.num_used,
-            cached=len(self._cached),
+            cached=self.num_cached,
             free=len(self._free) - self._aside,
             query_tokens=self.query_tokens,
             hit_tokens=self.hit_tokens,
@@ -238,8 +241,7 @@ class BlockPool:
                     table.extend([self._take() for _ in range(missing)])
             tables.capacity = len(table) * size
             return True
-        least = num_tokens if least is None else least
-        most = num_tokens if most is None else most
+        least, most = (num_tokens if n is None else n for n in (least, most))
         return self._extend_groups(tables, total, least, most, reserve)
 
     def set_aside(self, count: int) -> None:
@@ -255,6 +257,15 @@ class BlockPool:
         """`extend` by blocks that were set aside; for pools of one group without window."""
         self._aside -= -(-num_tokens // self.block_size) - len(tables.groups[0])
         self.extend(tables, num_tokens)
+
+    def retire_aside(self, count: int) -> None:
+        """Cache `count` blocks that were set aside, with contents that nobody will ask for."""
+        if count:
+            self._aside -= count
+            retired = self._free[-count:]
+            del self._free[-count:]
+            self._cached[retired.pop()] = retired
+            self._num_beside += count - 1
 
     def growth(self, tables: BlockTables, num_tokens: int, least: int) -> int:
         """Fewest blocks that `extend` with the same arguments takes."""
@@ -291,9 +302,8 @@ class BlockPool:
         Last position first, so that a sequence's tail is evicted before the prefix it hangs on.
         """
         if self.uniform:
-            # `_release` of each, without the calls: long sequences have many blocks.
             table, references, key = tables.groups[0], self._references, self._index.key
-            for block in reversed(table):
+            for block in reversed(table):  # `_release` of each, without the calls
                 references[block] -= 1
                 if not references[block]:
                     if key[block] is None:
@@ -315,8 +325,10 @@ class BlockPool:
     def clear_prefix_cache(self) -> None:
         """Forget every content; blocks owned by requests stay theirs."""
         self._index.clear()
-        self._free.extend(self._cached)
+        self._free += [*self._cached, *self._beside()]
         self._cached.clear()
+        self._oldest.clear()
+        self._num_beside = 0
 
     def check_integrity(self, owners: Iterable[BlockTables]) -> None:
         """Check that every block is free, owned or cached, given the tables of all owners.
@@ -324,7 +336,9 @@ class BlockPool:
         Raises:
             BlockPoolCorrupt: the books do not add up; the text says which block and why.
         """
-        places = BlockPlaces(self._references, self._free, self._cached, self._index)
+        cached = {block for block, beside in self._cached.items() if beside is None}
+        retired = [*(self._cached.keys() - cached), *self._beside()]
+        places = BlockPlaces(self._references, self._free, cached, retired, self._index)
         check_places(places, owners, self.block_size)
 
     def _extend_groups(
@@ -365,10 +379,20 @@ class BlockPool:
 
     def _evicted(self) -> int:
         """The cached block that nobody has used for longest, its content forgotten."""
-        block, _ = self._cached.popitem(last=False)
-        self._index.forget(block)
         self.evictions += 1
+        if self._oldest:
+            self._num_beside -= 1
+            return self._oldest.pop()
+        block, beside = self._cached.popitem(last=False)
+        if beside is None:
+            self._index.forget(block)
+        else:
+            self._oldest = beside
         return block
+
+    def _beside(self) -> list[int]:
+        """The retired blocks that stand beside others."""
+        return [*self._oldest, *(b for beside in self._cached.values() for b in beside or ())]
 
 
 __all__ = ["BlockPool", "BlockPoolCorrupt", "BlockPoolStats"]

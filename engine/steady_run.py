@@ -113,10 +113,7 @@ class Decoders:
             self._phases[(clock - computed) % size] -= 1
             self._sum -= computed - clock
             self.count -= 1
-            if self._pool.enable_prefix_caching:
-                self._own_blocks(request, computed)
-            else:  # blocks without content are as good as blocks that were never handed out
-                self._pool.set_aside(len(request.tables.groups[0]) - -(-computed // size))
+            self._let_go(request, computed)
             finished.append(request)
         return finished
 
@@ -191,10 +188,31 @@ class Decoders:
                 growth += sum(phases[: first + rest - self._size])
         return growth
 
+    def _let_go(self, request: Request, computed: int) -> None:
+        """Settle a request that leaves: what it generated, nobody will ask for.
+
+        So the blocks that were set aside for it are not handed out first. Its last ones are the
+        first to be cached, as in `BlockPool.free`.
+        """
+        pool, size = self._pool, self._size
+        owned = len(request.tables.groups[0])
+        over = -(-computed // size) - owned  # blocks set aside for it
+        if pool.enable_prefix_caching:
+            unnamed = max(0, computed // size - owned)
+            pool.retire_aside(unnamed)
+            over -= unnamed
+            self._name(request, min(computed, owned * size))
+        if over:
+            pool.set_aside(-over)
+
     def _own_blocks(self, request: Request, computed: int) -> None:
         """Hand out what was set aside for a request, and make it findable."""
+        self._pool.take_aside(request.tables, computed)
+        self._name(request, computed)
+
+    def _name(self, request: Request, computed: int) -> None:
+        """Make the blocks findable that the first tokens fill."""
         pool, size, tables = self._pool, self._size, request.tables
-        pool.take_aside(tables, computed)
         full = computed // size
         if pool.enable_prefix_caching and full > tables.num_registered:
             prompt = min(full, request.num_prompt_tokens // size)

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 # From so many steps on, arrays are faster than a loop; the sums are the same, to the last bit.
 _MANY = 32
+Floats = npt.NDArray[np.float64]
+_NUMBERED: list[Floats] = [np.empty(0), np.empty(0)]
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class DecodeLine:
             if until < math.inf:
                 count = _steps_before(until - now, first, more, count)
             if count >= _MANY:
-                n = np.arange(1, count + 1)
-                ends += (now + n * first + more * (n * (n - 1) // 2)).tolist()
+                n, before = _counts(count)
+                ends += (now + n * first + more * before).tolist()
             elif more:
                 ends += [now + n * first + more * (n * (n - 1) // 2) for n in range(1, count + 1)]
             else:
@@ -90,6 +93,14 @@ class DecodeLine:
         if piece >= len(self.tokens) - 2 or each <= 0:
             return 1 << 40
         return max(1, math.ceil((self.tokens[piece + 1] - tokens) / each))
+
+
+def _counts(most: int) -> tuple[Floats, Floats]:
+    """The numbers n from 1 to `most`, and n * (n - 1) / 2 of each."""
+    if most > len(_NUMBERED[0]):
+        n = np.arange(1, 2 * most + 1, dtype=np.float64)
+        _NUMBERED[:] = [n, n * (n - 1) / 2]
+    return _NUMBERED[0][:most], _NUMBERED[1][:most]
 
 
 def _steps_before(span: float, first: float, more: float, most: int) -> int:

@@ -7,7 +7,7 @@ it left by tell all; the moments are looked up when it leaves.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from autotune.records import Outcome, RequestRecord
 from autotune.workload.materialise import LoadRequest
@@ -26,8 +26,8 @@ class Progress:
     request: Request
     opened: int = -1
     preemptions: int = 0
-    segments: list[tuple[int, int]] = field(default_factory=list)
-    stamps: list[float] = field(default_factory=list)  # where steps yield several tokens
+    segments: tuple[tuple[int, int], ...] = ()
+    stamps: list[float] | None = None  # where steps yield several tokens
 
 
 class TokenMoments:
@@ -71,13 +71,16 @@ class TokenMoments:
         for progress in self._progress.values():
             opened = progress.opened
             if opened >= 0 and progress.request.num_preemptions != progress.preemptions:
-                progress.segments.append((opened, len(self.ends)))
+                progress.segments += ((opened, len(self.ends)),)
                 progress.opened = -1
                 self.num_open -= 1
 
     def stamp(self, request: Request, count: int) -> None:
         """Note that a request got so many tokens by the last step; instead of `open_from`."""
-        self._progress[request.request_id].stamps.extend(self.ends[-1:] * count)
+        progress = self._progress[request.request_id]
+        if progress.stamps is None:
+            progress.stamps = []
+        progress.stamps.extend(self.ends[-1:] * count)
 
     def leave(self, request: Request, outcome: Outcome, reason: str | None) -> RequestRecord:
         """Take out a request."""
@@ -88,10 +91,13 @@ class TokenMoments:
         if opened >= 0 and not progress.segments:
             times = tuple(ends[opened:])
         else:
-            if opened >= 0:
-                progress.segments.append((opened, len(ends)))
-            times = tuple(end for first, last in progress.segments for end in ends[first:last])
-        return record_of(progress.load, request, times or tuple(progress.stamps), outcome, reason)
+            segments = (
+                (*progress.segments, (opened, len(ends))) if opened >= 0 else progress.segments
+            )
+            times = tuple(end for first, last in segments for end in ends[first:last])
+        return record_of(
+            progress.load, request, times or tuple(progress.stamps or ()), outcome, reason
+        )
 
 
 def record_of(

@@ -197,19 +197,14 @@ class VirtualEngine:
         """
         decoders = self._decoders
         assert decoders is not None
-        count = decoders.count
+        count, now, pace = decoders.count, self.now, self._pace
         line = self._line(count)
         if line is None:
             return None
-        return line.ends(
-            self.now,
-            decoders.seen,
-            count,
-            steps,
-            until=min(until, self._pace.holds_until(self.now)),
-            scale=self._pace.at(self.now),
-            gap=self._times.gap_of(count),
-        )
+        if pace.factors:
+            until = min(until, pace.holds_until(now))
+        gap, seen = self._times.gap_of(count), decoders.seen
+        return line.ends(now, seen, count, steps, until=until, scale=pace.at(now), gap=gap)
 
     def _settle(self) -> None:
         """Bring the requests up to date, for the scheduler to look at them."""
@@ -322,9 +317,10 @@ class VirtualEngine:
         self._alone = 0
 
     def _line(self, sequences: int) -> DecodeLine | None:
-        if sequences not in self._lines:
-            self._lines[sequences] = self._cost.decode_line(sequences)
-        return self._lines[sequences]
+        lines = self._lines
+        if sequences not in lines:
+            lines[sequences] = self._cost.decode_line(sequences)
+        return lines[sequences]
 
     def _seconds_of_decodes(self, sequences: int, seen: int) -> float:
         work = _decodes(sequences, seen)
