@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from autotune.simulation.interval import HIGH, LOW, Interval
+from autotune.simulation.interval import Interval
 from autotune.slo import statistic_of
 
 Tree = Mapping[str, Any]
@@ -22,7 +22,7 @@ def intervals_of(value: Tree, draws: Sequence[Tree]) -> dict[str, Any]:
         known = [float(number) for number in drawn if number is not None]
         if middle is None:
             return None
-        return interval_of(float(middle), known or [float(middle)])
+        return Interval.of(float(middle), known or [float(middle)])
 
     return _merged(interval, value, draws)
 
@@ -35,15 +35,6 @@ def medians_of(draws: Sequence[Tree]) -> dict[str, Any]:
         return statistic_of(known, "p50") if 2 * len(known) > len(drawn) else None
 
     return _merged(median, draws[0], draws)
-
-
-def interval_of(value: float, draws: Sequence[float]) -> Interval:
-    """As `Interval.of`; numbers may be infinite."""
-    low = statistic_of(draws, f"p{100 * LOW:g}")
-    high = statistic_of(draws, f"p{100 * HIGH:g}")
-    assert low is not None
-    assert high is not None
-    return Interval(value, min(value, low), max(value, high))
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from autotune.predict.decoding import PLAIN, Decoding
 from autotune.records import LimitResult
 from autotune.simulation.fleet import ONE, Fleet
 from autotune.simulation.interval import Interval
-from autotune.simulation.interval_tree import interval_of, intervals_of, medians_of, plain
+from autotune.simulation.interval_tree import intervals_of, medians_of, plain
 from autotune.simulation.play import Played, play
 from autotune.slo import QUALITY_METRICS, Slo
 from autotune.workload.materialise import LoadRequest
@@ -194,7 +194,7 @@ def _limits(
         forecasts.append(
             LimitForecast(
                 limit.text,
-                None if value is None else interval_of(value, measured or [value]),
+                None if value is None else Interval.of(value, measured or [value]),
                 _share([r.met for r in drawn]),
             )
         )
