@@ -101,7 +101,8 @@ class BlockPool:
     @property
     def num_used(self) -> int:
         """Blocks owned by at least one request, or set aside for one."""
-        return self.num_blocks - self.num_available
+        idle = len(self._free) + len(self._cached) + self._num_beside
+        return self.num_blocks - idle + self._aside
 
     @property
     def num_cached(self) -> int:

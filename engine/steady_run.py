@@ -141,13 +141,14 @@ class Decoders:
         prompts = self.prompts
         for sequence in chunks:
             request = sequence.request
-            if request.state is RequestState.RUNNING and request.num_pending_tokens != 1:
+            runs = request.state is RequestState.RUNNING
+            if runs and request.num_pending_tokens != 1:
                 if request not in prompts:
                     insort(prompts, request, key=_rank)
                 continue
-            if request in prompts:
+            if prompts and request in prompts:
                 prompts.remove(request)
-            if request.state is RequestState.RUNNING:
+            if runs:
                 heappush(self._leaving, self._joined(request))
 
     def settle(self) -> None:

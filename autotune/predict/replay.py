@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from autotune.predict.decoding import PLAIN, Decoding
@@ -85,15 +87,31 @@ def replay(
     arrivals = [request.arrival_s + times.arrival for request in ordered]
     if decoding.prompt_share < 1:
         arrivals = _after_prompts(ordered, arrivals, cost, 1 - decoding.prompt_share)
-    for request, due in zip(ordered, arrivals, strict=True):
-        engine.run(due)
-        engine.send(request, due)
-    last = arrivals[-1] if arrivals else 0.0
-    engine.run(math.nextafter(last + drain_limit, math.inf))
-    engine.give_up(f"not finished {drain_limit:g} s after the last arrival")
+    with _no_search_for_cycles():
+        for request, due in zip(ordered, arrivals, strict=True):
+            engine.run(due)
+            engine.send(request, due)
+        last = arrivals[-1] if arrivals else 0.0
+        engine.run(math.nextafter(last + drain_limit, math.inf))
+        engine.give_up(f"not finished {drain_limit:g} s after the last arrival")
     by_id = {record.request_id: record for record in engine.take_records()}
     records = [by_id[request.request_id] for request in ordered]
     return Replayed(records, steps, engine.now, engine.totals)
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Pause Python's search for unused cycles of objects; simulations make many objects, no cycle.
+
+    It takes a tenth of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _after_prompts(

@@ -84,8 +84,10 @@ class StepWork(NamedTuple):
     @classmethod
     def of_chunks(cls, chunks: list[ScheduledSequence], decodes: int, seen: int) -> StepWork:
         """The work of prompt chunks beside decodes that see `seen` tokens; every layer sees all."""
-        work = attention_work(Batch(chunks, 0), ONE_GROUP, uniform=True)
         rows, samples = decodes, decodes
+        if not chunks:
+            return cls(rows, 0, decodes, samples, seen, 0, 0)
+        work = attention_work(Batch(chunks, 0), ONE_GROUP, uniform=True)
         for chunk in chunks:
             rows += chunk.num_tokens
             samples += chunk.samples

@@ -86,7 +86,8 @@ class DecodeLine:
         return ends
 
     def _piece(self, tokens: float) -> int:
-        return min(max(bisect_right(self.tokens, tokens) - 1, 0), max(len(self.tokens) - 2, 0))
+        last = len(self.tokens) - 2
+        return min(max(bisect_right(self.tokens, tokens) - 1, 0), last) if last > 0 else 0
 
     def _steps_within(self, piece: int, tokens: float, each: int) -> int:
         """Steps until the next piece begins; at least 1."""
@@ -108,11 +109,8 @@ def _steps_before(span: float, first: float, more: float, most: int) -> int:
 
     Step n, counted from 0, begins after n * first + more * n * (n - 1) / 2 seconds.
     """
-
-    def begins(n: int) -> float:
-        return n * first + more * (n * (n - 1) // 2)
-
-    if begins(most - 1) < span:
+    last = most - 1
+    if _begins(last, first, more) < span:
         return most
     if more > 0:
         half = first - more / 2
@@ -120,8 +118,12 @@ def _steps_before(span: float, first: float, more: float, most: int) -> int:
     else:
         count = math.ceil(span / first)
     count = min(max(1, count), most)
-    while count > 1 and begins(count - 1) >= span:  # the formulas round
+    while count > 1 and _begins(count - 1, first, more) >= span:  # the formulas round
         count -= 1
-    while count < most and begins(count) < span:
+    while count < most and _begins(count, first, more) < span:
         count += 1
     return count
+
+
+def _begins(n: int, first: float, more: float) -> float:
+    return n * first + more * (n * (n - 1) // 2)

@@ -33,34 +33,29 @@ class Progress:
 class TokenMoments:
     """The unfinished requests of an engine, and when they got their tokens.
 
-    `ends` are those of all steps, in seconds; `num_open` requests get a token in every step.
+    `ends` are those of all steps, in seconds; `num_open` requests get a token in every step;
+    `unfinished` has them by id, in the order in which they entered.
     """
 
-    __slots__ = ("_progress", "ends", "num_open")
+    __slots__ = ("ends", "num_open", "unfinished")
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.num_open = 0
-        self._progress: dict[str, Progress] = {}
-
-    def __len__(self) -> int:
-        return len(self._progress)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._progress
+        self.unfinished: dict[str, Progress] = {}
 
     def enter(self, load: LoadRequest, request: Request) -> None:
         """Take in a request."""
-        self._progress[load.request_id] = Progress(load, request)
+        self.unfinished[load.request_id] = Progress(load, request)
 
     def requests(self) -> list[Request]:
-        """The unfinished requests, in the order in which they entered."""
-        return [progress.request for progress in self._progress.values()]
+        """Those unfinished."""
+        return [progress.request for progress in self.unfinished.values()]
 
     def open_from(self, index: int, sampled: Iterable[Request]) -> None:
         """Note who gets the first of a row of tokens in the step of this number."""
         for request in sampled:
-            progress = self._progress[request.request_id]
+            progress = self.unfinished[request.request_id]
             if progress.opened < 0:
                 progress.opened = index
                 progress.preemptions = request.num_preemptions
@@ -68,7 +63,7 @@ class TokenMoments:
 
     def close_preempted(self) -> None:
         """Note who was preempted before the next step."""
-        for progress in self._progress.values():
+        for progress in self.unfinished.values():
             opened = progress.opened
             if opened >= 0 and progress.request.num_preemptions != progress.preemptions:
                 progress.segments += ((opened, len(self.ends)),)
@@ -77,14 +72,14 @@ class TokenMoments:
 
     def stamp(self, request: Request, count: int) -> None:
         """Note that a request got so many tokens by the last step; instead of `open_from`."""
-        progress = self._progress[request.request_id]
+        progress = self.unfinished[request.request_id]
         if progress.stamps is None:
             progress.stamps = []
         progress.stamps.extend(self.ends[-1:] * count)
 
     def leave(self, request: Request, outcome: Outcome, reason: str | None) -> RequestRecord:
         """Take out a request."""
-        progress = self._progress.pop(request.request_id)
+        progress = self.unfinished.pop(request.request_id)
         ends, opened = self.ends, progress.opened
         if opened >= 0:
             self.num_open -= 1

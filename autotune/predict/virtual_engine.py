@@ -98,6 +98,7 @@ class VirtualEngine:
         self._cost = cost
         self._times = times
         self._pace = pace
+        self._even = None if pace.factors else pace.mean
         self._play = None if decoding.is_plain else DecodingPlay(decoding, seed)
         self._outputs = outputs or {}
         self._on_step = on_step
@@ -114,7 +115,7 @@ class VirtualEngine:
     @property
     def has_unfinished(self) -> bool:
         """Whether requests run or wait."""
-        return bool(self._moments)
+        return bool(self._moments.unfinished)
 
     def outstanding(self, at: float) -> int:
         """Requests sent and not finished at a moment that `run` has reached."""
@@ -131,12 +132,12 @@ class VirtualEngine:
         `received_tokens` of its prompt were computed elsewhere.
         """
         moments = self._moments
-        if load.request_id in moments:
+        if load.request_id in moments.unfinished:
             raise ValueError("request ids of a load must differ")
         request = Request(load.request_id, list(load.token_ids), _sampling(load.output_tokens), due)
         request.num_received_tokens = received_tokens
         self._alone = 0  # who waits may have changed
-        if due > self.now and not moments:
+        if due > self.now and not moments.unfinished:
             self.now = due
         self._sent += 1
         if not self.scheduler.add(request):
@@ -147,8 +148,8 @@ class VirtualEngine:
 
     def run(self, until: float = math.inf) -> None:
         """Take all steps that begin before `until`; the last may end after it."""
-        scheduler, moments = self.scheduler, self._moments
-        while moments and self.now < until:
+        scheduler, unfinished = self.scheduler, self._moments.unfinished
+        while unfinished and self.now < until:
             steps = self._steady_steps()
             if steps > 1:
                 self._run_steady(steps, until)
@@ -201,10 +202,11 @@ class VirtualEngine:
         line = self._line(count)
         if line is None:
             return None
-        if pace.factors:
-            until = min(until, pace.holds_until(now))
+        scale = self._even
+        if scale is None:
+            scale, until = pace.at(now), min(until, pace.holds_until(now))
         gap, seen = self._times.gap_of(count), decoders.seen
-        return line.ends(now, seen, count, steps, until=until, scale=pace.at(now), gap=gap)
+        return line.ends(now, seen, count, steps, until=until, scale=scale, gap=gap)
 
     def _settle(self) -> None:
         """Bring the requests up to date, for the scheduler to look at them."""
@@ -222,7 +224,7 @@ class VirtualEngine:
         else:
             device, host = play.seconds(batch, self._cost, self._groups)
             tokens = play.tokens(batch, self._tokens)
-        slower = self._pace.at(self.now)
+        slower = self._even or self._pace.at(self.now)
         device, host = slower * device, slower * host
         start, end = self.now, self.now + device + host
         if self._on_step is not None:
@@ -239,7 +241,7 @@ class VirtualEngine:
         if play is not None:
             for sequence, got in zip(batch.sequences, tokens, strict=True):
                 moments.stamp(sequence.request, len(got))
-        elif moments.num_open < len(moments):
+        elif moments.num_open < len(moments.unfinished):
             sampled = [s.request for s in batch.sequences if s.samples]
             moments.open_from(len(moments.ends) - 1, sampled)
         for request in finished:
@@ -261,7 +263,7 @@ class VirtualEngine:
         if not chunks and not decodes:
             return False
         work = StepWork.of_chunks(chunks, decodes, seen)
-        slower = self._pace.at(self.now)
+        slower = self._even or self._pace.at(self.now)
         device = slower * self._cost.device_seconds(work)
         host = slower * self._cost.host_seconds(work)
         end = self.now + device + host
@@ -289,7 +291,7 @@ class VirtualEngine:
         decoders, moments, totals = self._decoders, self._moments, self.totals
         assert decoders is not None
         count, seen = decoders.count, decoders.seen
-        slower = self._pace.at(self.now)
+        slower = self._even or self._pace.at(self.now)
         gap = self._times.gap_of(count)
         ends = self._steady_ends(steps, until)
         if ends is None:  # played one by one, though nothing need be scheduled
