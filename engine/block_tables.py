@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
+from struct import Struct
 from typing import NamedTuple
 
 DIGEST_BYTES = 16
+TOKEN_BYTES = 8
 _places: list[bytes] = []  # the numbers of blocks, as they stand in made-up names
 
 
@@ -55,8 +57,8 @@ class BlockTables:
         if number < len(digests):
             return digests[number]
         name = digests[-1] if digests else b""
-        tokens = array("q", token_ids[len(digests) * block_size : (number + 1) * block_size])
-        packed, size = tokens.tobytes(), block_size * tokens.itemsize
+        tokens = token_ids[len(digests) * block_size : (number + 1) * block_size]
+        packed, size = _packer(len(tokens))(*tokens), block_size * TOKEN_BYTES
         for start in range(0, len(packed), size):
             name = blake2b(name + packed[start : start + size], digest_size=DIGEST_BYTES).digest()
             digests.append(name)
@@ -73,6 +75,11 @@ class BlockTables:
         while len(places) <= number:
             places.append(len(places).to_bytes(DIGEST_BYTES // 2))
         digests += [owner + place for place in places[len(digests) : number + 1]]
+
+
+@lru_cache(maxsize=1024)
+def _packer(count: int) -> Callable[..., bytes]:
+    return Struct(f"{count}q").pack
 
 
 class Prefix(NamedTuple):

@@ -171,7 +171,7 @@ class BlockPool:
     def can_allocate(self, prefix: Prefix, num_tokens: int, reserve: int = 0) -> bool:
         """Whether `allocate` with the same arguments would succeed."""
         references = self._references
-        idle = sum(1 for blocks in prefix.blocks for block in blocks if not references[block])
+        idle = sum([not references[block] for blocks in prefix.blocks for block in blocks])
         return self.missing(prefix, num_tokens) + idle + reserve <= self.num_available
 
     def allocate(
