@@ -137,7 +137,7 @@ class Decoders:
         return True
 
     def end_step(self, chunks: Sequence[ScheduledSequence]) -> None:
-        """Take in what became of the prompts that were computed in the step that was `advance`d."""
+        """Take in what became of the prompts that were computed in the step that `tick` counted."""
         prompts = self.prompts
         for sequence in chunks:
             request = sequence.request
@@ -164,7 +164,7 @@ class Decoders:
         self.count = 0
 
     def tick(self) -> None:
-        """Count a step that `begin_step` began."""
+        """Count the step that `begin_step` began; `completed` is to be called after it."""
         self._clock += 1
 
     def _joined(self, request: Request) -> tuple[int, tuple[int, int], Request]:
