@@ -1,16 +1,19 @@
-"""What README.md says is true: its speeds are those on file, its commands exist."""
+"""What README.md says is true: its numbers are those on file, its commands exist."""
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
 from autotune.cli.main import COMMANDS
+from autotune.hardware.catalogue import load_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "xeon-amx-2core"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS = {
     "decode, batch 1": "decode_batch_1",
@@ -81,8 +84,7 @@ def test_linked_files_exist() -> None:
 
 @pytest.mark.parametrize("model", ["embedded", "135m"])
 def test_accuracies_are_those_on_file(model: str) -> None:
-    folder = ROOT / "benchmarks" / "results" / "xeon-amx-2core"
-    results = json.loads((folder / f"advice_accuracy_{model}.json").read_text())
+    results = json.loads((RESULTS / f"advice_accuracy_{model}.json").read_text())
     assert [measured["model"] for measured in results["models"]] == [model]
     summary = results["summary"]["advice"]
     row = re.search(rf"^\| {model} \| (.+) \|$", README, re.MULTILINE)
@@ -96,9 +98,63 @@ def test_accuracies_are_those_on_file(model: str) -> None:
 
 
 def test_what_diagnosis_named_is_on_file() -> None:
-    folder = ROOT / "benchmarks" / "results" / "xeon-amx-2core"
-    results = json.loads((folder / "diagnosis.json").read_text())
+    results = json.loads((RESULTS / "diagnosis.json").read_text())
     claim = f"{results['named_first']} of {results['injected']} ({results['kinds']} kinds)"
     assert f"{claim} were named first" in README
-    overhead = json.loads((folder / "profiling_overhead.json").read_text())["worst_overhead"]
+    overhead = json.loads((RESULTS / "profiling_overhead.json").read_text())["worst_overhead"]
     assert f"lengthened a step by {overhead:.1%} at worst" in README
+
+
+@pytest.mark.parametrize("metric", ["TTFT", "TPOT", "E2E"])
+@pytest.mark.parametrize("statistic", ["mean", "p99"])
+def test_errors_of_simulation_are_those_on_file(metric: str, statistic: str) -> None:
+    results = json.loads((RESULTS / "simulation_accuracy.json").read_text())
+    held_out = results["held_out"]
+    corrected = any(point.get("delay") for point in results["points"])
+    assert corrected == ("What the machine added to each step in those minutes" in README)
+    assert f"foretells {held_out['all']['configurations']}\nconfigurations" in README
+    found = held_out[f"{metric.lower()} {statistic}"]
+    row = re.search(rf"^\| {metric}, {statistic} \| (.+) \|$", README, re.MULTILINE)
+    assert row is not None
+    assert row[1].split(" | ") == [
+        *(f"{found[load]['median_error']:.1%}" for load in ("50%", "85%", "95%")),
+        f"{found['all loads']['coverage']:.0%}",
+    ]
+
+
+STRATEGIES = {"random": "random", "TPE": "tpe", "`autotune run`": "ours"}
+
+
+@pytest.mark.parametrize("label", STRATEGIES)
+def test_shares_of_the_best_are_those_on_file(label: str) -> None:
+    results = json.loads((RESULTS / "search.json").read_text())
+    budgets = results["budgets"]
+    head = re.search(r"^\| share of the cost \| (.+) \|$", README, re.MULTILINE)
+    row = re.search(rf"^\| {re.escape(label)} \| (.+) \|$", README, re.MULTILINE)
+    assert head is not None
+    assert row is not None
+    shares = [float(cell.removesuffix("%")) / 100 for cell in head[1].split(" | ")]
+    found = [budgets[f"{share:g}"][STRATEGIES[label]] for share in shares]
+    assert row[1].split(" | ") == [
+        f"{at['mean']:.3f} ({at['low']:.3f} to {at['high']:.3f})" for at in found
+    ]
+    assert f"searches {results['grid']['configurations']} configurations" in README
+    assert f"mean over {results['seeds']} seeds" in README
+    random, tpe = (budgets["0.1"]["ours"][f"p_better_than_{o}"] for o in ("random", "tpe"))
+    assert f"against random gives p = {random:.2g}, against TPE p = {tpe:.2g}." in README
+
+
+def test_speeds_of_prediction_are_those_on_file() -> None:
+    results = json.loads((RESULTS / "simulation_speed.json").read_text())
+    speeds = [speed["requests_per_core_second"] for speed in results["speeds"]]
+    told = f"{min(speeds):,.0f} to {max(speeds):,.0f} requests of {results['output_tokens']} tokens"
+    assert f"One core simulates {told} a second" in README
+    seconds = statistics.median(results["plan"]["seconds"])
+    assert len(results["plan"]["gpus"].split(",")) == 4
+    assert f"a plan over four GPU types takes {seconds:.1f} s" in README
+
+
+def test_the_catalogue_has_as_many_gpus_as_is_said() -> None:
+    number = len(load_catalogue().names())
+    assert f"Figures and prices of {number} GPUs" in README
+    assert f"{number} GPUs are known" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
