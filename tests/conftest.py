@@ -4,7 +4,11 @@ Tests run side by side, one process for each core: threads beyond that wait for 
 the kernels' tests take five times as long. What threads change has a test of its own.
 """
 
+from __future__ import annotations
+
 import os
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -14,3 +18,8 @@ import torch
 # Without a GPU the Triton kernels run in Triton's interpreter, which must be known at its import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left alone with them."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/end_to_end/test_run"))

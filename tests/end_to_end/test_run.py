@@ -117,7 +117,7 @@ def test_run_leaves_a_verdict_a_report_and_configs(tmp_path: Path, autotune: Aut
 def test_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, autotune: Autotune) -> None:
     path = tmp_path / "out"
     folder = RunFolder(path)
-    process = start(path, "--trials", "3", "--no-advice")
+    process = start(path, "--trials", "3", "--no-advice", "--sampler", "tpe")
     wait_until(lambda: len(folder.read_trials()) >= 2, process)
     children = children_of(process.pid)
     assert children
@@ -143,7 +143,7 @@ def test_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, autotune: Auto
 def test_interrupt_keeps_what_was_measured(tmp_path: Path, autotune: Autotune) -> None:
     path = tmp_path / "out"
     folder = RunFolder(path)
-    process = start(path, "--trials", "3")
+    process = start(path, "--trials", "3", "--sampler", "tpe")
     wait_until(lambda: len(folder.read_trials()) >= 1, process)
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
@@ -166,7 +166,7 @@ def test_config_that_does_not_fit_is_a_failed_trial_and_not_the_end(
     space.write_text(f"kv_cache_memory_bytes: [1, {1 << 26}]\n")
     done = autotune(
         *(*SHORT, "--trials", "2", "--search", "quantization=none", "-o", str(path), "--json"),
-        *("--no-advice",),
+        *("--no-advice", "--sampler", "tpe"),
         *("--search", "max_num_seqs=256", "--space", str(space)),
         *("--kv-cache-memory-bytes", str(1 << 26)),
     )
@@ -180,7 +180,7 @@ def test_slo_that_nothing_can_meet_ends_with_4(tmp_path: Path, autotune: Autotun
     path = tmp_path / "out"
     done = autotune(
         *("run", "--slo", "ttft<1us", "--load", "0.5", "--duration", "3s", "--rounds", "2"),
-        *("--trials", "1", "-o", str(path)),
+        *("--trials", "1", "--sampler", "tpe", "-o", str(path)),
     )
     assert done.returncode == 4, done.stderr
     assert "does not meet the SLO" in done.stdout
@@ -203,7 +203,7 @@ def test_capacity_is_a_rate_that_was_measured_to_hold(tmp_path: Path, autotune: 
     done = autotune(
         *("run", "--objective", "capacity", "--slo", "ttft<30s", "--rate", "2"),
         *("--duration", "3s", "--rounds", "2", "--finalists", "1", "--trials", "1"),
-        *("-o", str(path), "--no-advice", "--json"),
+        *("-o", str(path), "--no-advice", "--sampler", "tpe", "--json"),
     )
     assert done.returncode == 0, done.stderr
     trial: Any = RunFolder(path).read_trials()[0]
