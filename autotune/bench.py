@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import BadInput, EnvironmentMissing
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
 from autotune.measure import Measurement, measure
@@ -102,34 +99,6 @@ def bench(
         notes=notes,
         requests=load.requests,
     )
-
-
-@contextmanager
-def claim_output(path: Path | None) -> Iterator[None]:
-    """Make the folder that will take the result, before anything is measured.
-
-    It goes away again if nothing was put into it, and so do those made above it.
-
-    Raises:
-        BadInput: it is in use.
-        EnvironmentMissing: it cannot be made.
-    """
-    if path is None:
-        yield
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise BadInput(f"output folder {path} exists and is not empty: choose another with -o")
-    made = [path, *(parent for parent in path.parents if not parent.exists())]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentMissing(f"output folder {path} cannot be made: {error}") from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()  # only if it is empty
 
 
 def save(outcome: BenchOutcome, path: Path, command: Sequence[str]) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.bench import claim_output
 from autotune.errors import BadInput
 from autotune.hardware.detect import describe_hardware
+from autotune.output_folder import claim_output
 from autotune.profile_outcome import ProfileOutcome, concluded, keep_outcome, keep_records
 from autotune.profile_run import Say, calibrated, loaded_for_calibration
 from autotune.profiling.build import build_profile

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from autotune.bench import claim_output
 from autotune.errors import AutotuneError, Interrupted
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
 from autotune.load.open_loop import LoadProgress
 from autotune.measure import Measurement, measure
 from autotune.model_info import with_default_model
+from autotune.output_folder import claim_output
 from autotune.prepared_load import PreparedLoad, prepare_load
 from autotune.profile_outcome import (
     TRACE_NAME,

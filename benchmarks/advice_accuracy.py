@@ -24,6 +24,7 @@ from typing import Any
 from autotune.advise.advise import advise
 from autotune.diagnose.diagnose import diagnose
 from autotune.hardware.detect import describe_hardware
+from autotune.loaded_engines import LoadedEngines
 from autotune.measure import Measurement
 from autotune.model_info import with_default_model
 from autotune.predict.change import Change
@@ -38,7 +39,7 @@ from autotune.records import utc_now
 from autotune.search.methods_offered import offer_for
 from autotune.slo import Slo, parse_slo, statistic_of
 from autotune.workload.materialise import LoadRequest
-from benchmarks.advice_engines import Engines, model_folder, offered
+from benchmarks.advice_engines import model_folder, offered
 from benchmarks.advice_situations import SITUATIONS, Situation
 from engine.config import EngineConfig
 from engine.errors import EngineError
@@ -109,7 +110,7 @@ def scored(gain: PredictedGain, measured: Mapping[str, Any]) -> dict[str, Any]:
 def in_turns(
     configs: Sequence[EngineConfig],
     default: EngineConfig,
-    engines: Engines,
+    engines: LoadedEngines,
     requests: Sequence[LoadRequest],
     slo: Slo,
     rounds: int,
@@ -144,7 +145,7 @@ def configured(situation: Situation, base: EngineConfig) -> EngineConfig:
 def judge(
     situation: Situation,
     base: EngineConfig,
-    engines: Engines,
+    engines: LoadedEngines,
     machine: MachineCalibration,
     options: argparse.Namespace,
     say: Callable[[str], None],
@@ -315,7 +316,7 @@ def main() -> None:
                     kv_cache_memory_bytes=CACHE_BYTES,
                 )
             )
-            engines = Engines()
+            engines = LoadedEngines(keep=True)
             offer = offer_for(describe_hardware("cpu"), quantized=False).values
             machine = calibrate_machine(
                 engines.loaded(base),

@@ -13,43 +13,9 @@ from autotune.slo import Slo
 from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.loading import LoadedModel, load_model
 
 DRAIN_LIMIT_S = 60.0
 WARM_REQUESTS = 4
-
-
-class Engines:
-    """Engines of one model, one for each set of weights, kept loaded."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, tuple[LoadedModel, Engine]] = {}
-
-    def loaded(self, config: EngineConfig) -> LoadedModel:
-        """The model with the weights of a config."""
-        return self._of(config)[0]
-
-    def engine(self, config: EngineConfig) -> Engine:
-        """An engine with this config."""
-        engine = self._of(config)[1]
-        now = engine.config
-        changes = {n: v for n, v in config.to_dict().items() if v != getattr(now, n)}
-        if changes:
-            engine.reconfigure(**changes)
-        return engine
-
-    def close(self) -> None:
-        """Give all memory back."""
-        for loaded, _ in self._loaded.values():
-            loaded.close()
-        self._loaded.clear()
-
-    def _of(self, config: EngineConfig) -> tuple[LoadedModel, Engine]:
-        key = config.quantization
-        if key not in self._loaded:
-            loaded = load_model(config)
-            self._loaded[key] = (loaded, loaded.engine(config))
-        return self._loaded[key]
 
 
 def offered(

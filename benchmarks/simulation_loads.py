@@ -23,6 +23,7 @@ from typing import Any
 from autotune.calibration import sustained_rate
 from autotune.hardware.detect import describe_hardware
 from autotune.load.open_loop import LoadResult, run_load
+from autotune.loaded_engines import LoadedEngines
 from autotune.measure import Measurement, at_rate, measure
 from autotune.model_info import ModelInfo, read_model_info, with_default_model
 from autotune.predict.calibration_load import calibration_load
@@ -33,7 +34,7 @@ from autotune.slo import parse_slo
 from autotune.traffic import load_traffic
 from autotune.traffic_options import TrafficOptions
 from autotune.workload.materialise import LoadRequest
-from benchmarks.advice_engines import DRAIN_LIMIT_S, WARM_REQUESTS, Engines, model_folder
+from benchmarks.advice_engines import DRAIN_LIMIT_S, WARM_REQUESTS, model_folder
 from benchmarks.quiet_machine import undisturbed
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -81,7 +82,7 @@ class Loads:
         self._lines = path / "loads.jsonl"
         self._number = len(self._lines.read_text().splitlines()) if self._lines.exists() else 0
         self._base = with_default_model(EngineConfig.from_mapping({"model": model, "seed": seed}))
-        self._engines = Engines()
+        self._engines = LoadedEngines(keep=True)
         self._info = read_model_info(self._base)
         self._requests = requests
         self._seed = seed

@@ -81,8 +81,10 @@ class Decoders:
             return 0
         if scheduler.waiting:
             # Whoever waits did not get in last time. Unless something else was computed then, they
-            # will not now: the same seats and tokens are left, and no more blocks.
-            if alone != count or config.scheduling_policy == "priority":
+            # will not now: the same seats and tokens are left, and no more blocks. Without chunks a
+            # prompt may come to fit a step as others' answers, with which it begins, are cached.
+            told = config.enable_chunked_prefill and config.scheduling_policy != "priority"
+            if alone != count or not told:
                 return 0
         elif count > config.max_num_seqs:
             return 0

@@ -49,7 +49,8 @@ def bench(
     Exit code 0: the SLO is met; 4: it is not; 130: interrupted, with what was measured till then.
     """
     from autotune.bench import bench as run_bench
-    from autotune.bench import claim_output, save
+    from autotune.bench import save
+    from autotune.output_folder import claim_output
 
     stopping = "Stopping; what was measured is shown. Press Ctrl-C again to leave at once."
     console = message_console()

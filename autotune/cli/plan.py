@@ -179,10 +179,11 @@ def plan(
     Exit code 0: an option keeps the SLO; 4: none does, and what would is said.
     """
     from autotune.cli.plan_summary import print_plan
+    from autotune.output_folder import claim_output
     from autotune.planning.growth import parse_growth
     from autotune.planning.options import PlanOptions, parse_share, split_names
     from autotune.planning.plan import plan as make_plan
-    from autotune.planning.plan_folder import claim_folder, save_plan
+    from autotune.planning.plan_folder import save_plan
 
     if as_json:
         given = given_options(context)
@@ -209,7 +210,7 @@ def plan(
         seed=seed,
     )
     began = time.monotonic()
-    with claim_folder(output):
+    with claim_output(output):
         with progress_stages(_STOPPING) as (say, stop):
             found = make_plan(options, say=say, stop=stop)
         if output is not None:

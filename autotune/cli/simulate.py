@@ -154,8 +154,8 @@ def simulate(
     for name in _TRANSFERS:
         if disaggregate is None and name in given:
             raise BadInput(f"{given[name]} goes with --disaggregate")
-    from autotune.bench import claim_output
     from autotune.cli.simulate_summary import print_simulation
+    from autotune.output_folder import claim_output
     from autotune.simulation.fleet import parse_disaggregation
     from autotune.simulation.options import SimulateOptions
     from autotune.simulation.run import run_simulation, save

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autotune.hardware.catalogue import Gpu
@@ -10,7 +10,6 @@ from autotune.planning.memory import MemoryPlan, memory_plan
 from autotune.planning.methods_run import cache_dtypes_run, why_not
 from autotune.planning.model_shape import ModelShape
 from autotune.planning.planned_traffic import LengthSample
-from autotune.predict.cost_model import CostModel
 from engine.config import EngineConfig
 from engine.engine import CacheShape
 
@@ -19,8 +18,6 @@ STEP_TOKENS = (2048, 8192, 512)  # the usual first
 _SEATS = (16, 32, 64, 128, 256, 512, 1024)
 # More ranks than a server has GPUs make sense only where a link joins them.
 _SERVER = 8
-
-ModelOf = Callable[[Gpu], CostModel]
 
 
 @dataclass(frozen=True, slots=True)

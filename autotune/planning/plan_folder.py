@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from autotune.errors import BadInput, EnvironmentMissing
 from autotune.planning.plan import Plan
 from autotune.records import SCHEMA_VERSION, RunFolder, utc_now
-
-
-@contextmanager
-def claim_folder(path: Path | None) -> Iterator[None]:
-    """Make the folder before anything is planned; it goes away again if nothing was put into it.
-
-    Raises:
-        BadInput: it is in use.
-        EnvironmentMissing: it cannot be made.
-    """
-    if path is None:
-        yield
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise BadInput(f"output folder {path} exists and is not empty: choose another with -o")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentMissing(f"output folder {path} cannot be made: {error}") from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.rmdir()  # only if it is empty
 
 
 def save_plan(plan: Plan, path: Path, command: Sequence[str], seconds: float) -> None:

@@ -43,42 +43,6 @@ class EngineSource(Protocol):
         ...
 
 
-class OwnEngines:
-    """Engines that are loaded for a calibration alone; `close` gives their memory back."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, tuple[LoadedModel, Engine]] = {}
-
-    def loaded(self, config: EngineConfig) -> LoadedModel:
-        """The model with the weights of a config."""
-        return self._of(config)[0]
-
-    def engine(self, config: EngineConfig) -> Engine:
-        """An idle engine with this config."""
-        engine = self._of(config)[1]
-        now = engine.config
-        changes = {n: v for n, v in config.to_dict().items() if v != getattr(now, n)}
-        if changes:
-            engine.reconfigure(**changes)
-        return engine
-
-    def close(self) -> None:
-        """Unload all models."""
-        for loaded, _ in self._loaded.values():
-            loaded.close()
-        self._loaded.clear()
-
-    def _of(self, config: EngineConfig) -> tuple[LoadedModel, Engine]:
-        from engine.loading import load_model
-
-        key = config.quantization
-        if key not in self._loaded:
-            self.close()  # there may be no room for two
-            loaded = load_model(config)
-            self._loaded[key] = (loaded, loaded.engine(config))
-        return self._loaded[key]
-
-
 def calibrate(
     config: EngineConfig,
     model: ModelFacts,

@@ -12,7 +12,8 @@ from autotune.predict.decoding import PLAIN, Decoding
 from autotune.predict.load_times import NO_TIMES, LoadTimes
 from autotune.predict.pace import STEADY, Pace
 from autotune.predict.step_cost import StepWork
-from autotune.predict.virtual_engine import Cost, StepTotals, VirtualEngine
+from autotune.predict.step_totals import StepTotals
+from autotune.predict.virtual_engine import Cost, VirtualEngine
 from autotune.records import RequestRecord
 from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig

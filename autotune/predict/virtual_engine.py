@@ -28,7 +28,7 @@ from engine.batch import Batch, BatchResult, ScheduledSequence
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.engine import CacheShape
-from engine.request import FinishReason, Request, RequestState, SamplingParams
+from engine.request import FinishReason, Request, SamplingParams
 from engine.scheduler import Scheduler
 from engine.steady_run import Decoders, advance_in_order
 from engine.step_record import StepRecord
@@ -367,6 +367,3 @@ def _decodes(sequences: int, seen: float) -> StepWork:
 @functools.lru_cache(maxsize=4096)
 def _sampling(length: int) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=length, min_tokens=0, ignore_eos=True)
-
-
-__all__ = ["Cost", "FinishReason", "RequestState", "StepTotals", "VirtualEngine"]

@@ -117,7 +117,8 @@ def _measured(
     stop: threading.Event,
 ) -> Calibration:
     """Measure this machine, by the default limits on batches, so that it tells of all."""
-    from autotune.predict.calibration_run import OwnEngines, calibrate
+    from autotune.loaded_engines import LoadedEngines
+    from autotune.predict.calibration_run import calibrate
     from autotune.profiling.model_facts import model_facts
     from autotune.search.methods_offered import offer_for
 
@@ -128,7 +129,7 @@ def _measured(
         }
     )
     offer = offer_for(hardware, quantized=info.quantization is not None).values
-    engines = OwnEngines()
+    engines = LoadedEngines(keep=False)
     say("loading the model")
     try:
         return calibrate(

@@ -11,7 +11,7 @@ from typing import Any
 from autotune.metrics import compute_metrics
 from autotune.predict.cost_model import CostDraw
 from autotune.predict.decoding import PLAIN, Decoding
-from autotune.predict.virtual_engine import StepTotals
+from autotune.predict.step_totals import StepTotals
 from autotune.records import RequestRecord
 from autotune.simulation.fleet import ONE, Disaggregation, Fleet, Router
 from autotune.simulation.replica import Replica

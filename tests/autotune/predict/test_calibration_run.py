@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from autotune.errors import Interrupted
+from autotune.loaded_engines import LoadedEngines
 from autotune.model_info import with_default_model
-from autotune.predict.calibration_run import OwnEngines, calibrate
+from autotune.predict.calibration_run import calibrate
 from autotune.predict.step_cost import StepWork
 from autotune.profiling.model_facts import model_facts
 from engine.config import EngineConfig
@@ -18,7 +19,7 @@ HARDWARE = {"device": "cpu", "name": "test", "cores": 2}
 
 def test_a_live_engine_is_calibrated_and_told_of() -> None:
     config = with_default_model(EngineConfig(device="cpu", max_num_seqs=4, max_model_len=256))
-    engines, said = OwnEngines(), []
+    engines, said = LoadedEngines(keep=False), []
     try:
         found = calibrate(
             config,
@@ -47,7 +48,7 @@ def test_a_live_engine_is_calibrated_and_told_of() -> None:
 
 def test_a_calibration_that_is_stopped_says_so() -> None:
     config = with_default_model(EngineConfig(device="cpu", max_num_seqs=2, max_model_len=128))
-    engines, stop = OwnEngines(), threading.Event()
+    engines, stop = LoadedEngines(keep=False), threading.Event()
     stop.set()
     try:
         with pytest.raises(Interrupted):
