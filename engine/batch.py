@@ -11,6 +11,7 @@ from typing import Protocol
 
 from engine.config import EngineConfig
 from engine.request import Request, TokenLogprobs
+from engine.speculate.draft import Draft
 
 
 @dataclass(slots=True)
@@ -19,22 +20,34 @@ class ScheduledSequence:
 
     The step computes `num_tokens` tokens of `request.token_ids` from position `start` on. If
     `samples`, the last of them is the request's last token and the next token is chosen.
+
+    The tokens of `draft`, if there is one, come behind that last token and are among the
+    `num_tokens`; they are verified: the next token is chosen after each of them.
     """
 
     request: Request
     start: int
     num_tokens: int
     samples: bool
+    draft: Draft | None = None
+
+    @property
+    def num_drafted(self) -> int:
+        """Drafted tokens that are verified."""
+        return 0 if self.draft is None else len(self.draft)
 
     @property
     def end(self) -> int:
-        """Tokens whose keys and values are in the cache after the step."""
+        """Tokens whose keys and values are in the cache after the step, drafted ones included."""
         return self.start + self.num_tokens
 
 
 @dataclass(slots=True)
 class Batch:
-    """One step: `num_decodes` sequences of one token each, which all sample, then prompt chunks."""
+    """One step: `num_decodes` sequences that decode, then prompt chunks.
+
+    A decode has its last token, and the tokens drafted to follow it; all decodes sample.
+    """
 
     sequences: list[ScheduledSequence]
     num_decodes: int
@@ -47,8 +60,13 @@ class Batch:
 
     @property
     def num_prefill_tokens(self) -> int:
-        """Tokens of the step that are not decodes."""
-        return self.num_tokens - self.num_decodes
+        """Tokens of the step that are of prompt chunks."""
+        return sum([s.num_tokens for s in self.sequences[self.num_decodes :]])
+
+    @property
+    def num_drafted_tokens(self) -> int:
+        """Drafted tokens that the step verifies."""
+        return sum([s.num_drafted for s in self.sequences[: self.num_decodes]])
 
 
 @dataclass(slots=True)
@@ -56,7 +74,8 @@ class BatchResult:
     """What a step produced.
 
     `tokens[i]` are the tokens chosen for `batch.sequences[i]`: none if it did not sample, one as a
-    rule, several with speculation. `logprobs[i]` stands beside it where they were asked for.
+    rule; where drafted tokens were verified, those accepted and one more. The keys and values of
+    the accepted ones lie behind the last token's. `logprobs[i]` stands beside it where they were asked for.
     `device_seconds` is the time of the model's forward pass and sampling; `host_seconds` that of
     preparing its inputs. `communication_seconds` is the part of the former that went to
     collectives among ranks, and `waiting_seconds` the part of that beyond what these take among
@@ -67,8 +86,6 @@ class BatchResult:
     device_seconds: float
     host_seconds: float = 0.0
     logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
     communication_seconds: float | None = 0.0
     waiting_seconds: float | None = 0.0
 

@@ -21,8 +21,14 @@ from typing import Any, Literal
 
 from engine.errors import ConfigError
 from engine.quantize.method_table import METHODS
+from engine.speculate.draft import MOST_DRAFTED
 
 Reload = Literal["live", "cache", "weights"]
+# What the speculative methods that have weights of their own need.
+MODEL_METHODS = {
+    "draft_model": "a smaller model of the same vocabulary",
+    "medusa": "heads that were trained for the model (autotune train-medusa)",
+}
 RELOAD_ORDER: tuple[Reload, ...] = ("live", "cache", "weights")
 
 
@@ -249,6 +255,61 @@ class EngineConfig:
         minimum=0.0,
         maximum=0.5,
     )
+    speculative_method: str = _knob(
+        "none",
+        "Who drafts tokens that one step then verifies: ngram looks the last tokens up in the "
+        "request's own text, suffix in recent outputs of others as well, draft_model is a smaller "
+        "model, medusa are heads trained for the model. Outputs stay what they were.",
+        reload="cache",
+        choices=("none", "ngram", "suffix", "draft_model", "medusa"),
+    )
+    speculative_model: str | None = _knob(
+        None,
+        "Folder of the smaller model of the same vocabulary (draft_model), or of the heads "
+        "(medusa).",
+        reload="cache",
+        tunable=False,
+    )
+    num_speculative_tokens: int = _knob(
+        4,
+        "Most tokens drafted for one request in one step; of a tree, its size.",
+        reload="live",
+        unit="tokens",
+        minimum=1,
+        maximum=MOST_DRAFTED,
+    )
+    speculative_adaptive: bool = _knob(
+        True,
+        "Draft fewer tokens, or none, where what was accepted so far and the load say that more "
+        "would cost time.",
+        reload="live",
+    )
+    prompt_lookup_min: int = _knob(
+        2,
+        "Fewest last tokens that must occur before for what followed them to be drafted (ngram, "
+        "suffix).",
+        reload="live",
+        unit="tokens",
+        minimum=1,
+        maximum=32,
+    )
+    prompt_lookup_max: int = _knob(
+        4,
+        "Most last tokens that are looked up, the longest match first (ngram, suffix).",
+        reload="live",
+        unit="tokens",
+        minimum=1,
+        maximum=32,
+    )
+    prompt_lookup_window: int = _knob(
+        0,
+        "Tokens before the last that are searched (ngram, suffix); 0 searches all.",
+        reload="live",
+        unit="tokens",
+        minimum=0,
+        maximum=1 << 20,
+        tunable=False,
+    )
     num_threads: int | None = _knob(
         None,
         "CPU threads of the engine; by default all cores.",
@@ -277,6 +338,28 @@ class EngineConfig:
                 f"enable_chunked_prefill=false needs max_num_batched_tokens of at least "
                 f"max_model_len={self.max_model_len}, got {self.max_num_batched_tokens}: without "
                 "chunks a prompt must fit in one step"
+            )
+        self._check_speculation()
+
+    def _check_speculation(self) -> None:
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ConfigError(
+                f"prompt_lookup_min={self.prompt_lookup_min} is above "
+                f"prompt_lookup_max={self.prompt_lookup_max}: lower the first or raise the second"
+            )
+        method = self.speculative_method
+        if method == "none":
+            return
+        if self.num_speculative_tokens >= self.max_num_batched_tokens:
+            raise ConfigError(
+                f"num_speculative_tokens={self.num_speculative_tokens} does not fit a step of "
+                f"max_num_batched_tokens={self.max_num_batched_tokens}, which verifies them beside "
+                "the last token: lower the first or raise the second"
+            )
+        if method in MODEL_METHODS and self.speculative_model is None:
+            raise ConfigError(
+                f"speculative_method={method} needs speculative_model, the folder of "
+                f"{MODEL_METHODS[method]}"
             )
 
     def replace(self, **changes: Any) -> EngineConfig:

@@ -31,6 +31,7 @@ class LaunchedStep:
     hit_tokens: int
     work: AttentionWork
     used_tokens: int
+    draft_seconds: float = 0.0
     in_flight: InFlight | None = None
     launched: float = 0.0
     returned: float = 0.0
@@ -45,10 +46,11 @@ class LaunchedStep:
     def record(self, result: BatchResult, end: float, idle_seconds: float) -> StepRecord:
         """The step's evidence; at `end` its last work was done or the next step's began."""
         batch = self.batch
+        drafted, accepted = count_by_depth(batch, result)
         elapsed = end - self.start - idle_seconds
         return StepRecord(
             start=self.start,
-            prefill_tokens=batch.num_tokens - batch.num_decodes,
+            prefill_tokens=batch.num_prefill_tokens,
             prefill_sequences=len(batch.sequences) - batch.num_decodes,
             decode_sequences=batch.num_decodes,
             kv_tokens_read=self.work.kv_tokens,
@@ -63,14 +65,17 @@ class LaunchedStep:
             blocks_total=self.blocks_total,
             preemptions=batch.num_preemptions,
             prefix_hit_tokens=self.hit_tokens,
-            drafted_tokens=result.drafted_tokens,
-            accepted_tokens=result.accepted_tokens,
+            drafted_tokens=batch.num_drafted_tokens,
+            accepted_tokens=sum(accepted),
             prefill_kv_tokens_read=self.work.prefill_kv_tokens,
             prefill_pairs=self.work.prefill_pairs,
             sampled_sequences=sum([s.samples for s in batch.sequences]),
             communication_seconds=result.communication_seconds,
             used_tokens=self.used_tokens,
             waiting_seconds=result.waiting_seconds,
+            drafted_by_depth=drafted,
+            accepted_by_depth=accepted,
+            draft_seconds=self.draft_seconds,
         )
 
 
@@ -91,6 +96,26 @@ class Completed:
     def wait(self) -> BatchResult:
         """The result."""
         return self.result
+
+
+def count_by_depth(
+    batch: Batch, result: BatchResult
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of each depth of drafts, the sequences that had tokens there and those that accepted one."""
+    drafted: list[int] = []
+    accepted: list[int] = []
+    for sequence, tokens in zip(batch.sequences[: batch.num_decodes], result.tokens, strict=False):
+        draft = sequence.draft
+        if draft is None:
+            continue
+        deepest = max(draft.depths())
+        while len(drafted) < deepest:
+            drafted.append(0)
+            accepted.append(0)
+        for depth in range(deepest):
+            drafted[depth] += 1
+            accepted[depth] += depth + 1 < len(tokens)
+    return tuple(drafted), tuple(accepted)
 
 
 def check_result(batch: Batch, result: BatchResult) -> None:

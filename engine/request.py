@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from engine.block_tables import BlockTables
 from engine.errors import ConfigError
+from engine.speculate.draft import Draft
 
 
 class RequestState(StrEnum):
@@ -128,7 +129,8 @@ class Request:
     says in one sentence why it was refused or given up. `first_scheduled` is when it first got a
     seat among the running requests. The keys and values of the first `num_received_tokens` tokens
     come from another engine, which computed the prompt: they take blocks, but no computing, unless
-    the request is preempted.
+    the request is preempted. `draft` is what the next step verifies beside the last token, as far
+    as there is room.
 
     Times are seconds on the engine's clock.
     """
@@ -150,6 +152,7 @@ class Request:
     rank: tuple[int, int] = (0, 0)
     first_scheduled: float | None = None
     num_received_tokens: int = 0
+    draft: Draft | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

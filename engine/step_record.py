@@ -23,6 +23,10 @@ class StepRecord:
     what collectives take among idle ranks; None where it is not measured. `used_tokens` counts the
     slots of owned blocks that hold a token's keys and values after the step; where layers have
     windows it means nothing.
+
+    `drafted_by_depth[d]` counts the sequences with drafted tokens d + 1 places beyond their last
+    one, `accepted_by_depth[d]` those of them that got so many accepted. `draft_seconds` is the part
+    of `host_seconds` that went to drafting.
     """
 
     start: float
@@ -48,6 +52,9 @@ class StepRecord:
     communication_seconds: float | None = 0.0
     used_tokens: int = 0
     waiting_seconds: float | None = 0.0
+    drafted_by_depth: tuple[int, ...] = ()
+    accepted_by_depth: tuple[int, ...] = ()
+    draft_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:

@@ -23,6 +23,10 @@ class AttentionMetadata:
     slots: int64 [num_tokens], physical slot ``block_id * block_size + offset`` of each new token.
     query_lens, context_lens_list: host copies, so that no operation has to wait for a device.
     num_decodes: leading sequences with at most `decode_query_len` new tokens.
+    trees: int64 [num_tokens] or None. Beside what causality hides, a new token does not see the
+        j-th new token of its own sequence where bit j of its entry is 0, for j below 64; all bits
+        set (-1) hide nothing. Drafted tokens that are guesses at one place do not see each other.
+        Not beside windows, which count positions.
     """
 
     block_tables: Tensor
@@ -33,6 +37,7 @@ class AttentionMetadata:
     context_lens_list: list[int]
     num_decodes: int
     decode_query_len: int = 1
+    trees: Tensor | None = None
 
     @property
     def num_single(self) -> int:
@@ -52,11 +57,12 @@ def build_attention_metadata(
     block_size: int,
     device: torch.device | str = "cpu",
     decode_query_len: int = 1,
+    trees: Sequence[int] | None = None,
 ) -> AttentionMetadata:
     """Lay out one step from host lists.
 
     ``context_lens[i]`` counts the new tokens; the last ``query_lens[i]`` positions are
-    new. Raises ValueError if a block table is too short or a context shorter than its new tokens.
+    new. ``trees`` has an entry for each new token. Raises ValueError if a block table is too short or a context shorter than its new tokens.
     """
     num_decodes = 0
     while num_decodes < len(query_lens) and query_lens[num_decodes] <= decode_query_len:
@@ -90,4 +96,5 @@ def build_attention_metadata(
         context_lens_list=list(context_lens),
         num_decodes=num_decodes,
         decode_query_len=decode_query_len,
+        trees=None if trees is None else torch.tensor(trees, dtype=torch.int64, device=device),
     )

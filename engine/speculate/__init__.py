@@ -1,0 +1,1 @@
+"""Speculative decoding: who drafts tokens, how many pay, and which are accepted."""
