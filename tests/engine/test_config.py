@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,11 +28,19 @@ def test_numbers_that_a_search_may_choose_have_a_unit_or_are_shares() -> None:
             assert knob.unit, knob.name
 
 
+# What a value at its bound needs of other knobs, so that it is the bound that is tried.
+BESIDE: dict[str, dict[str, Any]] = {
+    "max_num_seqs": {"max_num_batched_tokens": 1 << 20},
+    "max_num_batched_tokens": {"max_num_seqs": 1},
+    "prompt_lookup_min": {"prompt_lookup_max": 32},
+    "prompt_lookup_max": {"prompt_lookup_min": 1},
+    "speculative_method": {"speculative_model": "draft"},
+}
+
+
 @pytest.mark.parametrize("knob", KNOBS.values(), ids=lambda knob: knob.name)
 def test_bounds_are_inclusive_and_what_lies_beyond_is_refused(knob) -> None:  # type: ignore[no-untyped-def]
-    others = {"max_num_batched_tokens": 1 << 20} if knob.name == "max_num_seqs" else {}
-    if knob.name == "max_num_batched_tokens":
-        others = {"max_num_seqs": 1}
+    others = BESIDE.get(knob.name, {})
     step = 1 if knob.type is int else 1e-9
     for bound, beyond in ((knob.minimum, -step), (knob.maximum, step)):
         if bound is None or knob.choices is not None:
@@ -52,7 +61,7 @@ def test_values_of_another_type_are_refused(knob) -> None:  # type: ignore[no-un
 @pytest.mark.parametrize("name", [n for n, k in KNOBS.items() if k.choices is not None])
 def test_choices_are_listed_when_another_is_given(name: str) -> None:
     for choice in KNOBS[name].choices or ():
-        EngineConfig(**{name: choice})
+        EngineConfig(**{**BESIDE.get(name, {}), name: choice})
     wrong = 7 if KNOBS[name].type is int else "nonsense"
     with pytest.raises(ConfigError, match=f"{name}={wrong!r} is not one of .*{choice}"):
         EngineConfig(**{name: wrong})
@@ -72,6 +81,27 @@ def test_contradictions_say_what_to_change() -> None:
     with pytest.raises(ConfigError, match=r"without chunks a prompt must fit in one step"):
         EngineConfig(enable_chunked_prefill=False, max_model_len=4096, max_num_batched_tokens=2048)
     EngineConfig(enable_chunked_prefill=False, max_model_len=2048, max_num_batched_tokens=2048)
+
+
+def test_the_fewest_tokens_to_look_up_are_not_more_than_the_most() -> None:
+    with pytest.raises(ConfigError, match=r"prompt_lookup_min=5 is above prompt_lookup_max=4"):
+        EngineConfig(prompt_lookup_min=5)
+    EngineConfig(prompt_lookup_min=5, prompt_lookup_max=5)
+
+
+def test_a_draft_and_the_token_before_it_fit_one_step() -> None:
+    tight: dict[str, Any] = {"max_num_seqs": 1, "max_num_batched_tokens": 4}
+    with pytest.raises(ConfigError, match=r"num_speculative_tokens=4 does not fit .*tokens=4"):
+        EngineConfig(**tight, speculative_method="ngram", num_speculative_tokens=4)
+    EngineConfig(**tight, speculative_method="ngram", num_speculative_tokens=3)
+    EngineConfig(**tight, num_speculative_tokens=4)  # nothing is drafted
+
+
+@pytest.mark.parametrize("method", ["draft_model", "medusa"])
+def test_a_method_with_weights_of_its_own_needs_their_folder(method: str) -> None:
+    with pytest.raises(ConfigError, match=f"speculative_method={method} needs speculative_model"):
+        EngineConfig(speculative_method=method)
+    EngineConfig(speculative_method=method, speculative_model="folder")
 
 
 def test_unknown_knobs_are_named_with_the_nearest() -> None:
