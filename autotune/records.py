@@ -270,11 +270,7 @@ class RunFolder:
     def read_steps(self, trial: int) -> list[StepRecord]:
         """The step records of one trial, in time."""
         rows = self._rows("steps", self.steps_parquet, trial)
-        names = [f.name for f in dataclasses.fields(StepRecord)]
-        return sorted(
-            (StepRecord(**{n: row[n] for n in names if n in row}) for row in rows),
-            key=lambda s: s.start,
-        )
+        return sorted((_step(row) for row in rows), key=lambda s: s.start)
 
     def _part(self, trial: int, name: str) -> Path:
         return self.parts / f"{trial:05d}.{name}.parquet"
@@ -349,13 +345,35 @@ _REQUEST_SCHEMA = pa.schema(
         ("output_token_ids", pa.list_(pa.int32())),
     ]
 )
+_STEP_FIELDS = dataclasses.fields(StepRecord)
+_STEP_LISTS = frozenset(f.name for f in _STEP_FIELDS if "tuple" in str(f.type))
+_STEP_OPTIONALS = frozenset(f.name for f in _STEP_FIELDS if "None" in str(f.type))
+
+
+def _step_type(field: dataclasses.Field[Any]) -> pa.DataType:
+    if field.name in _STEP_LISTS:
+        return pa.list_(pa.int32())
+    return pa.float64() if "float" in str(field.type) else pa.int64()
+
+
 _STEP_SCHEMA = pa.schema(
-    [("trial", pa.int32())]
-    + [
-        (f.name, pa.float64() if "float" in str(f.type) else pa.int64())
-        for f in dataclasses.fields(StepRecord)
-    ]
+    [("trial", pa.int32())] + [(field.name, _step_type(field)) for field in _STEP_FIELDS]
 )
+
+
+def _step(row: Mapping[str, Any]) -> StepRecord:
+    """A row of `steps.parquet`; what a record of an earlier release lacks has its default.
+
+    Beside newer rows in one file, what it lacks is null.
+    """
+    values = {}
+    for field in _STEP_FIELDS:
+        value = row.get(field.name)
+        if value is not None:
+            values[field.name] = tuple(value) if field.name in _STEP_LISTS else value
+        elif field.name in row and field.name in _STEP_OPTIONALS:
+            values[field.name] = None
+    return StepRecord(**values)
 
 
 def _write_parquet(

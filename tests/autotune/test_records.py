@@ -1,8 +1,10 @@
+import dataclasses
 import json
 import math
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +39,9 @@ def request(index: int, *times: float, **changes: object) -> RequestRecord:
 def step(start: float) -> StepRecord:
     values = {name: index for index, name in enumerate(StepRecord.__dataclass_fields__)}
     seconds = {"start": start, "device_seconds": 0.25, "host_seconds": 0.125}
-    return StepRecord(**{**values, **seconds, "scheduler_seconds": 0.0625})  # type: ignore[arg-type]
+    depths = {"drafted_by_depth": (5, 3, 3), "accepted_by_depth": (4, 1, 0)}
+    seconds |= {"scheduler_seconds": 0.0625, "draft_seconds": 0.03125}
+    return StepRecord(**{**values, **seconds, **depths})  # type: ignore[arg-type]
 
 
 def trial(number: int, **changes: object) -> TrialRecord:
@@ -148,6 +152,31 @@ def test_parts_are_read_before_and_after_they_are_joined(folder: RunFolder) -> N
     check()
     folder.merge_parts()
     check()
+
+
+def test_steps_of_an_earlier_release_are_read_alone_and_beside_newer_ones(
+    folder: RunFolder,
+) -> None:
+    new = dataclasses.replace(step(1.0), communication_seconds=None, drafted_by_depth=())
+    folder.write_part(0, [], [step(0.0)])
+    folder.merge_parts()
+    later = ["drafted_by_depth", "accepted_by_depth", "draft_seconds", "used_tokens"]
+    table = pq.read_table(folder.steps_parquet).drop_columns([*later, "waiting_seconds"])
+    pq.write_table(table, folder.steps_parquet)
+    old = dataclasses.replace(
+        step(0.0),
+        drafted_by_depth=(),
+        accepted_by_depth=(),
+        draft_seconds=0.0,
+        used_tokens=0,
+        waiting_seconds=0.0,
+    )
+    assert folder.read_steps(0) == [old]
+    folder.write_part(1, [], [new])
+    folder.merge_parts()
+    assert folder.read_steps(1) == [new]
+    # What was never measured is told apart from what is 0 only where a record may say so.
+    assert folder.read_steps(0) == [dataclasses.replace(old, waiting_seconds=None)]
 
 
 def test_a_crash_while_joining_doubles_and_loses_nothing(

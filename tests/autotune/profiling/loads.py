@@ -45,7 +45,9 @@ MODEL = ModelFacts(
 def step(start: float = 0.0, device: float = 1.0, host: float = 0.0, **values: Any) -> StepRecord:
     """A step of nothing but what is given."""
     names = [f.name for f in dataclasses.fields(StepRecord)]
-    given = dict.fromkeys(names, 0) | {"blocks_total": 100, "communication_seconds": 0.0}
+    given: dict[str, Any] = dict.fromkeys(names, 0)
+    given |= {"blocks_total": 100, "communication_seconds": 0.0}
+    given |= {"drafted_by_depth": (), "accepted_by_depth": ()}
     given |= {"start": start, "device_seconds": device, "host_seconds": host} | values
     return StepRecord(**given)
 
