@@ -346,18 +346,19 @@ _REQUEST_SCHEMA = pa.schema(
     ]
 )
 _STEP_FIELDS = dataclasses.fields(StepRecord)
+_STEP_NAMES = tuple(f.name for f in _STEP_FIELDS)
 _STEP_LISTS = frozenset(f.name for f in _STEP_FIELDS if "tuple" in str(f.type))
 _STEP_OPTIONALS = frozenset(f.name for f in _STEP_FIELDS if "None" in str(f.type))
 
 
-def _step_type(field: dataclasses.Field[Any]) -> pa.DataType:
-    if field.name in _STEP_LISTS:
+def _step_type(entry: dataclasses.Field[Any]) -> pa.DataType:
+    if entry.name in _STEP_LISTS:
         return pa.list_(pa.int32())
-    return pa.float64() if "float" in str(field.type) else pa.int64()
+    return pa.float64() if "float" in str(entry.type) else pa.int64()
 
 
 _STEP_SCHEMA = pa.schema(
-    [("trial", pa.int32())] + [(field.name, _step_type(field)) for field in _STEP_FIELDS]
+    [("trial", pa.int32())] + [(entry.name, _step_type(entry)) for entry in _STEP_FIELDS]
 )
 
 
@@ -366,13 +367,13 @@ def _step(row: Mapping[str, Any]) -> StepRecord:
 
     Beside newer rows in one file, what it lacks is null.
     """
-    values = {}
-    for field in _STEP_FIELDS:
-        value = row.get(field.name)
+    values: dict[str, Any] = {}
+    for name in _STEP_NAMES:
+        value = row.get(name)
         if value is not None:
-            values[field.name] = tuple(value) if field.name in _STEP_LISTS else value
-        elif field.name in row and field.name in _STEP_OPTIONALS:
-            values[field.name] = None
+            values[name] = tuple(value) if name in _STEP_LISTS else value
+        elif name in row and name in _STEP_OPTIONALS:
+            values[name] = None
     return StepRecord(**values)
 
 

@@ -21,21 +21,32 @@ from autotune.profiling.machine_schema import (
     Probes,
     StepFit,
 )
+from autotune.profiling.speculation_schema import (
+    AcceptancePosition,
+    Bounded,
+    DraftCost,
+    MeasuredSpeculation,
+    Speculation,
+    SpeculativeLoad,
+)
 
 __all__ = [
     "PROFILE_VERSION",
     "AcceptancePosition",
     "AttentionProbe",
     "Bound",
+    "Bounded",
     "Breakdown",
     "Ceilings",
     "Communication",
+    "DraftCost",
     "Gpu",
     "GpuSample",
     "Host",
     "Imbalance",
     "KvCache",
     "LinearProbe",
+    "MeasuredSpeculation",
     "ModelFacts",
     "Phase",
     "PhaseName",
@@ -45,6 +56,7 @@ __all__ = [
     "SeriesPoint",
     "Source",
     "Speculation",
+    "SpeculativeLoad",
     "Spread",
     "StepFit",
     "Traffic",
@@ -119,8 +131,9 @@ class Phase(Part):
     """All steps of one kind. A mixed step has prompt chunks and decodes.
 
     `share` is of the time of all steps. `mean_batch` counts sequences a step, `tokens` all that the
-    steps computed. `intensity` is flops / bytes moved; `mfu` and `mbu` are over device time and the
-    measured ceilings. `bound` says which ceiling is nearer, or `overhead` where neither is near.
+    steps computed, drafted ones included. `intensity` is flops / bytes moved; `mfu` and `mbu` are
+    over device time and the measured ceilings. `bound` says which ceiling is nearer, or `overhead`
+    where neither is near.
     """
 
     name: PhaseName
@@ -282,30 +295,6 @@ class Imbalance(Part):
     step_tokens_cv: float
 
 
-class AcceptancePosition(Part):
-    """Drafts that reached position `position` (from 1), and how many were right there."""
-
-    position: int
-    drafted: int
-    accepted: int
-
-
-class Speculation(Part):
-    """A dry run of prompt lookup on the recorded tokens: what n-gram drafts would have got.
-
-    `tokens_per_step` is accepted drafts plus the model's own token, by the number of draft tokens
-    asked for; `hit_share` the share of decode steps at which a draft was found at all.
-    """
-
-    num_requests: int
-    min_ngram: int
-    max_ngram: int
-    tokens_per_step: dict[int, float]
-    hit_share: float
-    positions: list[AcceptancePosition] = Field(default_factory=list)
-    synthetic_prompts: bool = False
-
-
 class Breakdown(Part):
     """Where the time of one metric goes; `parts` are shares by component and sum to 1.
 
@@ -314,8 +303,10 @@ class Breakdown(Part):
     `prefill_attention` (its own prompt), `interference` (steps longer through others' prompt
     chunks, and chunks of others before its own), `weights` (linear layers while memory bounds
     them), `linear_compute` (those of decodes while arithmetic does), `kv_reads` (decode attention
-    as far as it grows with the context), `host`, `communication`, `preempted` (waiting and
-    computing again), `other` (device time that is neither reading nor arithmetic), `idle`.
+    as far as it grows with the context), `drafting` (guessing tokens, which is no part of `host`
+    here), `verification` (what steps took longer for the drafted tokens in them), `host`,
+    `communication`, `preempted` (waiting and computing again), `other` (device time that is neither
+    reading nor arithmetic), `idle`.
     """
 
     metric: Literal["ttft", "tpot", "throughput"]
@@ -353,6 +344,7 @@ class Profile(Part):
     communication: Communication | None = None
     imbalance: Imbalance | None = None
     speculation: Speculation | None = None
+    measured_speculation: MeasuredSpeculation | None = None
     breakdowns: list[Breakdown] = Field(default_factory=list)
     step_fit: StepFit | None = None
     probes: Probes | None = None

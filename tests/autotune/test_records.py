@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import autotune.records as records_module
 from autotune.errors import BadInput
 from autotune.records import (
     SCHEMA_VERSION,
@@ -217,7 +216,7 @@ def test_a_part_is_written_whole_or_not_at_all(
         path.write_bytes(b"PAR1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records_module.pq, "write_table", full)
+    monkeypatch.setattr(pq, "write_table", full)
     with pytest.raises(OSError, match="No space left"):
         folder.write_part(0, [request(0, 9.0)], [])
     assert folder.read_requests(0) == [request(0, 1.0)]
