@@ -1,0 +1,118 @@
+"""Prompt lookup: the last tokens occurred before, and what followed them then is drafted.
+
+The rule is that of Saxena 2023 (prompt lookup decoding) and vLLM's `ngram`: the longest run of last
+tokens that occurs earlier wins. Of its occurrences the latest is taken, which agrees with what a
+text is about now; vLLM takes the earliest. Where the draft outruns the text it is copied from, it
+goes on with its own beginning, as an LZ77 copy does: a loop is drafted as a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import EngineConfig
+from engine.request import Request
+from engine.speculate.draft import Draft
+from engine.speculate.token_buffer import TokenBuffer
+
+# Tokens that are compared at first, from the end backwards, then eight times as many and so on: a
+# match of full length spares the rest, which bounds the work where a text goes round in a loop.
+_FIRST_STRETCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Which last tokens are looked up, and where.
+
+    Args:
+        shortest: fewest last tokens that must occur before.
+        longest: most last tokens that are compared.
+        window: tokens before the last that are searched; 0 searches all.
+    """
+
+    shortest: int
+    longest: int
+    window: int = 0
+
+    @staticmethod
+    def of(config: EngineConfig) -> Lookup:
+        """What the knobs say."""
+        return Lookup(
+            config.prompt_lookup_min, config.prompt_lookup_max, config.prompt_lookup_window
+        )
+
+
+def latest_match(tokens: NDArray[np.int32], lookup: Lookup) -> int | None:
+    """Where that begins which followed the latest earlier occurrence of the longest known ending.
+
+    tokens: int32 [n]. The occurrence may overlap the ending, and lies in the window as a whole.
+    """
+    last = len(tokens) - 1
+    begin = 0 if lookup.window == 0 else max(0, last - lookup.window)
+    at_once = min(lookup.shortest, 2)  # of these no places are made: most are wrong
+    best, found = lookup.shortest - 1, None
+    end, stretch = last, _FIRST_STRETCH
+    while end - begin > best:
+        start = max(begin + at_once - 1, end - stretch)
+        equal = tokens[start:end] == tokens[last]
+        if at_once == 2:
+            equal &= tokens[start - 1 : end - 1] == tokens[last - 1]
+        # Ends of occurrences, of `length` tokens so far.
+        places = equal.nonzero()[0]
+        places += start
+        length = at_once
+        while len(places):
+            if length > best:
+                best, found = length, int(places[-1]) + 1
+                if best == lookup.longest:
+                    return found
+            places = places[places >= begin + length]
+            places = places[tokens[places - length] == tokens[last - length]]
+            length += 1
+        end, stretch = start, 8 * stretch
+    return found
+
+
+def continuation(tokens: NDArray[np.int32], match: int, count: int) -> list[int]:
+    """The `count` tokens that are drafted where `match` is what `latest_match` found."""
+    copied: list[int] = tokens[match : match + count].tolist()
+    while len(copied) < count:
+        copied += copied[: count - len(copied)]
+    return copied
+
+
+class NgramProposer:
+    """Drafts from each request's own prompt and output."""
+
+    costs_device = False
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._lookup = Lookup.of(config)
+        self._buffers: dict[Request, TokenBuffer] = {}
+
+    def reconfigure(self, config: EngineConfig) -> None:
+        """Take over changed `live` knobs."""
+        self._lookup = Lookup.of(config)
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
+        """See `Proposer`."""
+        return [
+            self._draft(request, limit) if limit > 0 else None
+            for request, limit in zip(requests, limits, strict=True)
+        ]
+
+    def forget(self, request: Request) -> None:
+        """See `Proposer`."""
+        self._buffers.pop(request, None)
+
+    def _draft(self, request: Request, limit: int) -> Draft | None:
+        buffer = self._buffers.get(request)
+        if buffer is None:
+            buffer = self._buffers[request] = TokenBuffer()
+        tokens = buffer.upto(request.token_ids)
+        match = latest_match(tokens, self._lookup)
+        return None if match is None else Draft(continuation(tokens, match, limit))
