@@ -41,10 +41,20 @@ class ValueRule(_Strict):
         return same and self.on in (None, device)
 
 
+class OnlyWith(_Strict):
+    """Beside which values of another knob a key means the same; `otherwise` says why it is lost."""
+
+    knob: str
+    among: tuple[Any, ...]
+    otherwise: str
+
+
 class KnobMapping(_Strict):
     """How one knob is spelled; without a key it says what becomes of the knob instead."""
 
     key: str | None = None
+    member: str | None = None
+    only_with: OnlyWith | None = None
     negated_key: str | None = None
     rules: tuple[ValueRule, ...] = ()
     plus: str | None = None
@@ -60,7 +70,10 @@ class KnobMapping(_Strict):
         ways = sum(way is not None for way in (self.key, self.lost, self.unneeded))
         if ways != 1:
             raise ValueError("a knob has one of key, lost and unneeded")
-        for name in (self.plus, self.at_most, self.overridden_by):
+        if self.member is not None and self.key is None:
+            raise ValueError("a member belongs to a key")
+        other = None if self.only_with is None else self.only_with.knob
+        for name in (self.plus, self.at_most, self.overridden_by, other):
             if name is not None and name not in KNOBS:
                 raise ValueError(f"{name!r} is no knob")
         return self

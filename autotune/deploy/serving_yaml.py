@@ -39,11 +39,13 @@ def render_serving_yaml(
     for line in evidence.summary:
         lines += comment(line, indent="  ")
     lines.append("")
-    for entry in translation.entries:
-        tuned = evidence.of_knob(entry.knob)
-        for note in (*([f"tuned: {tuned}"] if tuned else []), *entry.notes):
-            lines += comment(note, indent="  ")
-        lines.append(setting(entry.key, entry.value))
+    for key, value in translation.settings().items():
+        for entry in (entry for entry in translation.entries if entry.key == key):
+            of_member = "" if entry.member is None else f"{entry.member}: "
+            tuned = evidence.of_knob(entry.knob)
+            for note in (*([f"tuned: {tuned}"] if tuned else []), *entry.notes):
+                lines += comment(of_member + note, indent="  ")
+        lines.append(setting(key, value))
     lines += _left_out(
         f"Not carried over: these shaped what was measured and {title} has no such key.",
         translation.lost,

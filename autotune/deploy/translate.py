@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.conditional_knobs import idle_because
 from autotune.deploy.serving_engine import KnobMapping, ServingEngine
 from engine.config import KNOBS, EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of the other engine's file, the knob it came from, and what to know of it."""
+    """One key of the other engine's file, the knob it came from, and what to know of it.
+
+    With `member`, the value is that member of the key's JSON, to which other knobs may add.
+    """
 
     knob: str
     key: str
     value: Any
     notes: tuple[str, ...] = ()
+    member: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +46,19 @@ class Translation:
     lost: tuple[LeftOut, ...]
     unneeded: tuple[LeftOut, ...]
 
+    def settings(self) -> dict[str, Any]:
+        """The other engine's keys with their values; members of a key joined into its JSON."""
+        values: dict[str, Any] = {}
+        for entry in self.entries:
+            if entry.member is None:
+                values[entry.key] = entry.value
+            else:
+                values.setdefault(entry.key, {})[entry.member] = entry.value
+        return {k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()}
+
 
 @dataclass(slots=True)
-class _Draft:
+class _Placed:
     entries: list[Entry]
     lost: list[LeftOut]
     unneeded: list[LeftOut]
@@ -65,7 +81,7 @@ def translate(
     """
     values = config.to_dict()
     known = {**(measured or {}), **{k: v for k, v in values.items() if v is not None}}
-    draft = _Draft([], [], [])
+    placed = _Placed([], [], [])
     for name, value in values.items():
         mapping = engine.knobs.get(name)
         if value is None and mapping is not None and device in mapping.measured_on:
@@ -74,20 +90,22 @@ def translate(
             continue
         if mapping is None:
             reason = f"the table of {engine.title} does not know this knob"
-            draft.lost.append(LeftOut(name, value, reason))
+            placed.lost.append(LeftOut(name, value, reason))
         elif device not in KNOBS[name].devices:
             reason = f"has no effect on the {device.upper()}, where this was measured"
-            draft.unneeded.append(LeftOut(name, value, reason))
+            placed.unneeded.append(LeftOut(name, value, reason))
+        elif (idle := idle_because(name, values)) is not None:
+            placed.unneeded.append(LeftOut(name, value, idle))
         elif mapping.overridden_by is not None and values[mapping.overridden_by] is not None:
             reason = f"{mapping.overridden_by} is set and takes its place"
-            draft.unneeded.append(LeftOut(name, value, reason))
+            placed.unneeded.append(LeftOut(name, value, reason))
         else:
-            _place(draft, name, value, mapping, device, known, unset=values[name] is None)
-    return Translation(tuple(draft.entries), tuple(draft.lost), tuple(draft.unneeded))
+            _place(placed, name, value, mapping, device, known, unset=values[name] is None)
+    return Translation(tuple(placed.entries), tuple(placed.lost), tuple(placed.unneeded))
 
 
 def _place(
-    draft: _Draft,
+    placed: _Placed,
     name: str,
     value: Any,
     mapping: KnobMapping,
@@ -96,14 +114,18 @@ def _place(
     *,
     unset: bool,
 ) -> None:
+    beside = mapping.only_with
+    if beside is not None and known.get(beside.knob) not in beside.among:
+        placed.lost.append(LeftOut(name, value, beside.otherwise))
+        return
     rule = next((rule for rule in mapping.rules if rule.holds(value, device)), None)
     lost = rule.lost if rule else mapping.lost
     unneeded = rule.unneeded if rule else mapping.unneeded
     if lost is not None:
-        draft.lost.append(LeftOut(name, value, lost.format(value=value)))
+        placed.lost.append(LeftOut(name, value, lost.format(value=value)))
         return
     if unneeded is not None:
-        draft.unneeded.append(LeftOut(name, value, unneeded.format(value=value)))
+        placed.unneeded.append(LeftOut(name, value, unneeded.format(value=value)))
         return
     assert mapping.key is not None
     notes = [mapping.note] if mapping.note else []
@@ -124,4 +146,5 @@ def _place(
     key = mapping.key
     if written is False and mapping.negated_key is not None:
         key, written = mapping.negated_key, True
-    draft.entries.append(Entry(name, key, written, tuple(note for note in notes if note)))
+    told = tuple(note for note in notes if note)
+    placed.entries.append(Entry(name, key, written, told, mapping.member))

@@ -1,5 +1,6 @@
 """Any valid configuration survives its file, and none of its knobs vanishes on the way to vLLM."""
 
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from autotune.deploy.evidence import Evidence
 from autotune.deploy.serving_engine import load_serving_engine, serving_engines
 from autotune.deploy.serving_yaml import render_serving_yaml
 from autotune.deploy.translate import translate
-from engine.config import KNOBS, EngineConfig, Knob
+from engine.config import KNOBS, MODEL_METHODS, EngineConfig, Knob
 
 
 def values(knob: Knob) -> st.SearchStrategy[Any]:
@@ -36,6 +37,11 @@ def configs(draw: st.DrawFn) -> EngineConfig:
     if not chosen["enable_chunked_prefill"] and chosen["max_model_len"] is not None:
         chosen["max_model_len"] = min(chosen["max_model_len"], 1 << 20)
         least = max(least, chosen["max_model_len"])
+    if chosen["speculative_method"] in MODEL_METHODS and chosen["speculative_model"] is None:
+        chosen["speculative_model"] = draw(st.text(max_size=30))
+    pair = sorted((chosen["prompt_lookup_min"], chosen["prompt_lookup_max"]))
+    chosen["prompt_lookup_min"], chosen["prompt_lookup_max"] = pair
+    least = max(least, chosen["num_speculative_tokens"] + 1)
     chosen["max_num_batched_tokens"] = max(chosen["max_num_batched_tokens"], least)
     return EngineConfig(**chosen)
 
@@ -75,7 +81,7 @@ def test_every_knob_that_is_set_goes_somewhere_once(
     placed = [item.knob for part in (result.entries, result.lost, result.unneeded) for item in part]
     assert sorted(placed) == sorted(k for k, v in config.to_dict().items() if v is not None)
     text = render_serving_yaml(engine, config, found)
-    assert yaml.safe_load(text) == {entry.key: entry.value for entry in result.entries}
+    assert yaml.safe_load(text) == result.settings()
     for left in (*result.lost, *result.unneeded):
         assert f"# - {left.knob}:" in text  # a long value goes on in the next line
 
@@ -96,3 +102,11 @@ def test_what_vllm_refuses_is_never_written(config: EngineConfig, limit: int, de
     # A config file's `false` and `null` do not reach the parser of a subcommand.
     assert all(value is not False and value is not None for value in keys.values())
     assert 0 <= keys["watermark"] < 1
+    drafting = json.loads(result.settings().get("speculative-config", "null"))
+    if drafting is not None:
+        assert drafting["method"] in ("ngram", "suffix", "draft_model")
+        assert 0 < drafting["num_speculative_tokens"] <= 128
+        assert ("model" in drafting) == (drafting["method"] == "draft_model")
+        assert ("prompt_lookup_min" in drafting) == (drafting["method"] == "ngram")
+        if drafting["method"] == "ngram":
+            assert 0 < drafting["prompt_lookup_min"] <= drafting["prompt_lookup_max"]
