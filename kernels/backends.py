@@ -49,6 +49,9 @@ class Backend(Protocol):
     def write_kv(self, k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> bool:
         """Store keys and values at their slots."""
 
+    def move_kv(self, cache: LayerCache, sources: Tensor, targets: Tensor) -> bool:
+        """Copy keys and values from slots to slots."""
+
     def silu_and_mul(self, x: Tensor) -> Tensor | None:
         """``silu(gate) * up``."""
 

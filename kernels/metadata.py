@@ -25,8 +25,8 @@ class AttentionMetadata:
     num_decodes: leading sequences with at most `decode_query_len` new tokens.
     trees: int64 [num_tokens] or None. Beside what causality hides, a new token does not see the
         j-th new token of its own sequence where bit j of its entry is 0, for j below 64; all bits
-        set (-1) hide nothing. Drafted tokens that are guesses at one place do not see each other.
-        Not beside windows, which count positions.
+        set (-1) hide nothing. Its own bit is set. Drafted tokens that are guesses at one place do
+        not see each other. Not beside windows, which count positions.
     """
 
     block_tables: Tensor
@@ -62,7 +62,8 @@ def build_attention_metadata(
     """Lay out one step from host lists.
 
     ``context_lens[i]`` counts the new tokens; the last ``query_lens[i]`` positions are
-    new. ``trees`` has an entry for each new token. Raises ValueError if a block table is too short or a context shorter than its new tokens.
+    new. ``trees`` has an entry for each new token. Raises ValueError if a block table is too short
+    or a context shorter than its new tokens.
     """
     num_decodes = 0
     while num_decodes < len(query_lens) and query_lens[num_decodes] <= decode_query_len:

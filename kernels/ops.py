@@ -61,6 +61,7 @@ __all__ = [
     "gelu_and_mul",
     "head_rms_norm",
     "linear",
+    "move_kv",
     "pack_dense",
     "pack_experts",
     "pack_fp8",
@@ -170,6 +171,17 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
         plain.write_kv(k, v, cache, slots)
 
 
+def move_kv(cache: LayerCache, sources: Tensor, targets: Tensor) -> None:
+    """Copy the keys and values at slots `sources` to slots `targets`, int64 [M] both.
+
+    What every source held before the call is what its target holds after it, though slots be in
+    both; targets differ. A quantized cache's scales go along. Nothing is moved where either slot is
+    below 0. Waits for no device.
+    """
+    if sources.shape[0] and not backend_for(cache.keys).move_kv(cache, sources, targets):
+        plain.move_kv(cache, sources, targets)
+
+
 def rotary_and_write_kv(
     q: Tensor,
     k: Tensor,
@@ -210,8 +222,10 @@ def paged_attention(
     sees itself and the ``window - 1`` before it; pages that lie wholly before the windows of a
     sequence's new tokens are never read, and their entries in the block table may be any. A
     ``soft_cap`` bounds scaled scores to ``soft_cap * tanh(score / soft_cap)``; 0 turns either off.
-    Returns [T, Hq, Dh].
+    Returns [T, Hq, Dh]. Raises ValueError for a window beside the metadata's trees.
     """
+    if window and metadata.trees is not None:
+        raise ValueError("attention of trees has no window: a tree's slots are not its positions")
     out = backend_for(q).paged_attention(q, cache, metadata, scale, window, soft_cap)
     if out is None:
         out = plain.paged_attention(q, cache, metadata, scale, window, soft_cap)

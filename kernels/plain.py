@@ -8,6 +8,7 @@ from kernels.layer_cache import LayerCache, quantize_heads
 from kernels.metadata import AttentionMetadata
 
 PIECE = 256  # queries of a windowed prefill chunk that are attended together, at least
+TREE_BITS = 64  # new tokens of a sequence that an entry of the metadata's trees tells of
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -74,6 +75,20 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
         # FP8 elements are moved as bytes: indexing is not defined for them on every device.
         data.view(torch.uint8)[blocks, :, offsets] = quantized.view(torch.uint8)
         scales[blocks, :, offsets] = x_scales
+
+
+def move_kv(cache: LayerCache, sources: Tensor, targets: Tensor) -> None:
+    """Gather by (block, offset), then scatter."""
+    moved = (sources >= 0) & (targets >= 0)
+    sources, targets = sources[moved], targets[moved]
+    block_size = cache.block_size
+    for data in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+        if data is None:
+            continue
+        # Bytes stay bytes: indexing is not defined for FP8 on every device.
+        data = data.view(torch.uint8) if data.element_size() == 1 else data
+        rows = data[sources // block_size, :, sources % block_size]
+        data[targets // block_size, :, targets % block_size] = rows
 
 
 def gather_pages(cache: Tensor, block_tables: Tensor) -> Tensor:
@@ -160,10 +175,12 @@ def prefill_attention(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    trees: Tensor | None = None,
 ) -> Tensor:
     """One prefill chunk: q [new, Hq, Dh] are the last ``new`` of ``context`` positions.
 
-    table: int [max_blocks], this sequence's pages. Returns [new, Hq, Dh].
+    table: int [max_blocks], this sequence's pages. trees: int64 [new], as in the metadata. Returns
+    [new, Hq, Dh].
     """
     new = q.shape[0]
     # Pages that lie wholly before every query's window may have been given to others.
@@ -173,12 +190,16 @@ def prefill_attention(
     keys = gather(cache.keys, cache.key_scales, pages, q.dtype)[:, :, : context - start]
     values = gather(cache.values, cache.value_scales, pages, q.dtype)[:, :, : context - start]
     mask = None
-    if window or soft_cap or 1 < new < context:
+    if window or soft_cap or trees is not None or 1 < new < context:
         position = torch.arange(start, context, device=q.device)
         query = torch.arange(context - new, context, device=q.device)[:, None]
         mask = position[None, :] <= query
         if window:
             mask &= position[None, :] > query - window
+        if trees is not None:
+            bits = torch.arange(min(new, TREE_BITS), device=q.device)
+            first = context - new - start
+            mask[:, first : first + len(bits)] &= (trees[:, None] >> bits & 1).bool()
     if soft_cap:
         assert mask is not None
         return _capped_attention(q, keys, values, mask, scale, soft_cap)
@@ -240,6 +261,7 @@ def prefill_chunks(
                 scale,
                 window,
                 soft_cap,
+                None if metadata.trees is None else metadata.trees[start:stop],
             )
         token = end
 

@@ -89,6 +89,21 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
                 scales[block, :, offset] = token_scales[0]
 
 
+def move_kv(cache: LayerCache, sources: Tensor, targets: Tensor) -> None:
+    """Copy what each source slot held before the call to its target; none where one is below 0."""
+    for tensor in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+        if tensor is None:
+            continue
+        before = tensor.clone()
+        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+            if source < 0 or target < 0:
+                continue
+            page, offset = divmod(target, cache.block_size)
+            tensor[page, :, offset] = before[
+                source // cache.block_size, :, source % cache.block_size
+            ]
+
+
 def paged_attention(
     q: Tensor,
     cache: LayerCache,
@@ -99,9 +114,11 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of each new token over its sequence's pages, one query head at a time.
 
-    With a ``window`` a token sees itself and the ``window - 1`` before it.
+    With a ``window`` a token sees itself and the ``window - 1`` before it; with trees not those
+    new tokens whose bits are 0.
     """
     block_size = cache.block_size
+    trees = None if metadata.trees is None else metadata.trees.tolist()
     group = q.shape[1] // cache.num_kv_heads
     all_keys, all_values = cache.keys.to(q.dtype), cache.values.to(q.dtype)
     if cache.key_scales is not None and cache.value_scales is not None:
@@ -123,11 +140,16 @@ def paged_attention(
         for i in range(new):
             end = context - new + i + 1
             start = max(0, end - window) if window else 0
+            seen_keys, seen_values = keys[start:end], values[start:end]
+            if trees is not None:
+                hidden = {context - new + j for j in range(64) if not trees[token] >> j & 1}
+                seen = [p - start for p in range(start, end) if p not in hidden]
+                seen_keys, seen_values = seen_keys[seen], seen_values[seen]
             for head in range(q.shape[1]):
-                scores = keys[start:end, head // group] @ q[token, head] * scale
+                scores = seen_keys[:, head // group] @ q[token, head] * scale
                 if soft_cap:
                     scores = soft_cap * torch.tanh(scores / soft_cap)
-                out[token, head] = torch.softmax(scores, 0) @ values[start:end, head // group]
+                out[token, head] = torch.softmax(scores, 0) @ seen_values[:, head // group]
             token += 1
     return out
 

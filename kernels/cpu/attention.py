@@ -57,7 +57,7 @@ def paged_attention(
     """As ``ops.paged_attention``; None if the operands are not of the expected kind."""
     native = library()
     tables = metadata.block_tables
-    if native is None or not _known(q, cache, tables):
+    if native is None or metadata.trees is not None or not _known(q, cache, tables):
         return None
     tokens, heads, head_dim = q.shape
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype)

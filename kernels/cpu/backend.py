@@ -12,10 +12,12 @@ from kernels.cpu.elementwise import (
     silu_and_mul,
     write_kv,
 )
+from kernels.cpu.move_kv import move_kv
 
 __all__ = [
     "gelu_and_mul",
     "head_rms_norm",
+    "move_kv",
     "paged_attention",
     "rms_norm",
     "rotary_and_write_kv",

@@ -23,6 +23,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "silu_and_mul": [_I, _P, _P, _L, _L, _I],
     "gelu_and_mul": [_I, _I, _P, _P, _L, _L, _I],
     "write_kv": [_P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
+    "move_kv": [_P, _P, _P, _P, _P, _P, _L, _L, _L, _L],
     "write_quantized": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I],
     "decode_attention": [_I, _I, _P, _I],
     "amx_attention": [_I, _P, _I],

@@ -64,7 +64,7 @@ def paged_attention(
     Sequences of context 0 (a captured step's padding) get zeros. Nothing but decodes may be
     captured: how many prefill tiles there are is read from the host's lists.
     """
-    if not _known(q, cache, metadata):
+    if metadata.trees is not None or not _known(q, cache, metadata):
         return None
     tokens, heads, head_dim = q.shape
     # A captured step of several tokens a sequence may have tokens that belong to none.
