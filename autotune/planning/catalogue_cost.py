@@ -61,7 +61,7 @@ class CatalogueCost:
         if work.prefill_sequences:
             constant, pair, kv_token, token = self._prompt
             seconds += constant + pair * work.prefill_pairs + kv_token * work.prefill_kv_tokens
-            seconds += token * (work.rows - work.decode_sequences)
+            seconds += token * work.prompt_tokens
         seconds *= self._factor
         return seconds if self._captured(work) else max(seconds, self._launching)
 
@@ -115,7 +115,7 @@ class CatalogueCost:
             parts["prefill_attention"] = (
                 pair * work.prefill_pairs
                 + kv_token * work.prefill_kv_tokens
-                + token * (work.rows - work.decode_sequences)
+                + token * work.prompt_tokens
             )
         parts = {name: seconds * self._factor for name, seconds in parts.items()}
         # The curves' straight pieces, and launches that the device waits for.

@@ -46,8 +46,9 @@ class CalibrationLoad:
 class LoadSample:
     """Steps taken evenly from a load, `every` so many; times are seconds since it began.
 
-    `device` is without collectives, which are `communication`. `gaps` are (sequences, seconds)
-    after steps that another followed at once, `waits` those of requests that met an idle engine.
+    `device` is without collectives, which are `communication`, `host` without drafting. `gaps` are
+    (sequences, seconds) after steps that another followed at once, `waits` those of requests that
+    met an idle engine.
     """
 
     config: EngineConfig
@@ -82,7 +83,7 @@ class LoadSample:
             works=tuple(StepWork.of(step) for step in steps),
             starts=np.array([step.start for step in steps]),
             device=np.array([step.device_seconds for step in steps]) - communication,
-            host=np.array([step.host_seconds for step in steps]),
+            host=np.array([step.host_seconds - step.draft_seconds for step in steps]),
             communication=communication,
             gaps=tuple(_evenly(step_gaps(load.steps), MOST_GAPS)),
             waits=tuple(_evenly(list(idle_waits(evidence)), MOST_GAPS)),

@@ -57,7 +57,8 @@ class FitLines:
         """Lines of records."""
         communication = np.array([step.communication_seconds or 0.0 for step in steps])
         device = np.array([step.device_seconds for step in steps]) - communication
-        host = np.array([step.host_seconds for step in steps])
+        # What drafting takes is a cost of its own.
+        host = np.array([step.host_seconds - step.draft_seconds for step in steps])
         return cls(columns_of(probed, [StepWork.of(s) for s in steps]), device, host, communication)
 
     @classmethod
@@ -82,9 +83,8 @@ class FitLines:
 
     @property
     def sizes(self) -> Floats:
-        """Rows of steps with prompt chunks, sequences of the others."""
-        rows, sequences = self.columns[:, _FACTORS], self.columns[:, _FACTORS + 1]
-        return np.asarray(np.where(self.prompts, rows, sequences), dtype=float)
+        """Rows of the steps."""
+        return np.asarray(self.columns[:, _FACTORS], dtype=float)
 
     @property
     def host_columns(self) -> Floats:
@@ -125,12 +125,12 @@ def columns_of(probed: StepCost, works: Sequence[StepWork]) -> Floats:
 
 def _columns(cost: StepCost, work: StepWork) -> tuple[float, ...]:
     """Seconds by the probes of linear layers, head, attention of decodes and of prompts; counts."""
-    new = work.rows - work.decode_sequences
+    decodes = cost.decode_attention.at(work.decode_sequences, work.decode_kv_tokens)
     return (
         cost.layers.at(work.rows),
         cost.head.at(work.sampled),
-        cost.decode_attention.at(work.decode_sequences, work.decode_kv_tokens),
-        cost.prefill_attention.at(work.prefill_pairs, work.prefill_kv_tokens, new),
+        decodes + cost.verification(work),
+        cost.prefill_attention.at(work.prefill_pairs, work.prefill_kv_tokens, work.prompt_tokens),
         work.rows,
         work.sequences,
         1.0,

@@ -74,7 +74,7 @@ def recorded_pace(steps: Sequence[StepRecord], cost: StepCost) -> Pace:
     if not steps:
         return STEADY
     starts = np.array([step.start for step in steps])
-    measured = np.array([step.seconds for step in steps])
+    measured = np.array([step.seconds - step.draft_seconds for step in steps])
     works = [StepWork.of(step) for step in steps]
     expected = np.array([cost.device_seconds(w) + cost.host_seconds(w) for w in works])
     if expected.sum() <= 0:

@@ -3,12 +3,12 @@
 Parts of a step are measured alone, with warm caches and nothing between them; within a step they
 push each other out of caches, and kernels meet sizes that were not probed. What that does changes
 smoothly with the size of a step. So the factor is a straight-line spline, over the logarithm of the
-sequences where all of them decode, and of the rows where prompts are among them, fitted by ridge
+rows where all sequences decode, and of the rows where prompts are among them, fitted by ridge
 regression (scikit-learn). It is kept only if it tells steps better that it was not fitted to: those
 of other stretches of time; otherwise each kind of step has one factor.
 
 Steps weigh by their expected time, so that sums come out right: what a load takes is a sum, and the
-long tail of single steps is part of it. Of steps of decodes alone the factor hangs on their number
+long tail of single steps is part of it. Of steps of decodes alone the factor hangs on their rows
 only, so that their time stays straight in the context, as `DecodeLine` needs it.
 """
 
@@ -41,8 +41,8 @@ _MOST_FOLDS = 8
 class Residual:
     """Factors on a step's device time: values at knots, straight between and level beyond.
 
-    `decode_*` by log2 of the sequences of steps that only decode, `prompt_*` by log2 of the rows of
-    the others. No knots mean a factor of 1.
+    `decode_*` by log2 of the rows of steps that only decode, their sequences and drafted tokens,
+    `prompt_*` by log2 of the rows of the others. No knots mean a factor of 1.
     """
 
     decode_knots: tuple[float, ...] = ()
@@ -54,7 +54,8 @@ class Residual:
     def factor(self, work: StepWork) -> float:
         """The factor of a step."""
         prompt = work.prefill_sequences > 0
-        key = (prompt, work.rows if prompt else work.decode_sequences)
+        # Not the rows that fill a captured step up.
+        key = (prompt, work.rows if prompt else work.decode_sequences + work.drafted)
         known = self._known.get(key)
         if known is None:
             knots = self.prompt_knots if prompt else self.decode_knots
@@ -63,7 +64,7 @@ class Residual:
         return known
 
     def factors(self, sizes: Floats, prompts: NDArray[np.bool_]) -> Floats:
-        """The factors of many steps, by rows or sequences; see `fit_residual`."""
+        """The factors of many steps, by rows; see `fit_residual`."""
         places = np.log2(np.maximum(sizes, 1.0))
         found = np.ones(len(sizes))
         for which, knots, factors in (
@@ -88,7 +89,7 @@ def fit_residual(
     """Fit the factor to steps.
 
     Args:
-        sizes: rows of steps with prompts, sequences of the others.
+        sizes: rows of the steps.
         prompts: which steps have prompts.
         measured: device seconds.
         expected: the same by the sum.

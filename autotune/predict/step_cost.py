@@ -1,7 +1,7 @@
 """What a step costs, as a sum of parts that were measured alone and fitted to real steps.
 
     device = linear * layers(rows) + head * output head(sampled)
-           + decode_attention * attention of decodes(sequences, context)
+           + decode_attention * attention of decodes(sequences, context, drafted tokens)
            + prefill_attention * (a pair of query and key, a cached token read)
            + row * rows + sequence * sequences + chunk * prompt chunks + base + communication
     host   = host_base + host_sequence * sequences + host_row * rows + host_chunk * prompt chunks
@@ -40,7 +40,8 @@ class StepWork(NamedTuple):
     `rows` are the tokens that pass the linear layers, `sampled` the rows of the output head.
     `decode_kv_tokens` are the cached tokens that decodes see, `prefill_kv_tokens` those that prompt
     chunks see, `prefill_pairs` the pairs of query and key of prompt chunks; with windows, means
-    over the layers.
+    over the layers. `drafted` are the tokens that decodes verify beside their last ones; they are
+    among the `rows` and the `sampled`.
     """
 
     rows: float
@@ -50,18 +51,21 @@ class StepWork(NamedTuple):
     decode_kv_tokens: float
     prefill_kv_tokens: float
     prefill_pairs: float
+    drafted: float = 0
 
     @classmethod
     def of(cls, step: StepRecord) -> StepWork:
         """The work of a recorded step."""
+        drafted = step.drafted_tokens
         return cls(
-            step.prefill_tokens + step.decode_sequences,
+            step.prefill_tokens + step.decode_sequences + drafted,
             step.prefill_sequences,
             step.decode_sequences,
-            step.sampled_sequences or step.decode_sequences,
+            (step.sampled_sequences or step.decode_sequences) + drafted,
             step.kv_tokens_read - step.prefill_kv_tokens_read,
             step.prefill_kv_tokens_read,
             step.prefill_pairs,
+            drafted,
         )
 
     @classmethod
@@ -71,14 +75,16 @@ class StepWork(NamedTuple):
         work = attention_work(batch, groups, uniform=uniform)
         sequences, decodes = batch.sequences, batch.num_decodes
         chunks = sequences[decodes:]
+        drafted = batch.num_drafted_tokens
         return cls(
-            decodes + sum([s.num_tokens for s in chunks]),
+            decodes + drafted + sum([s.num_tokens for s in chunks]),
             len(chunks),
             decodes,
-            decodes + sum([s.samples for s in chunks]),
+            decodes + drafted + sum([s.samples for s in chunks]),
             work.kv_tokens - work.prefill_kv_tokens,
             work.prefill_kv_tokens,
             work.prefill_pairs,
+            drafted,
         )
 
     @classmethod
@@ -105,10 +111,24 @@ class StepWork(NamedTuple):
         """Sequences of the step."""
         return self.prefill_sequences + self.decode_sequences
 
+    @property
+    def prompt_tokens(self) -> float:
+        """The rows that are prompt tokens."""
+        return self.rows - self.decode_sequences - self.drafted
+
+    @property
+    def drafted_pairs(self) -> float:
+        """Pairs of query and key of the drafted tokens, with the mean context."""
+        if not self.drafted:
+            return 0.0
+        return self.drafted * self.decode_kv_tokens / self.decode_sequences
+
     def verifying(self, tokens: float) -> StepWork:
         """The same with `tokens` tokens computed for each decode instead of one (speculation)."""
         more = (tokens - 1) * self.decode_sequences
-        return self._replace(rows=self.rows + more, sampled=self.sampled + more)
+        return self._replace(
+            rows=self.rows + more, sampled=self.sampled + more, drafted=self.drafted + more
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +255,19 @@ class StepCost:
         constant, reading = self.decode_attention.split(
             work.decode_sequences, work.decode_kv_tokens
         )
+        if work.drafted:
+            constant += self.verification(work)
         return scale * constant, scale * reading * self.factors.kv_reads
+
+    def verification(self, work: StepWork) -> float:
+        """Seconds of the drafted tokens' attention, as probed: what they see is read already."""
+        return self.prefill_attention.pair * work.drafted_pairs
 
     def _prefill_attention(self, work: StepWork) -> float:
         if not work.prefill_sequences:
             return 0.0
         measured = self.prefill_attention.at(
-            work.prefill_pairs, work.prefill_kv_tokens, work.rows - work.decode_sequences
+            work.prefill_pairs, work.prefill_kv_tokens, work.prompt_tokens
         )
         scale = self.coefficients.prefill_attention * self.factors.attention_compute
         return scale * measured
