@@ -76,64 +76,110 @@ def draw(logits: Tensor, parameters: DrawParameters) -> Tensor:
     return chosen
 
 
+def probabilities(logits: Tensor, parameters: DrawParameters) -> Tensor:
+    """What `draw` draws from; logits float [S, vocabulary] -> float32 [S, vocabulary]."""
+    chance = [i for i, t in enumerate(parameters.temperature) if t > 0.0]
+    if len(chance) == len(parameters.temperature):
+        return _probabilities_all(logits.float(), parameters)
+    chosen = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
+    chosen.scatter_(1, likeliest(logits).unsqueeze(1), 1.0)
+    if chance:
+        chosen[chance] = _probabilities_all(logits[chance].float(), parameters.rows(chance))
+    return chosen
+
+
+def invert(masses: Tensor, draws: Tensor) -> Tensor:
+    """The first index at which the cumulative sum exceeds `draw * total`.
+
+    masses float32 [S, n], need not sum to 1; draws float64 [S, 1] in [0, 1) -> [S]. A zero mass is
+    never chosen: the comparison is strict, so a flat stretch of the sum is skipped.
+    """
+    sums = masses.cumsum(dim=-1, dtype=torch.float64)
+    index = torch.searchsorted(sums, draws * sums[:, -1:], right=True).squeeze(1)
+    # Only NaN rows get beyond the end.
+    return index.clamp_(max=masses.shape[1] - 1)
+
+
 def _draw_all(logits: Tensor, parameters: DrawParameters) -> Tensor:
     """Tokens drawn after temperature and filters; logits float32 [S, vocabulary] -> [S]."""
-    device, rows = logits.device, len(parameters.temperature)
-    temperature = _column(parameters.temperature, device)
+    device = logits.device
     draws = torch.tensor(parameters.uniform, dtype=torch.float64, device=device).unsqueeze(1)
+    tempered = _tempered(logits, parameters)
+    filtered, top_k, top_p = _filters(parameters, logits.shape[1])
+    if not filtered:
+        return invert(tempered, draws)
+    if len(filtered) == len(tempered):
+        return _draw_filtered(tempered, top_k, top_p, draws)
+    chosen = invert(tempered, draws)
+    some = torch.tensor(filtered, device=device)
+    chosen[some] = _draw_filtered(tempered[some], top_k, top_p, draws[some])
+    return chosen
+
+
+def _probabilities_all(logits: Tensor, parameters: DrawParameters) -> Tensor:
+    """`_draw_all`'s distributions; logits float32 [S, vocabulary] -> float32 [S, vocabulary]."""
+    masses = _tempered(logits, parameters)
+    filtered, top_k, top_p = _filters(parameters, logits.shape[1])
+    if filtered:
+        some = torch.tensor(filtered, device=logits.device)
+        indices, kept = _kept(masses[some], top_k, top_p)
+        masses[some] = torch.zeros_like(masses[some]).scatter_(1, indices, kept)
+    return masses.div_(masses.sum(dim=-1, keepdim=True, dtype=torch.float64))
+
+
+def _tempered(logits: Tensor, parameters: DrawParameters) -> Tensor:
+    """Masses after temperature and min-p; float32 [S, vocabulary] -> the same."""
+    temperature = _column(parameters.temperature, logits.device)
+    # A temperature that float32 rounds to 0 would make NaN of the maximum.
+    temperature.clamp_(min=torch.finfo(torch.float32).tiny)
     # Subtracting the maximum first: a tiny temperature must not overflow to inf - inf.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    probabilities = torch.softmax(scaled, dim=-1)
+    masses = torch.softmax(scaled, dim=-1)
     if any(parameters.min_p):
-        floor = probabilities.amax(dim=-1, keepdim=True) * _column(parameters.min_p, device)
-        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    top_k = [k if 0 < k < logits.shape[1] else 0 for k in parameters.top_k]
+        floor = masses.amax(dim=-1, keepdim=True) * _column(parameters.min_p, logits.device)
+        masses = masses.masked_fill(masses < floor, 0.0)
+    return masses
+
+
+def _filters(
+    parameters: DrawParameters, vocabulary: int
+) -> tuple[list[int], list[int], list[float]]:
+    """The rows that top-k or top-p filters, and these rows' top-k (0: none) and top-p."""
+    top_k = [k if 0 < k < vocabulary else 0 for k in parameters.top_k]
     filtered = [i for i, p in enumerate(parameters.top_p) if top_k[i] or p < 1.0]
-    if not filtered:
-        return _invert(probabilities, draws)
-    top_k, top_p = [top_k[i] for i in filtered], [parameters.top_p[i] for i in filtered]
-    if len(filtered) == rows:
-        return _draw_filtered(probabilities, top_k, top_p, draws)
-    chosen = _invert(probabilities, draws)
-    some = torch.tensor(filtered, device=device)
-    chosen[some] = _draw_filtered(probabilities[some], top_k, top_p, draws[some])
-    return chosen
+    return filtered, [top_k[i] for i in filtered], [parameters.top_p[i] for i in filtered]
 
 
 def _column(values: Sequence[float], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
 
 
-def _invert(probabilities: Tensor, draws: Tensor) -> Tensor:
-    """The first index at which the cumulative sum exceeds `draw * total`.
-
-    probabilities float32 [S, n], need not sum to 1; draws float64 [S, 1] in
-    [0, 1) -> [S]. A zero
-    probability is never chosen: the comparison is strict, so a flat stretch of the sum is skipped.
-    """
-    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    index = torch.searchsorted(sums, draws * sums[:, -1:], right=True).squeeze(1)
-    # Only NaN rows get beyond the end.
-    return index.clamp_(max=probabilities.shape[1] - 1)
-
-
 def _draw_filtered(
-    probabilities: Tensor, top_k: Sequence[int], top_p: Sequence[float], draws: Tensor
+    masses: Tensor, top_k: Sequence[int], top_p: Sequence[float], draws: Tensor
 ) -> Tensor:
-    """Draw after top-k, then top-p of what it left, as vLLM orders them.
+    """Draw after top-k, then top-p; masses float32 [S, vocabulary], draws float64 [S, 1] -> [S]."""
+    indices, kept = _kept(masses, top_k, top_p)
+    return indices.gather(1, invert(kept, draws).unsqueeze(1)).squeeze(1)
+
+
+def _kept(masses: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What top-k keeps, then top-p of what it left, as vLLM orders them.
 
     Both keep all tokens as likely as the last one kept, so that the choice among equals does not
     depend on how a sort happens to order them.
+
+    masses float32 [S, vocabulary] -> token ids int64 [S, n], rising, and their masses float32
+    [S, n], 0 where a token is not kept; tokens that are not among them are not kept.
     """
-    vocabulary = probabilities.shape[1]
-    device = probabilities.device
-    total = probabilities.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    vocabulary = masses.shape[1]
+    device = masses.device
+    total = masses.sum(dim=-1, keepdim=True, dtype=torch.float64)
     limits = torch.tensor([k or vocabulary for k in top_k], device=device).unsqueeze(1)
     shares = torch.tensor(top_p, dtype=torch.float64, device=device).unsqueeze(1)
     width = max(_CANDIDATES, 2 * max(top_k))
     while True:
         width = min(width, vocabulary)
-        values, indices = probabilities.topk(width, dim=-1)
+        values, indices = masses.topk(width, dim=-1)
         least = values.gather(1, limits.clamp(max=width) - 1)
         values = values.masked_fill(values < least, 0.0) if any(top_k) else values
         sums = values.cumsum(dim=-1, dtype=torch.float64)
@@ -147,5 +193,4 @@ def _draw_filtered(
         width *= 8
     # In the order of token ids, so that the draw does not depend on `width` either.
     indices, order = indices.sort(dim=-1)
-    kept = values.masked_fill(values < threshold, 0.0).gather(1, order)
-    return indices.gather(1, _invert(kept, draws).unsqueeze(1)).squeeze(1)
+    return indices, values.masked_fill(values < threshold, 0.0).gather(1, order)

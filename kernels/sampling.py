@@ -24,10 +24,12 @@ __all__ = [
     "DrawParameters",
     "change_logits",
     "draw",
+    "draw_from",
     "draw_packed",
     "likeliest",
     "on_device",
     "pack",
+    "probabilities",
 ]
 
 # Numbers that a row's draw takes: what `pack` writes.
@@ -49,6 +51,26 @@ def draw(logits: Tensor, parameters: DrawParameters) -> Tensor:
     device.
     """
     return plain_sampling.draw(logits, parameters)
+
+
+def probabilities(logits: Tensor, parameters: DrawParameters) -> Tensor:
+    """What a token of each row is drawn from; logits float [S, vocabulary] -> float32 likewise.
+
+    After temperature and filters, each row adding up to 1; temperature 0 gives all to the
+    likeliest. `uniform` is not looked at. A row of NaN gives NaN. In plain PyTorch: where top-p
+    filters, this waits for the device.
+    """
+    return plain_sampling.probabilities(logits, parameters)
+
+
+def draw_from(masses: Tensor, uniform: Tensor) -> Tensor:
+    """A token for each row, drawn in proportion to its masses as `draw` draws.
+
+    masses: float32 [S, vocabulary], at least 0; a row need not add up to 1. uniform: float64 [S]
+    in [0, 1), beside them. Returns int64 [S]; a row of NaN gives some token of the vocabulary.
+    Does not wait for the device.
+    """
+    return plain_sampling.invert(masses, uniform.unsqueeze(1))
 
 
 def pack(parameters: DrawParameters, vocabulary: int) -> NDArray[np.float64]:
