@@ -39,7 +39,7 @@ def attention_work(batch: Batch, groups: Sequence[BlockGroup], *, uniform: bool)
         )
         / layers
     )
-    whole = seen + sum(mean_visible_tokens(groups, s.end, 1) for s in decodes)
+    whole = seen + sum(mean_visible_tokens(groups, s.end, s.num_tokens) for s in decodes)
     return AttentionWork(round(whole), round(seen), pairs)
 
 

@@ -37,6 +37,11 @@ class ScheduledSequence:
         return 0 if self.draft is None else len(self.draft)
 
     @property
+    def known(self) -> int:
+        """Tokens of the request, from its first, that the step saw or knew to be cached."""
+        return self.start + self.num_tokens - self.num_drafted
+
+    @property
     def end(self) -> int:
         """Tokens whose keys and values are in the cache after the step, drafted ones included."""
         return self.start + self.num_tokens

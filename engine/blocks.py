@@ -245,6 +245,22 @@ class BlockPool:
         least, most = (num_tokens if n is None else n for n in (least, most))
         return self._extend_groups(tables, total, least, most, reserve)
 
+    def shrink(self, tables: BlockTables, num_tokens: int) -> None:
+        """Give up the blocks behind those that `num_tokens` tokens fill.
+
+        They hold nothing that is known to the prefix index: what was drafted and rejected, or room
+        for it.
+        """
+        size = self.block_size
+        total = -(-num_tokens // size)
+        free, references = self._free, self._references
+        for table in tables.groups:
+            while len(table) > total:
+                block = table.pop()
+                references[block] -= 1
+                free.append(block)
+        tables.capacity = min(map(len, tables.groups)) * size
+
     def set_aside(self, count: int) -> None:
         """Let `count` more of the available blocks count as owned before anybody is given them.
 

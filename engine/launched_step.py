@@ -98,9 +98,7 @@ class Completed:
         return self.result
 
 
-def count_by_depth(
-    batch: Batch, result: BatchResult
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def count_by_depth(batch: Batch, result: BatchResult) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of each depth of drafts, the sequences that had tokens there and those that accepted one."""
     drafted: list[int] = []
     accepted: list[int] = []
@@ -135,4 +133,9 @@ def check_result(batch: Batch, result: BatchResult) -> None:
                 f"the executor returned {len(tokens)} tokens for request "
                 f"{sequence.request.request_id!r}, which "
                 f"{'samples' if sequence.samples else 'does not sample'} in this step"
+            )
+        if len(tokens) > sequence.num_drafted + 1:
+            raise EngineError(
+                f"the executor returned {len(tokens)} tokens for request "
+                f"{sequence.request.request_id!r}, of which {sequence.num_drafted} were drafted"
             )

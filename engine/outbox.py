@@ -72,11 +72,12 @@ class Outbox:
             reason = request.finish_reason
             if reason is aborted:  # it left while the step was on its way
                 continue
-            # A sequence that sampled had all its tokens computed: those after `end` are new.
-            tokens = request.token_ids[sequence.end :]
+            # A sequence that sampled had all its tokens computed: those after them are new.
+            known = sequence.known
+            tokens = request.token_ids[known:]
             text = ""
             if detokenizer is not None:
-                text, tokens = self._text(detokenizer, request, tokens, sequence.end)
+                text, tokens = self._text(detokenizer, request, tokens, known)
                 reason = request.finish_reason
             chosen = logprobs[i] if logprobs else None
             if chosen is not None:

@@ -1,8 +1,8 @@
 """A step's inputs as a header and one buffer: one copy to a device, one broadcast to the ranks.
 
 The buffer is int64. Its first section has T token ids, T positions, the slots of the T tokens for
-each group of layers, and the index of the last token of each sequence that samples. Its second
-section, of int32, has S context lengths, S + 1 starts of the sequences' tokens, and S block tables
+each group of layers, the trees of the T tokens if there are any, and the indices of the tokens
+after which one is chosen. Its second section, of int32, has S context lengths, S + 1 starts of the sequences' tokens, and S block tables
 for each group. Each part begins at a multiple of 16 bytes, for which kernels are specialised. The
 tables come last, so that all else lies at the same place in all steps of one shape.
 """
@@ -25,9 +25,10 @@ _Int32: TypeAlias = NDArray[np.int32]
 class StepHeader(NamedTuple):
     """The shape of a step, from which every place in its buffer follows.
 
-    The first `num_decodes` sequences have at most `decode_query_len` new tokens each. `num_samples`
-    sequences sample. A block table has `table_width` blocks; there are `num_groups` of them a
-    sequence.
+    The first `num_decodes` sequences have at most `decode_query_len` new tokens each. After
+    `num_samples` of the tokens one is chosen. A block table has `table_width` blocks; there are
+    `num_groups` of them a sequence. `has_trees` says whether tokens hide others of their sequence
+    from each other (`AttentionMetadata.trees`).
     """
 
     num_tokens: int
@@ -37,11 +38,13 @@ class StepHeader(NamedTuple):
     num_samples: int
     table_width: int
     num_groups: int
+    has_trees: int = 0
 
     @property
     def num_long_words(self) -> int:
         """Words of 8 bytes of the first section."""
-        return (2 + self.num_groups) * _even(self.num_tokens) + _even(self.num_samples)
+        rows = 2 + self.num_groups + self.has_trees
+        return rows * _even(self.num_tokens) + _even(self.num_samples)
 
     @property
     def num_fixed_words(self) -> int:
@@ -61,11 +64,15 @@ class StepHeader(NamedTuple):
 
 
 class StepArrays(NamedTuple):
-    """Views into a buffer on the host, to be written: slots [T] and tables [S, width] by group."""
+    """Views into a buffer on the host, to be written: slots [T] and tables [S, width] by group.
+
+    `trees` [T] is None where the header has none.
+    """
 
     token_ids: _Int64
     positions: _Int64
     slots: list[_Int64]
+    trees: _Int64 | None
     last: _Int64
     context_lens: _Int32
     query_start: _Int32
@@ -75,7 +82,7 @@ class StepArrays(NamedTuple):
 class StepTensors(NamedTuple):
     """What the model's forward pass takes: views into a buffer on its device.
 
-    token_ids and positions int64 [T]; last int64 [samples], the sampling sequences' last tokens as
+    token_ids and positions int64 [T]; last int64 [samples], the tokens after which one is chosen, as
     indices into the T; a layout for each group of layers.
     """
 
@@ -159,10 +166,12 @@ def step_tensors(header: StepHeader, words: Tensor) -> StepTensors:
     tokens, sequences, groups = header.num_tokens, header.num_sequences, header.num_groups
     span = _even(tokens)
     lengths = header.num_fixed_words - header.num_long_words
-    sizes = [span] * (2 + groups) + [_even(header.num_samples), lengths]
+    sizes = [span] * (2 + groups + header.has_trees) + [_even(header.num_samples), lengths]
     sizes += [header.table_words] * groups
     token_ids, positions, *parts = words[: header.num_words].split_with_sizes(sizes)
-    slots, last, rest, tables = parts[:groups], *parts[groups : groups + 2], parts[groups + 2 :]
+    slots, parts = parts[:groups], parts[groups:]
+    trees = parts.pop(0)[:tokens] if header.has_trees else None
+    last, rest, *tables = parts
     halves = rest.view(torch.int32)
     starts = _starts(sequences)
     context_lens = halves[:sequences]
@@ -178,6 +187,7 @@ def step_tensors(header: StepHeader, words: Tensor) -> StepTensors:
             [],
             header.num_decodes,
             header.decode_query_len,
+            trees,
         )
         for table, group_slots in zip(tables, slots, strict=True)
     ]
@@ -192,6 +202,7 @@ def step_arrays(header: StepHeader, host: Tensor) -> StepArrays:
         tensors.token_ids.numpy(),
         tensors.positions.numpy(),
         [layout.slots.numpy() for layout in layouts],
+        None if layouts[0].trees is None else layouts[0].trees.numpy(),
         tensors.last.numpy(),
         layouts[0].context_lens.numpy(),
         layouts[0].query_start.numpy(),
@@ -222,6 +233,7 @@ def relisted(
             context_lens,
             layout.num_decodes,
             layout.decode_query_len,
+            layout.trees,
         )
         for layout in layouts
     ]

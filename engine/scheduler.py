@@ -18,6 +18,7 @@ from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.priority_preemption import give_way
 from engine.request import FinishReason, Request, RequestState
+from engine.speculate.scheduling import add_drafts, keep_accepted
 from engine.waiting_queue import WaitingQueue, rank
 
 _RUNNING = RequestState.RUNNING
@@ -136,6 +137,7 @@ class Scheduler:
         sequences: list[ScheduledSequence] = []
         prefills: list[Request] = []
         room = config.max_num_batched_tokens  # bounds what a prompt can be given
+        drafted = False
         # Preemption takes the last request of the list: this one or one that is yet to come.
         for request in running:
             num_tokens = len(request.token_ids)
@@ -149,12 +151,16 @@ class Scheduler:
             computed = request.num_computed_tokens
             if num_tokens - computed == 1:
                 sequences.append(ScheduledSequence(request, computed, 1, True))
+                drafted |= request.draft is not None
             else:
                 prefills.append(request)
                 reserved = request.tables.capacity - computed
                 room -= min(reserved, chunk_size(config, num_tokens - computed, room))
         num_decodes = len(sequences)
         self.add_prompts(sequences, prefills, num_decodes, now)
+        if drafted:
+            longest = self.max_model_len
+            add_drafts(sequences, num_decodes, config, self.pool, longest, self._reserve())
         return Batch(sequences, num_decodes, num_preemptions)
 
     def add_prompts(
@@ -193,11 +199,14 @@ class Scheduler:
             start = sequence.start
             end = start + sequence.num_tokens
             token_ids = request.token_ids
-            if end // block_size != start // block_size:
-                pool.register(request.tables, token_ids, end)
-            request.num_computed_tokens = end
-            if has_windows:
-                pool.give_up_before(request.tables, end)
+            verified = sequence.draft is not None
+            request.draft = None
+            if not verified:
+                if end // block_size != start // block_size:
+                    pool.register(request.tables, token_ids, end)
+                request.num_computed_tokens = end
+                if has_windows:
+                    pool.give_up_before(request.tables, end)
             for token in tokens:
                 token_ids.append(token)
                 sampling = request.sampling
@@ -213,6 +222,9 @@ class Scheduler:
                 request.state = RequestState.FINISHED
                 finished.append(request)
                 break
+            else:
+                if verified:
+                    keep_accepted(request, pool, start, start + len(tokens))
         if finished:
             for request in finished:
                 pool.free(request.tables)
@@ -384,6 +396,7 @@ class Scheduler:
         request = self.running.pop()
         self.pool.free(request.tables)
         request.num_computed_tokens = 0
+        request.draft = None
         request.num_preemptions += 1
         request.state = RequestState.WAITING
         self.waiting.push(request)

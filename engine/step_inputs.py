@@ -8,6 +8,7 @@ wrote.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.batch import Batch
+from engine.batch import Batch, ScheduledSequence
 from engine.packed_step import StepBuffer, StepHeader, StepTensors
 from engine.request import Request
 
 _Int32: TypeAlias = NDArray[np.int32]
+_Int64: TypeAlias = NDArray[np.int64]
 
 # On a GPU block tables are multiples of so many blocks wide: kernels are compiled once more for
 # strides that 16 does not divide.
@@ -46,7 +48,8 @@ class StepInputs:
         self, block_size: int, max_model_len: int, device: torch.device, num_groups: int = 1
     ) -> None:
         self._block_size = block_size
-        self._multiple = 1 if device.type == "cpu" else TABLE_MULTIPLE
+        self._on_cpu = device.type == "cpu"
+        self._multiple = 1 if self._on_cpu else TABLE_MULTIPLE
         self._max_blocks = table_width(max_model_len, block_size, self._multiple)
         self._num_groups = num_groups
         # [group, row, block]
@@ -78,21 +81,26 @@ class StepInputs:
         for s in sequences:
             if s.num_tokens == 1:
                 token_ids.append(s.request.token_ids[s.start])
-            else:
+            elif s.draft is None:
                 token_ids += s.request.token_ids[s.start : s.start + s.num_tokens]
+            else:
+                token_ids += (s.request.token_ids[s.start], *s.draft.token_ids)
+        verified = [i for i in range(batch.num_decodes) if sequences[i].draft is not None]
         context_lens = [s.start + s.num_tokens for s in sequences]
-        sampling = [s.samples for s in sequences]
         num_tokens = len(token_ids)
-        num_samples = sum(sampling)
+        sampled = sampled_tokens(sequences, num_tokens)
+        num_samples = len(sampled)
         padding = max(padded_to - count, 0)
+        num_decodes, longest = self._decodes(batch, verified)
         header = StepHeader(
             num_tokens=num_tokens + padding,
             num_sequences=count + padding,
-            num_decodes=batch.num_decodes + padding,
-            decode_query_len=1,
+            num_decodes=num_decodes + padding,
+            decode_query_len=longest,
             num_samples=num_samples + padding,
             table_width=table_width(max(context_lens), self._block_size, self._multiple),
             num_groups=self._num_groups,
+            has_trees=int(any(_is_tree(sequences[i]) for i in verified)),
         )
         buffer = self._buffers[self._turn]
         self._turn = 1 - self._turn
@@ -101,20 +109,24 @@ class StepInputs:
         contexts = step.context_lens[:count]
         contexts[:] = context_lens
         if num_tokens == count:
-            positions, table_row = contexts - 1, rows
+            places, table_row = contexts - 1, rows
             step.query_start[:] = np.arange(count + padding + 1)
         else:
             lengths = np.array([s.num_tokens for s in sequences])
             ends = lengths.cumsum()
-            # Position of a token: its index in the step, moved to where its sequence ends.
-            positions = np.arange(num_tokens) + np.repeat(contexts - ends, lengths)
+            # Place of a token: its index in the step, moved to where its sequence ends.
+            places = np.arange(num_tokens) + np.repeat(contexts - ends, lengths)
             table_row = np.repeat(rows, lengths)
             step.query_start[0] = 0
             step.query_start[1 : count + 1] = ends
-        last = step.query_start[1:] - 1
-        step.last[:] = last if num_samples == count else last[sampling]
-        step.positions[:num_tokens] = positions
-        block, offset = np.divmod(positions, self._block_size)
+        step.last[:num_samples] = sampled
+        step.last[num_samples:] = np.arange(num_tokens, num_tokens + padding)
+        step.positions[:num_tokens] = places
+        block, offset = np.divmod(places, self._block_size)
+        if step.trees is not None:
+            step.trees[:] = -1
+            for i in verified:
+                _write_tree(sequences[i], int(step.query_start[i]), step.positions, step.trees)
         for table, packed, slots in zip(self._tables, step.tables, step.slots, strict=True):
             packed[:count] = table[rows, : header.table_width]
             slots[:num_tokens] = (
@@ -127,12 +139,22 @@ class StepInputs:
             step.context_lens[count:] = 0
         return header, buffer
 
+    def _decodes(self, batch: Batch, verified: list[int]) -> tuple[int, int]:
+        """How many sequences attention takes for decodes, and the most new tokens these have."""
+        if not verified:
+            return batch.num_decodes, 1
+        if self._on_cpu:
+            # Only single tokens make a batch there; they stand first.
+            return verified[0], 1
+        return batch.num_decodes, max(batch.sequences[i].num_tokens for i in verified)
+
     def _table_rows(self, batch: Batch) -> NDArray[np.int64]:
         """The tables' row of each sequence, with all of its blocks written."""
         rows = np.empty(len(batch.sequences), dtype=np.int64)
         if len(self._rows) + len(batch.sequences) > self._tables.shape[1]:
             self._make_room(batch)
         known = self._rows
+        num_decodes = batch.num_decodes
         for i, sequence in enumerate(batch.sequences):
             request = sequence.request
             row = known.get(request.request_id)
@@ -144,6 +166,12 @@ class StepInputs:
                 row.request, row.num_preemptions = request, request.num_preemptions
                 row.written = [0] * self._num_groups
             written = row.written
+            if i < num_decodes:
+                # Blocks for drafted tokens may have been given back and others taken since.
+                sure = sequence.start // self._block_size + 1
+                for group, count in enumerate(written):
+                    if count > sure:
+                        written[group] = sure
             for group, blocks in enumerate(request.tables.groups):
                 if written[group] < len(blocks):
                     new = blocks[written[group] :]
@@ -167,6 +195,47 @@ class StepInputs:
             grown = np.zeros((self._num_groups, wanted, self._max_blocks), dtype=np.int32)
             grown[:, :present_rows] = self._tables
             self._tables = grown
+
+
+def sampled_tokens(sequences: Sequence[ScheduledSequence], num_tokens: int) -> NDArray[np.int64]:
+    """The tokens of a step after which one is chosen, as indices into its `num_tokens`.
+
+    Of a sequence that samples that is the last; where tokens were drafted, it and all of these.
+    """
+    if num_tokens == len(sequences):
+        if all([s.samples for s in sequences]):
+            return np.arange(num_tokens)
+        return np.flatnonzero([s.samples for s in sequences])
+    lengths = np.array([s.num_tokens for s in sequences])
+    ends = lengths.cumsum()
+    if all([s.draft is None for s in sequences]):
+        return (ends - 1)[[s.samples for s in sequences]]
+    rows = [
+        np.arange(end - 1 - s.num_drafted, end)
+        for s, end in zip(sequences, ends.tolist(), strict=True)
+        if s.samples
+    ]
+    return np.concatenate(rows)
+
+
+def _is_tree(sequence: ScheduledSequence) -> bool:
+    return sequence.draft is not None and sequence.draft.parents is not None
+
+
+def _write_tree(sequence: ScheduledSequence, first: int, positions: _Int64, trees: _Int64) -> None:
+    """Where a sequence's drafted tokens stand, and which of its tokens they see.
+
+    Its tokens begin at index `first` of the step: the last token of the request, then the drafted.
+    """
+    draft = sequence.draft
+    if draft is None or draft.parents is None:
+        return
+    seen = [1]
+    for index, parent in enumerate(draft.parents):
+        seen.append(seen[parent + 1] | 1 << (index + 1))
+    # As signed numbers: bit 63 of the last of 64 tokens is the sign.
+    trees[first : first + len(seen)] = np.array(seen, dtype=np.uint64).view(np.int64)
+    positions[first + 1 : first + len(seen)] = sequence.start + np.array(draft.depths())
 
 
 def table_width(num_tokens: int, block_size: int, multiple: int) -> int:
