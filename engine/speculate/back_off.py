@@ -1,0 +1,92 @@
+"""Whom a look-up is worth trying for.
+
+A look-up takes little, but it takes it for every request in every step. It is worth trying where
+the share of tries that came to something, times what those saved, exceeds what a try takes.
+Elsewhere it is tried after 1, 2, 4, ... steps, as long as nothing comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.request import Request
+
+# Steps that somebody is left alone, at most.
+LONGEST = 64
+# The part of the time that tries for nothing may take; nobody waits longer than that asks for.
+WASTED_SHARE = 0.005
+# Tries after which a memory fades to 1/e: those of one request, and of all.
+OWN_MEMORY = 8.0
+SHARED_MEMORY = 256.0
+
+
+@dataclass(slots=True)
+class _Tries:
+    share: float
+    wait: int = 0
+    due: int = 0
+
+
+class BackOff:
+    """Remembers what came of tries, and decides who is tried next.
+
+    When the load has halved, everybody is tried again: what did not pay may now.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._tries: dict[Request, _Tries] = {}
+        self._share = 0.5
+        self._saved = 0.0
+        self._load = 0
+
+    def due(self, requests: Sequence[Request]) -> list[bool]:
+        """Begin a step that decodes these: who is to be tried."""
+        self._step += 1
+        step, tries = self._step, self._tries
+        if 2 * len(requests) <= self._load:
+            self._load = len(requests)
+            for one in tries.values():
+                one.wait = one.due = 0
+        due = []
+        for request in requests:
+            one = tries.get(request)
+            due.append(one is None or one.due <= step)
+        return due
+
+    def note(
+        self, tried: Sequence[tuple[Request, bool]], load: int, step_seconds: float, seconds: float
+    ) -> None:
+        """What came of the tries of a step: for each request, whether its draft is verified.
+
+        Args:
+            tried: the requests that were tried.
+            load: sequences of the step.
+            step_seconds: what the step would take without drafts.
+            seconds: what a try for one request takes.
+        """
+        self._load = max(self._load, load)
+        longest = min(LONGEST, int(load * seconds / (WASTED_SHARE * step_seconds)) + 1)
+        worth = seconds / self._saved if self._saved > 0.0 else 1.0
+        for request, fruitful in tried:
+            one = self._tries.get(request)
+            if one is None:
+                one = self._tries[request] = _Tries(self._share)
+            one.share += (fruitful - one.share) / OWN_MEMORY
+            self._share += (fruitful - self._share) / SHARED_MEMORY
+            if fruitful:
+                one.wait = one.due = 0
+            elif one.share < worth:
+                one.wait = min(2 * one.wait or 1, longest)
+                one.due = self._step + one.wait
+
+    def saved(self, count: int, seconds: float) -> None:
+        """The drafts of `count` requests are verified, which is expected to save `seconds`."""
+        if self._saved == 0.0:
+            self._saved = seconds / count
+        self._saved += (seconds / count - self._saved) * min(1.0, count / SHARED_MEMORY)
+
+    def forget(self, request: Request) -> None:
+        """The request left."""
+        self._tries.pop(request, None)

@@ -1,0 +1,73 @@
+"""What drafting and verifying cost, as arrays to choose from."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from engine.speculate.acceptance_history import Floats
+
+# Uses of a curve after which it is asked for again: costs that are measured go on changing.
+REFRESH = 64
+
+
+class SpeculationCosts(Protocol):
+    """What the steps of an engine cost."""
+
+    def verify_seconds(self, num_sequences: int, num_tokens: int) -> float:
+        """Of a step that decodes `num_sequences` and no prompts.
+
+        `num_tokens` in all: the last one of each sequence, and the drafted ones.
+        """
+        ...
+
+    def draft_seconds(self, num_sequences: int, num_drafted: int) -> float:
+        """Of drafting up to `num_drafted` tokens for each of `num_sequences`."""
+        ...
+
+
+class CostCurves:
+    """Costs at many sizes, asked for at a few and interpolated, as asking takes time."""
+
+    def __init__(self, costs: SpeculationCosts) -> None:
+        self._costs = costs
+        self._verify: dict[int, tuple[int, Floats]] = {}
+        self._draft: dict[tuple[int, int], tuple[int, Floats]] = {}
+
+    def verify(self, num_sequences: int, most: int) -> Floats:
+        """Seconds of a step with 0, 1, ... `most` drafted tokens; float64 [most + 1]."""
+        uses, curve = self._verify.get(num_sequences, (0, None))
+        if curve is None or not uses or len(curve) <= most:
+            costs, n = self._costs, num_sequences
+            sizes = ladder(most)
+            seconds = [costs.verify_seconds(n, n + size) for size in sizes]
+            curve = np.interp(np.arange(most + 1), sizes, seconds)
+            uses = REFRESH
+        self._verify[num_sequences] = uses - 1, curve
+        return curve[: most + 1]
+
+    def draft(self, num_sequences: int, num_drafted: int) -> Floats:
+        """Seconds of drafting so many tokens for each of 0, 1, ... `num_sequences`."""
+        key = num_sequences, num_drafted
+        uses, curve = self._draft.get(key, (0, None))
+        if curve is None or not uses:
+            costs = self._costs
+            sizes = ladder(num_sequences)
+            seconds = [costs.draft_seconds(size, num_drafted) if size else 0.0 for size in sizes]
+            curve = np.interp(np.arange(num_sequences + 1), sizes, seconds)
+            uses = REFRESH
+        self._draft[key] = uses - 1, curve
+        return curve
+
+
+@lru_cache(maxsize=4096)
+def ladder(most: int) -> tuple[int, ...]:
+    """0, 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on, with `most` at the end."""
+    steps = {0, most, *(range(min(most, 4)))}
+    power = 4
+    while power <= most:
+        steps |= {power, min(power + power // 2, most)}
+        power *= 2
+    return tuple(sorted(steps))

@@ -1,0 +1,306 @@
+"""How many tokens are drafted and verified for each request in each step.
+
+A step's time grows with its tokens, and drafted ones pay by what is accepted of them. What is
+maximised is the tokens that a step is expected to yield for each second that it takes: drafted
+tokens of all requests are taken in the order of their chances, as many as raise that. So requests
+whose drafts are good get more than others, and where the batch keeps the device busy nobody gets
+any. What prompts add to a step is left out: they have to be computed anyway.
+
+Pure arithmetic on counts and seconds, so that a simulator decides as an engine does. It has to
+draft tokens that the request then gets, or does not get, as by its chances of acceptance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from engine.batch import Batch, BatchResult
+from engine.config import EngineConfig
+from engine.request import Request
+from engine.speculate.acceptance_history import AcceptanceHistory, Floats, Verified
+from engine.speculate.back_off import BackOff
+from engine.speculate.cost_curves import CostCurves, SpeculationCosts, ladder
+from engine.speculate.draft import MOST_DRAFTED, Draft
+from engine.speculate.unverified import UnverifiedDrafts
+
+__all__ = ["DraftLengths", "LearningCosts", "SpeculationCosts"]
+
+# Drafts must promise so much more than none, as promises err.
+MARGIN = 0.02
+# The part of the time that goes to finding out whether a proposer that costs time would pay now.
+PROBING_SHARE = 0.01
+PROBED_REQUESTS = 4
+PROBED_TOKENS = 2
+
+
+@runtime_checkable
+class LearningCosts(SpeculationCosts, Protocol):
+    """Costs that are corrected by what steps really took."""
+
+    def learn_verify(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        """A step without prompts took so long; arguments as of `verify_seconds`."""
+        ...
+
+    def learn_draft(self, num_sequences: int, num_drafted: int, seconds: float) -> None:
+        """Drafting took so long; arguments as of `draft_seconds`."""
+        ...
+
+
+class DraftLengths:
+    """Chooses lengths by measured acceptance and costs; a policy for one engine.
+
+    Before every step in which anything decodes, `limits` and, unless all are 0, `keep` are called
+    with all requests that decode; after the step `observe`.
+
+    Args:
+        costs: what steps and drafting take. Without them, or where `speculative_adaptive` is off,
+            everything is drafted and verified that the knobs allow.
+        costs_device: of the proposer. Where proposing costs little, who is to be verified is
+            decided when the drafts are there; else before.
+    """
+
+    def __init__(self, costs: SpeculationCosts | None, *, costs_device: bool) -> None:
+        self._costs = costs
+        self._learning = costs if isinstance(costs, LearningCosts) else None
+        self._curves = None if costs is None else CostCurves(costs)
+        self._costs_device = costs_device
+        self._history = AcceptanceHistory()
+        self._back_off = BackOff()
+        self._unverified = UnverifiedDrafts()
+        self._limits: list[int] = []
+        self._probing = False
+        self._spare_seconds = 0.0
+        self._probe_seconds = 0.0
+
+    def limits(self, requests: Sequence[Request], config: EngineConfig) -> list[int]:
+        """Most tokens to draft for each request that decodes; all 0: do not propose now."""
+        most = config.num_speculative_tokens
+        # A step yields one token beyond what it accepts, so that drafts end one before the end.
+        rooms = [
+            min(most, max(0, r.max_total_tokens - len(r.token_ids) - 1))
+            if r.max_total_tokens
+            else most
+            for r in requests
+        ]
+        self._probing = False
+        if self._curves is not None and config.speculative_adaptive and any(rooms):
+            if self._costs_device:
+                rooms = self._plan(self._curves, requests, rooms, config)
+            elif self._conceivable(self._curves, len(requests), max(rooms), config):
+                due = self._back_off.due(requests)
+                rooms = [room if asked else 0 for room, asked in zip(rooms, due, strict=True)]
+            else:
+                rooms = [0] * len(rooms)
+        self._limits = rooms
+        return rooms
+
+    def keep(
+        self,
+        requests: Sequence[Request],
+        drafts: Sequence[Draft | None],
+        config: EngineConfig,
+        draft_seconds: float | None = None,
+    ) -> list[int]:
+        """How many tokens of each draft to verify; 0 where there is none.
+
+        `requests` and the limits that `drafts` were made by are those of the last `limits`.
+        `draft_seconds` is what proposing took.
+        """
+        lengths = [0 if draft is None else len(draft) for draft in drafts]
+        curves = self._curves
+        if curves is None:
+            return lengths
+        asked = [limit for limit in self._limits if limit]
+        if draft_seconds is not None and self._learning is not None and asked:
+            self._learning.learn_draft(len(asked), max(asked), draft_seconds)
+        if not config.speculative_adaptive:
+            return lengths
+        if self._probing:
+            if draft_seconds is not None:
+                self._spare_seconds += self._probe_seconds - draft_seconds
+            return lengths
+        rows = [i for i, length in enumerate(lengths) if length]
+        kept = [0] * len(lengths)
+        if rows:
+            room = config.max_num_batched_tokens - len(requests)
+            seconds = curves.verify(len(requests), max(0, min(room, sum(lengths))))
+            gains = self._gains([requests[i] for i in rows], [drafts[i] for i in rows])
+            counts, saved = _best_counts(gains, len(requests), seconds)
+            for row, count in zip(rows, counts, strict=True):
+                kept[row] = count
+            if saved > 0.0:
+                self._back_off.saved(len(rows) - counts.count(0), saved)
+        if not self._costs_device:
+            self._note(curves, requests, drafts, kept)
+        return kept
+
+    def observe(self, batch: Batch, result: BatchResult, seconds: float | None) -> None:
+        """Take in what a step's drafts came to; `seconds` is what it took without drafting."""
+        verified: list[Verified] = []
+        followed = len(self._unverified) > 0
+        num_decodes = batch.num_decodes
+        for i, sequence in enumerate(batch.sequences):
+            if i == num_decodes:
+                break
+            draft = sequence.draft
+            if draft:
+                path = accepted_path(draft, result.tokens[i])
+                verified.append(Verified(sequence.request, draft, path))
+            elif followed:
+                verdict = self._unverified.observe(sequence.request, result.tokens[i])
+                if verdict is not None:
+                    verified.append(verdict)
+        self._history.record(verified)
+        alone = 0 < num_decodes == len(batch.sequences)
+        if self._learning is not None and seconds is not None and alone:
+            self._learning.learn_verify(num_decodes, batch.num_tokens, seconds)
+
+    def forget(self, request: Request) -> None:
+        """The request left, or will be computed again from the start."""
+        self._history.forget(request)
+        self._back_off.forget(request)
+        self._unverified.forget(request)
+
+    def chances(self, request: Request) -> list[float]:
+        """The chance that a chain's first 1, 2, ... tokens are accepted, as it stands now."""
+        chances: list[float] = self._history.survival([request], MOST_DRAFTED)[0].tolist()
+        return chances
+
+    def _conceivable(
+        self, curves: CostCurves, num_requests: int, most: int, config: EngineConfig
+    ) -> bool:
+        """Whether drafts that are all accepted would pay."""
+        room = min(num_requests * most, config.max_num_batched_tokens - num_requests)
+        if room <= 0:
+            return False
+        seconds = curves.verify(num_requests, room)
+        tokens = np.arange(num_requests, num_requests + room + 1)
+        return bool((tokens * seconds[0] > num_requests * (1.0 + MARGIN) * seconds).any())
+
+    def _plan(
+        self,
+        curves: CostCurves,
+        requests: Sequence[Request],
+        rooms: list[int],
+        config: EngineConfig,
+    ) -> list[int]:
+        """Limits where proposing takes time: the depth that pays best, and for whom."""
+        n, deepest = len(requests), max(rooms)
+        most = min(n * deepest, config.max_num_batched_tokens - n)
+        if not self._conceivable(curves, n, deepest, config):
+            return [0] * n
+        history = self._history
+        estimate = history.of_tree if history.sees_trees else history.survival
+        gains = estimate(requests, deepest)
+        gains[np.arange(deepest) >= np.asarray(rooms)[:, None]] = 0.0
+        verify = curves.verify(n, most)
+        by_gain = np.argsort(-gains.T.ravel(), kind="stable")
+        depths = by_gain // n
+        best, chosen = n / float(verify[0]) * (1.0 + MARGIN), by_gain[:0]
+        for depth in ladder(deepest)[1:]:
+            order = by_gain[depths < depth][:most]
+            drafted = np.cumsum(order < n)  # requests that have a first token
+            seconds = verify[1 : len(order) + 1] + curves.draft(n, depth)[drafted]
+            rates = (n + np.cumsum(gains.T.ravel()[order])) / seconds
+            at = int(np.argmax(rates))
+            if rates[at] > best:
+                best, chosen = float(rates[at]), order[: at + 1]
+        counts: list[int] = np.bincount(chosen % n, minlength=n).tolist()
+        return counts if len(chosen) else self._probe(curves, rooms, verify)
+
+    def _probe(self, curves: CostCurves, rooms: list[int], verify: Floats) -> list[int]:
+        """Limits for a few, as soon as the time that may go to that suffices; or none."""
+        n = len(rooms)
+        limits = [min(room, PROBED_TOKENS) for room in rooms[:PROBED_REQUESTS]]
+        drafting = float(curves.draft(n, max(limits))[len(limits)]) if any(limits) else 0.0
+        verifying = float(verify[min(sum(limits), len(verify) - 1)] - verify[0])
+        price = drafting + verifying
+        self._spare_seconds = min(self._spare_seconds + PROBING_SHARE * float(verify[0]), price)
+        if not any(limits) or self._spare_seconds < price:
+            return [0] * n
+        self._probing = True
+        self._probe_seconds = drafting
+        self._spare_seconds -= price
+        return limits + [0] * (n - len(limits))
+
+    def _gains(self, requests: Sequence[Request], drafts: Sequence[Draft | None]) -> Floats:
+        """The chance of each drafted token, float64 [requests, tokens]; 0 where there is none."""
+        lengths = np.array([len(d) if d is not None else 0 for d in drafts])
+        size = int(lengths.max())
+        history = self._history
+        own = [None if d is None else d.chances for d in drafts]
+        if any(c is not None for c in own):
+            gains = np.zeros((len(drafts), size))
+            for i, chances in enumerate(own):
+                if chances is not None:
+                    gains[i, : len(chances)] = chances
+            gains = history.calibrated(requests, gains)
+        elif any(d is not None and d.parents is not None for d in drafts):
+            gains = history.of_tree(requests, size)
+        else:
+            gains = history.survival(requests, size)
+        gains[np.arange(size) >= lengths[:, None]] = 0.0
+        return gains
+
+    def _note(
+        self,
+        curves: CostCurves,
+        requests: Sequence[Request],
+        drafts: Sequence[Draft | None],
+        kept: list[int],
+    ) -> None:
+        """Remember for whom cheap drafts were found, and were worth verifying."""
+        tried: list[tuple[Request, bool]] = []
+        deepest = 0
+        for request, draft, count, limit in zip(requests, drafts, kept, self._limits, strict=True):
+            if not limit:
+                continue
+            deepest = max(deepest, limit)
+            tried.append((request, count > 0))
+            if count:
+                self._unverified.forget(request)
+            elif draft is not None:
+                self._unverified.follow(request, draft)
+        n = len(requests)
+        seconds = float(curves.draft(n, deepest)[n]) / n
+        self._back_off.note(tried, n, float(curves.verify(n, 0)[0]), seconds)
+
+
+def accepted_path(draft: Draft, tokens: Sequence[int]) -> Sequence[int]:
+    """The indices of the accepted tokens of a draft, where a step yielded these tokens."""
+    if draft.parents is None:
+        return range(len(tokens) - 1)
+    path: list[int] = []
+    parent = -1
+    for token in tokens[:-1]:
+        for index in range(parent + 1, len(draft)):
+            if draft.parents[index] == parent and draft.token_ids[index] == token:
+                path.append(index)
+                parent = index
+                break
+    return path
+
+
+def _best_counts(gains: Floats, num_requests: int, seconds: Floats) -> tuple[list[int], float]:
+    """How many tokens of each row to verify, so that a second yields most, and what that saves.
+
+    gains: [rows, tokens], each row falling and 0 behind its end; seconds: [most + 1] of a step with
+    so many drafted tokens. Saved are the seconds beyond these that as many tokens would take
+    without drafts.
+    """
+    rows = len(gains)
+    # By depth first, so that of equal chances in a row the first comes first.
+    flat = gains.T.ravel()
+    order = np.argsort(-flat, kind="stable")[: len(seconds) - 1]
+    rates = (num_requests + np.cumsum(flat[order])) / seconds[1 : len(order) + 1]
+    if not len(rates):
+        return [0] * rows, 0.0
+    best = int(np.argmax(rates))
+    gain = float(rates[best] * seconds[0]) / num_requests
+    if gain <= 1.0 + MARGIN:
+        return [0] * rows, 0.0
+    counts: list[int] = np.bincount(order[: best + 1] % rows, minlength=rows).tolist()
+    return counts, (gain - 1.0) * float(seconds[best + 1])
