@@ -47,15 +47,13 @@ class SafetensorsFiles:
         """
         index_path = folder / INDEX_FILE
         if (folder / SINGLE_FILE).is_file():
-            path = folder / SINGLE_FILE
-            return cls(folder, dict.fromkeys(_names(path), path), path)
+            return cls.of_file(folder / SINGLE_FILE)
         if index_path.is_file():
             return cls(folder, _read_index(folder, index_path), index_path)
         named_otherwise = sorted(folder.glob("*.safetensors"))
         if len(named_otherwise) == 1 and "-of-" not in named_otherwise[0].name:
             # Older quantizers name the one file after what they did.
-            path = named_otherwise[0]
-            return cls(folder, dict.fromkeys(_names(path), path), path)
+            return cls.of_file(named_otherwise[0])
         if named_otherwise:
             raise ModelError(
                 f"{folder} has {', '.join(path.name for path in named_otherwise[:4])}"
@@ -68,6 +66,15 @@ class SafetensorsFiles:
                 "when they are opened and are refused: convert them to safetensors"
             )
         raise ModelError(f"{folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+    @classmethod
+    def of_file(cls, path: Path) -> SafetensorsFiles:
+        """The tensors of one file.
+
+        Raises:
+            ModelError: it is truncated or corrupt.
+        """
+        return cls(path.parent, dict.fromkeys(_names(path), path), path)
 
     @property
     def quantization(self) -> str | None:

@@ -1,0 +1,67 @@
+"""Drafts from Medusa's heads: the likeliest tree of each request's newest hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.request import Request
+from engine.speculate.draft import Draft
+from engine.speculate.hidden_states import HiddenStates
+from engine.speculate.medusa_heads import MedusaHeads
+from engine.speculate.medusa_tree import MOST_RANKS, calibrated, likeliest_trees
+
+
+class Medusa:
+    """The `Proposer` of a model with Medusa heads.
+
+    Args:
+        heads: the heads, on the model's device.
+        states: what the model made of each request's tokens so far.
+    """
+
+    costs_device = True
+
+    def __init__(self, heads: MedusaHeads, states: HiddenStates) -> None:
+        self._heads = heads
+        self._states = states
+        self._calibration = _table(heads.calibration)
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
+        """A tree for each request whose hidden state is known and whose limit is not 0."""
+        drafts: list[Draft | None] = [None] * len(requests)
+        asked = [place for place, limit in enumerate(limits) if limit > 0]
+        if not asked:
+            return drafts
+        with torch.inference_mode():
+            hidden, known = self._states.of([requests[place] for place in asked])
+            if hidden is None:
+                return drafts
+            places = [asked[place] for place in known]
+            most = [limits[place] for place in places]
+            guesses = self._heads.guesses(hidden, min(MOST_RANKS, max(most)))
+            # One transfer: token ids are exact in float64.
+            both = torch.stack([guesses.token_ids.double(), guesses.probabilities.double()])
+            token_ids, probabilities = both.cpu().numpy()
+        table = self._calibration
+        if table is not None:
+            table = table[:, : probabilities.shape[-1]]
+        chances = calibrated(probabilities.astype(np.float32), table)
+        trees = likeliest_trees(token_ids.astype(np.int64), chances, most)
+        for place, tree in zip(places, trees, strict=True):
+            drafts[place] = tree
+        return drafts
+
+    def forget(self, request: Request) -> None:
+        """Nothing is kept here by request: hidden states are the runner's."""
+
+
+def _table(calibration: Sequence[Sequence[float]]) -> NDArray[np.float32] | None:
+    """[heads, MOST_RANKS]; ranks that were not measured have the last one's value."""
+    if not calibration:
+        return None
+    rows = [[*row[:MOST_RANKS], *[row[-1]] * (MOST_RANKS - len(row))] for row in calibration]
+    return np.array(rows, dtype=np.float32)
