@@ -23,11 +23,11 @@ Ints = NDArray[np.int64]
 
 # Verified drafts after which a memory fades to 1/e: of all requests, and of one.
 SHARED_MEMORY = 256.0
-OWN_MEMORY = 12.0
+OWN_MEMORY = 16.0
 # How much evidence, in tokens, weighs as much as what was believed before.
 DEPTH_WEIGHT = 4.0
 BIN_WEIGHT = 4.0
-OWN_WEIGHT = 1.5
+OWN_WEIGHT = 4.0
 # Believed of a first token before anything was seen: high enough for a try where it may pay.
 FIRST_CHANCE = 0.7
 LEAST_CHANCE = 1e-4
@@ -87,16 +87,25 @@ class AcceptanceHistory:
         self._hazards: Floats | None = None
         self.sees_trees = False
 
-    def survival(self, requests: Sequence[Request], depth: int) -> Floats:
-        """Chances of a chain's tokens, whose proposer has none of its own: [requests, depth]."""
-        own = self._own[self._slots_of(requests)]
-        hazards = self._conditional()[own[:, 4].astype(np.int64), :depth]
+    def survival(
+        self, requests: Sequence[Request], depth: int, optimism: float = 0.0
+    ) -> Floats:
+        """Chances of a chain's tokens, whose proposer has none of its own: [requests, depth].
+
+        `optimism`: so many standard errors above the likeliest.
+        """
+        own = self._own_of(requests)
+        shared = self._conditional()[:, :depth]
+        if optimism:
+            errors = np.sqrt(shared * (1.0 - shared) / (self._tried[:, :depth] + DEPTH_WEIGHT))
+            shared = np.minimum(shared + optimism * errors, 1.0 - LEAST_CHANCE)
+        hazards = shared[own[:, 4].astype(np.int64)]
         steps = with_odds_factor(hazards, self._factor(own)[:, None])
         return np.cumprod(steps, axis=1, out=steps)
 
     def calibrated(self, requests: Sequence[Request], chances: Floats) -> Floats:
         """What the proposer's own chances, float64 [requests, tokens], come to by experience."""
-        own = self._own[self._slots_of(requests)]
+        own = self._own_of(requests)
         calibrated = with_odds_factor(
             chances, self._bin_factor(chances) * self._factor(own)[:, None]
         )
@@ -112,7 +121,7 @@ class AcceptanceHistory:
             )
             marginals[i] = chance
             chance *= 0.8
-        own = self._own[self._slots_of(requests)]
+        own = self._own_of(requests)
         return with_odds_factor(np.minimum.accumulate(marginals), self._factor(own)[:, None])
 
     def record(self, verified: Sequence[Verified]) -> None:
@@ -249,6 +258,11 @@ class AcceptanceHistory:
         bins = np.arange(_NUM_BINS, dtype=np.float64)
         clipped = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
         return np.exp(np.interp(_bin_of(clipped), bins, np.log(factors)))
+
+    def _own_of(self, requests: Sequence[Request]) -> Floats:
+        """Each request's account; asked for after its slots, for which the array may grow."""
+        slots = self._slots_of(requests)
+        return np.asarray(self._own[slots])
 
     def _slots_of(self, requests: Sequence[Request]) -> Ints:
         slots = self._slots

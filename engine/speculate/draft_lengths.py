@@ -30,10 +30,14 @@ __all__ = ["DraftLengths", "LearningCosts", "SpeculationCosts"]
 
 # Drafts must promise so much more than none, as promises err.
 MARGIN = 0.02
+# Where drafting takes time its chances are estimated so many standard errors too high: what is not
+# tried because it went badly at first is never known better.
+OPTIMISM = 0.5
 # The part of the time that goes to finding out whether a proposer that costs time would pay now.
 PROBING_SHARE = 0.01
 PROBED_REQUESTS = 4
-PROBED_TOKENS = 2
+PROBED_TOKENS = 1
+PROBED_NODES = 4  # of trees, whose drafting takes as long for one token
 
 
 @runtime_checkable
@@ -193,8 +197,10 @@ class DraftLengths:
         if not self._conceivable(curves, n, deepest, config):
             return [0] * n
         history = self._history
-        estimate = history.of_tree if history.sees_trees else history.survival
-        gains = estimate(requests, deepest)
+        if history.sees_trees:
+            gains = history.of_tree(requests, deepest)
+        else:
+            gains = history.survival(requests, deepest, OPTIMISM)
         gains[np.arange(deepest) >= np.asarray(rooms)[:, None]] = 0.0
         verify = curves.verify(n, most)
         by_gain = np.argsort(-gains.T.ravel(), kind="stable")
@@ -214,7 +220,8 @@ class DraftLengths:
     def _probe(self, curves: CostCurves, rooms: list[int], verify: Floats) -> list[int]:
         """Limits for a few, as soon as the time that may go to that suffices; or none."""
         n = len(rooms)
-        limits = [min(room, PROBED_TOKENS) for room in rooms[:PROBED_REQUESTS]]
+        size = PROBED_NODES if self._history.sees_trees else PROBED_TOKENS
+        limits = [min(room, size) for room in rooms[:PROBED_REQUESTS]]
         drafting = float(curves.draft(n, max(limits))[len(limits)]) if any(limits) else 0.0
         verifying = float(verify[min(sum(limits), len(verify) - 1)] - verify[0])
         price = drafting + verifying

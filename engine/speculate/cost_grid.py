@@ -1,0 +1,122 @@
+"""Seconds measured at some sizes, interpolated between them and corrected by later ones."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from typing import NamedTuple
+
+# Weight of a new observation, and the largest error that one is believed, as a factor.
+_RATE = 0.1
+_MOST = math.log(2.0)
+# Drafting is priced by sums, since a first draft for a request may take far longer than others;
+# the weight of what was drafted before after each further one.
+_KEPT = 0.98
+
+
+class _Row(NamedTuple):
+    sizes: list[float]
+    seconds: list[float]
+
+
+class CostGrid:
+    """Seconds by the number of sequences and a size for each of them, rising with both.
+
+    Between measured points they are interpolated linearly, along the size first; beyond the last
+    one they go on as they rose last.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, _Row] = {}
+        self._counts: list[int] = []
+
+    def add(self, num_sequences: int, size: float, seconds: float) -> None:
+        """A measured point; sizes of a row come in rising order."""
+        row = self._rows.setdefault(num_sequences, _Row([], []))
+        # Whatever else the machine does makes a step longer, never shorter: so less takes no more.
+        row.seconds[:] = [min(before, seconds) for before in row.seconds]
+        row.sizes.append(size)
+        row.seconds.append(seconds)
+        self._counts = sorted(self._rows)
+
+    def __len__(self) -> int:
+        return sum(len(row.sizes) for row in self._rows.values())
+
+    def seconds(self, num_sequences: int, size: float) -> float:
+        """What so much takes; there must be a point.
+
+        With rows for one number of sequences alone, more of them are as so much larger a size.
+        """
+        counts = self._counts
+        at = bisect_left(counts, num_sequences)
+        if at < len(counts) and counts[at] == num_sequences:
+            return self._along(num_sequences, size)
+        if len(counts) == 1:
+            # A sequence is as good as a token more.
+            count = counts[0]
+            return self._along(count, (num_sequences * (1.0 + size)) / count - 1.0)
+        high = counts[min(max(at, 1), len(counts) - 1)]
+        low = counts[min(max(at, 1), len(counts) - 1) - 1]
+        first, second = self._along(low, size), self._along(high, size)
+        slope = max(0.0, second - first) / (high - low)
+        return max(1e-9, first + slope * (num_sequences - low))
+
+    def _along(self, num_sequences: int, size: float) -> float:
+        sizes, seconds = self._rows[num_sequences]
+        if len(sizes) == 1:
+            return seconds[0]
+        at = min(max(bisect_left(sizes, size), 1), len(sizes) - 1)
+        low, high = sizes[at - 1], sizes[at]
+        slope = (seconds[at] - seconds[at - 1]) / (high - low)
+        return max(1e-9, seconds[at - 1] + slope * (size - low))
+
+
+class VerifyCorrections:
+    """What steps really took beside what was expected, by their sequences and drafted tokens.
+
+    A step's error is that of its number of sequences (contexts may be longer than they were when
+    measured) and that of its drafted tokens alike; both forget.
+    """
+
+    def __init__(self) -> None:
+        self._shared: dict[int, float] = {}
+        self._cells: dict[tuple[int, int], float] = {}
+
+    def factor(self, num_sequences: int, num_drafted: int) -> float:
+        """By what the expected seconds are to be multiplied."""
+        cell = _cell(num_sequences, num_drafted)
+        return math.exp(self._shared.get(cell[0], 0.0) + self._cells.get(cell, 0.0))
+
+    def learn(self, num_sequences: int, num_drafted: int, ratio: float) -> None:
+        """A step took `ratio` times the expected seconds, uncorrected."""
+        cell = _cell(num_sequences, num_drafted)
+        shared, own = self._shared.get(cell[0], 0.0), self._cells.get(cell, 0.0)
+        error = math.log(max(ratio, 1e-9)) - shared - own
+        change = _RATE * min(max(error, -_MOST), _MOST)
+        self._shared[cell[0]] = shared + change
+        self._cells[cell] = own + change
+
+
+class DraftCorrections:
+    """What drafting took in all beside what was expected, by the number of sequences."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[float, float]] = {}
+
+    def factor(self, num_sequences: int) -> float:
+        """By what the expected seconds are to be multiplied."""
+        taken, expected = self._sums.get(num_sequences.bit_length(), (0.0, 0.0))
+        return taken / expected if expected > 0.0 else 1.0
+
+    def learn(self, num_sequences: int, expected: float, seconds: float) -> None:
+        """Drafting took `seconds` where `expected` were, uncorrected."""
+        key = num_sequences.bit_length()
+        # To begin with, what was measured counts as much as some drafts.
+        before = self._sums.get(key, (16 * expected, 16 * expected))
+        self._sums[key] = before[0] * _KEPT + seconds, before[1] * _KEPT + expected
+
+
+def _cell(num_sequences: int, num_drafted: int) -> tuple[int, int]:
+    """Sequences by powers of two, drafted tokens for each by powers of two from an eighth on."""
+    per_sequence = 1 + (8 * num_drafted // num_sequences).bit_length() if num_drafted else 0
+    return num_sequences.bit_length(), per_sequence

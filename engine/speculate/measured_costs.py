@@ -1,0 +1,233 @@
+"""What steps and drafting take on this machine, measured when a model is loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from engine.batch import Batch, BatchResult, ScheduledSequence
+from engine.block_groups import BlockGroup
+from engine.block_tables import BlockTables
+from engine.config import EngineConfig
+from engine.request import Request, RequestState, SamplingParams
+from engine.speculate.cost_curves import ladder
+from engine.speculate.cost_grid import CostGrid, DraftCorrections, VerifyCorrections
+from engine.speculate.draft import Draft
+from engine.speculate.proposer import Proposer
+
+# Seconds that measuring may take, roughly; what it does not come to is extrapolated.
+BUDGET = 1.5
+# Runs of a step that takes less than so many seconds, the first of which does not count.
+_RUNS = ((0.02, 4), (0.1, 3), (float("inf"), 2))
+# Tokens of the sequences that are measured; longer ones are learned from.
+_CONTEXT = 256
+# Tokens that they get meanwhile.
+_ADVANCES = 7
+
+
+class MeasuredRunner(Protocol):
+    """Executes steps that are measured."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+        ...
+
+    @property
+    def groups(self) -> tuple[BlockGroup, ...]:
+        """The groups of layers that have block tables of their own."""
+        ...
+
+    def execute(self, batch: Batch) -> BatchResult:
+        """Run a step."""
+        ...
+
+
+class MeasuredCosts:
+    """Costs from measured points, corrected by what steps and drafts take later.
+
+    Args:
+        steps: seconds of steps, by their sequences and the drafted tokens for each on average.
+        drafting: seconds of drafting, by sequences and tokens for each.
+    """
+
+    def __init__(self, steps: CostGrid, drafting: CostGrid) -> None:
+        self._steps = steps
+        self._drafting = drafting
+        self._verify_corrections = VerifyCorrections()
+        self._draft_corrections = DraftCorrections()
+
+    def verify_seconds(self, num_sequences: int, num_tokens: int) -> float:
+        """See `SpeculationCosts`."""
+        drafted = num_tokens - num_sequences
+        seconds = self._steps.seconds(num_sequences, drafted / num_sequences)
+        return seconds * self._verify_corrections.factor(num_sequences, drafted)
+
+    def draft_seconds(self, num_sequences: int, num_drafted: int) -> float:
+        """See `SpeculationCosts`."""
+        seconds = self._drafting.seconds(num_sequences, num_drafted)
+        return seconds * self._draft_corrections.factor(num_sequences)
+
+    def learn_verify(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        """See `LearningCosts`."""
+        drafted = num_tokens - num_sequences
+        expected = self._steps.seconds(num_sequences, drafted / num_sequences)
+        self._verify_corrections.learn(num_sequences, drafted, seconds / expected)
+
+    def learn_draft(self, num_sequences: int, num_drafted: int, seconds: float) -> None:
+        """See `LearningCosts`."""
+        expected = self._drafting.seconds(num_sequences, num_drafted)
+        self._draft_corrections.learn(num_sequences, expected, seconds)
+
+
+def measure_costs(
+    runner: MeasuredRunner,
+    proposer: Proposer,
+    config: EngineConfig,
+    max_model_len: int,
+    *,
+    budget: float = BUDGET,
+    clock: Callable[[], float] = time.perf_counter,
+) -> MeasuredCosts | None:
+    """Run steps of some sizes, and draft for as many; None if no sequence has room for a draft.
+
+    Writes to the first blocks of the cache, so no request may have any; `runner` must have been
+    warmed up. `budget` in seconds of `clock`: the smallest steps are measured in any case.
+    """
+    tokens = min(config.num_speculative_tokens, max_model_len - 2)
+    if tokens < 1:
+        return None
+    measuring = _Measuring(runner, proposer, config, max_model_len, clock)
+    end = clock() + budget
+    for count in _sequence_counts(config.max_num_seqs):
+        if not measuring.row(count, tokens, end):
+            break
+    return MeasuredCosts(measuring.steps, measuring.drafting)
+
+
+def _sequence_counts(most: int) -> Iterator[int]:
+    """1, 4, 16, ... up to `most` and with it."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 4
+    yield most
+
+
+class _Measuring:
+    def __init__(
+        self,
+        runner: MeasuredRunner,
+        proposer: Proposer,
+        config: EngineConfig,
+        max_model_len: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._runner = runner
+        self._proposer = proposer
+        self._config = config
+        self._max_model_len = max_model_len
+        self._clock = clock
+        self._dearest = 0.0  # seconds of the last row's first step, for each sequence
+        self.steps = CostGrid()
+        self.drafting = CostGrid()
+
+    def row(self, count: int, tokens: int, end: float) -> bool:
+        """Measure steps and drafting of `count` sequences; False if there was no time for it."""
+        first = not self._dearest
+        # At least two steps without drafts and two with some, no dearer for each token than before.
+        if not first and self._clock() + 6 * count * self._dearest > end:
+            return False
+        requests = self._requests(count, tokens)
+        try:
+            self._steps_of(requests, tokens, end, first)
+            self._drafting_of(requests, tokens, end, first)
+        finally:
+            for request in requests:
+                request.state = RequestState.FINISHED
+                self._proposer.forget(request)
+        return True
+
+    def _steps_of(self, requests: list[Request], tokens: int, end: float, first: bool) -> None:
+        count = len(requests)
+        last = 0.0
+        for drafted in self._drafted_tokens(count, tokens):
+            if last and not first and self._clock() + 2 * last > end:
+                break
+            last = self._fastest(self._batch(requests, drafted))
+            self.steps.add(count, drafted / count, last)
+            if not drafted:
+                self._dearest = last / count
+
+    def _drafted_tokens(self, count: int, tokens: int) -> list[int]:
+        """Numbers of drafted tokens in a step: none, a single one, and some for each."""
+        room = self._config.max_num_batched_tokens - count
+        sizes = {count * size for size in ladder(tokens)} | {1}
+        return sorted(size for size in sizes if size <= room)
+
+    def _fastest(self, batch: Batch) -> float:
+        """Seconds of a step, as it reports them itself."""
+        seconds = self._execute(batch)
+        runs = next(runs for most, runs in _RUNS if seconds < most)
+        return min(self._execute(batch) for _ in range(runs - 1))
+
+    def _execute(self, batch: Batch) -> float:
+        result = self._runner.execute(batch)
+        return result.device_seconds + result.host_seconds
+
+    def _drafting_of(self, requests: list[Request], tokens: int, end: float, first: bool) -> None:
+        proposer, clock = self._proposer, self._clock
+        sizes = sorted({1, min(2, tokens), tokens}) if proposer.costs_device else [tokens]
+        fastest: dict[int, float] = {}
+        # What was drafted for before is taken up first, which does not count.
+        for place, size in enumerate([1, *sizes, *sizes]):
+            if place > len(sizes) and not first and clock() > end:
+                break
+            if proposer.costs_device or not place:
+                self._advance(requests)
+            start = clock()
+            proposer.propose(requests, [size] * len(requests))
+            seconds = clock() - start
+            if place:
+                fastest[size] = min(fastest.get(size, seconds), seconds)
+        for size, seconds in fastest.items():
+            self.drafting.add(len(requests), size, seconds)
+
+    def _advance(self, requests: Sequence[Request]) -> None:
+        """Compute a step that gives each request another token: some proposers draft from it."""
+        self._execute(self._batch(requests, 0))
+        if len(requests[0].token_ids) + 1 < self._max_model_len:
+            for request in requests:
+                request.token_ids.append(0)
+                request.num_computed_tokens += 1
+
+    def _batch(self, requests: Sequence[Request], drafted: int) -> Batch:
+        count = len(requests)
+        each, more = divmod(drafted, count)
+        sequences = []
+        for index, request in enumerate(requests):
+            size = each + (index >= count - more)  # those with more tokens come last
+            start = len(request.token_ids) - 1
+            draft = Draft([0] * size) if size else None
+            sequences.append(ScheduledSequence(request, start, 1 + size, True, draft))
+        return Batch(sequences, count)
+
+    def _requests(self, count: int, tokens: int) -> list[Request]:
+        block_size = self._config.block_size
+        context = max(1, min(_CONTEXT, self._max_model_len - tokens - _ADVANCES))
+        pages = -(-min(context + tokens + _ADVANCES, self._max_model_len) // block_size)
+        num_blocks, num_groups = self._runner.num_blocks, len(self._runner.groups)
+        requests = []
+        for index in range(count):
+            tables = BlockTables([[group % num_blocks] * pages for group in range(num_groups)])
+            request = Request(
+                f"costs {index}",
+                [0] * context,
+                SamplingParams(temperature=0.0),
+                0.0,
+                tables=tables,
+            )
+            request.num_computed_tokens = context - 1
+            requests.append(request)
+        return requests
