@@ -69,8 +69,11 @@ class Ranks(Protocol):
         """The driver: let the others do this too; `arguments` are plain JSON."""
         ...
 
-    def step(self, header: StepHeader, words: Tensor) -> None:
-        """The driver: let the others compute this step; words as in `engine.packed_step`."""
+    def step(self, header: StepHeader, words: Tensor, draft: bool = False) -> None:
+        """The driver: let the others compute this step; words as in `engine.packed_step`.
+
+        `draft`: it is the draft model's.
+        """
         ...
 
     def lockstep(self) -> contextlib.AbstractContextManager[None]:
@@ -139,7 +142,7 @@ class Alone:
     def tell(self, command: str, **arguments: Any) -> None:
         """Nobody is there."""
 
-    def step(self, header: StepHeader, words: Tensor) -> None:
+    def step(self, header: StepHeader, words: Tensor, draft: bool = False) -> None:
         """Nobody is there."""
 
     def lockstep(self) -> contextlib.AbstractContextManager[None]:
@@ -225,7 +228,7 @@ class GroupRanks:
     def tell(self, command: str, **arguments: Any) -> None:
         """Only the driver tells."""
 
-    def step(self, header: StepHeader, words: Tensor) -> None:
+    def step(self, header: StepHeader, words: Tensor, draft: bool = False) -> None:
         """Only the driver tells."""
 
     def lockstep(self) -> contextlib.AbstractContextManager[None]:

@@ -64,9 +64,9 @@ class DriverRanks(GroupRanks):
         """Let the others do this too."""
         self.workers.send(command_bytes(command, arguments))
 
-    def step(self, header: StepHeader, words: Tensor) -> None:
-        """Let the others compute this step."""
-        self.workers.send(step_bytes(header, words))
+    def step(self, header: StepHeader, words: Tensor, draft: bool = False) -> None:
+        """Let the others compute this step, of the model or of its draft model."""
+        self.workers.send(step_bytes(header, words, draft))
 
     def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
         """A Ctrl-C waits for the end of what is inside."""

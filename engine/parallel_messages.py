@@ -1,8 +1,8 @@
 """What the driver writes to another rank's standard input, and what that answers.
 
 A message is one byte for its kind, eight for its length, and its bytes: a command as JSON, or a
-step as its header's integers and its words (`engine.packed_step`), int64. Answers are lines of
-JSON.
+step of the model or of its draft model as its header's integers and its words
+(`engine.packed_step`), int64. Answers are lines of JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.packed_step import StepHeader
 
 _FRAME = struct.Struct("<cq")
 _HEADER = struct.Struct(f"<{len(StepHeader._fields)}q")
-_STEP, _COMMAND = b"S", b"C"
+_STEP, _DRAFT_STEP, _COMMAND = b"S", b"D", b"C"
 _ERRORS = {error.__name__: error for error in (ConfigError, ModelError, EnvironmentLacks)}
 
 
@@ -35,10 +35,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step; words int64 [header.num_words]."""
+    """A step; words int64 [header.num_words]. `draft`: it is the draft model's."""
 
     header: StepHeader
     words: Tensor
+    draft: bool
 
 
 def command_bytes(name: str, arguments: dict[str, Any]) -> bytes:
@@ -47,10 +48,10 @@ def command_bytes(name: str, arguments: dict[str, Any]) -> bytes:
     return _FRAME.pack(_COMMAND, len(body)) + body
 
 
-def step_bytes(header: StepHeader, words: Tensor) -> bytes:
+def step_bytes(header: StepHeader, words: Tensor, draft: bool) -> bytes:
     """The message of a step; words int64 [header.num_words], on the host."""
     body = words.numpy().tobytes()
-    frame = _FRAME.pack(_STEP, _HEADER.size + len(body))
+    frame = _FRAME.pack(_DRAFT_STEP if draft else _STEP, _HEADER.size + len(body))
     return b"".join((frame, _HEADER.pack(*header), body))
 
 
@@ -67,7 +68,8 @@ def read_message(stream: BinaryIO) -> Command | Step | None:
         name, arguments = json.loads(body)
         return Command(name, arguments)
     header = StepHeader(*_HEADER.unpack_from(body))
-    return Step(header, torch.from_numpy(np.frombuffer(body, np.int64, offset=_HEADER.size)))
+    words = torch.from_numpy(np.frombuffer(body, np.int64, offset=_HEADER.size))
+    return Step(header, words, kind == _DRAFT_STEP)
 
 
 def error_line(error: BaseException, text: str) -> bytes:

@@ -65,8 +65,9 @@ class Worker:
         while (message := read_message(messages)) is not None:
             if isinstance(message, Step):
                 assert self._runner is not None
+                follow = self._runner.follow_draft if message.draft else self._runner.follow
                 with self._ranks.lockstep():
-                    self._runner.follow(message.header, message.words)
+                    follow(message.header, message.words)
                 continue
             try:
                 self._obey(message)
