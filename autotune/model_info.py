@@ -45,7 +45,11 @@ def with_default_model(config: EngineConfig) -> EngineConfig:
 
     What is written from it, `deploy/engine.yaml` above all, then works from any folder.
     """
-    paths = {"model": config.model or str(TARGET), "tokenizer": config.tokenizer}
+    paths = {
+        "model": config.model or str(TARGET),
+        "tokenizer": config.tokenizer,
+        "speculative_model": config.speculative_model,
+    }
     absolute = {
         name: str(Path(path).expanduser().resolve())
         for name, path in paths.items()

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from autotune.deploy.engine_yaml import read_knobs
+from autotune.speculative_models import with_speculative_model
 from engine.config import KNOBS, EngineConfig, Knob
 
 KNOB_PANEL = "Engine knobs"
@@ -80,6 +81,8 @@ def with_knobs(
 def chosen_knobs(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     """What was set explicitly: the file's knobs, overridden by the flags that are not None.
 
+    A speculative method gets the model that is known for it, where none is named.
+
     Raises:
         BadInput: the file cannot be read, or holds an unknown knob or a bad value.
         ConfigError: a flag has a bad value, or the knobs together contradict each other.
@@ -87,6 +90,7 @@ def chosen_knobs(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in flags.items() if value is not None}
     if config is not None:
         return read_knobs(config, given)
+    given = with_speculative_model(given)
     EngineConfig.from_mapping(given)
     return given
 

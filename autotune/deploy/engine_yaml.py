@@ -11,12 +11,15 @@ from autotune.deploy.evidence import Evidence
 from autotune.deploy.strict_yaml import read_yaml_mapping
 from autotune.deploy.yaml_text import comment, setting
 from autotune.errors import BadInput
+from autotune.speculative_models import with_speculative_model
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
 
 
 def read_knobs(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The knobs that a YAML file sets, and only those; overrides take the place of the file's.
+
+    A speculative method gets the model that is known for it, where none is named.
 
     What comes back is checked as a whole, so that an override may mend what the file alone would
     contradict.
@@ -32,12 +35,12 @@ def read_knobs(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[s
             near = difflib.get_close_matches(name.replace("-", "_"), KNOBS, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise BadInput(f"{path}: unknown knob {name!r}{hint}")
-    merged = {**values, **(overrides or {})}
+    merged = with_speculative_model({**values, **(overrides or {})})
     try:
         config = EngineConfig.from_mapping(merged)
     except ConfigError:
         try:
-            EngineConfig.from_mapping(values)
+            EngineConfig.from_mapping(with_speculative_model(values))
         except ConfigError as error:
             raise BadInput(f"{path}: {error}") from error
         raise

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autotune.records import TrialRecord
 from autotune.search.acquisition import Sampled
-from autotune.search.discrepancy import CLASS_KNOBS, Discrepancy
+from autotune.search.discrepancy import ALIKE_KNOBS, CLASS_KNOBS, Discrepancy
 from autotune.search.forecast import (
     OBJECTIVE,
     Forecast,
@@ -77,7 +77,7 @@ class Beliefs:
         question: what is asked.
         forecaster: simulates.
         records: search trials.
-        num_draws: draws of the costs for each class of weights and cache.
+        num_draws: draws of the costs for each class of weights, cache and drafts.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Beliefs:
 
     def _offsets_at(self, point: Point) -> list[Mapping[str, float]]:
         """Logarithms of drawn over likeliest quantities; a class's points share those of one."""
-        key = tuple(point.get(name) for name in CLASS_KNOBS)
+        key = tuple(point.get(name) for name in ALIKE_KNOBS)
         if key not in self._offsets:
             config = self._config(point)
             middle = self._forecaster.simulate(config) or {}

@@ -29,6 +29,7 @@ STRONG_KNOBS = (
     "kv_cache_dtype",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "speculative_method",
 )
 
 # How much more a missed limit counts than the objective does.
@@ -49,23 +50,33 @@ def candidate_points(
         values["quantization"] = tuple(m for m in values["quantization"] if m in methods)
     start = space.point_of(base)
     assert start is not None, "the space is widened by the default first"
-    if SearchSpace(values).size <= most:
-        return [p for p in _product(values) if _accepted(space, base, p)]
-    strong = {n: v for n, v in values.items() if n in STRONG_KNOBS}
-    points = [
-        {**start, **p}
-        for p in itertools.islice(_product(strong), most)
-        if _accepted(space, base, p)
-    ]
-    seen = {_key(p) for p in points}
     rng = random.Random(seed)
+    seen: set[str] = set()
+    points: list[dict[str, Any]] = []
+
+    def think_of(point: Point) -> None:
+        normalised = space.normalised(point, base)
+        key = _key(normalised)
+        if key not in seen:
+            seen.add(key)
+            if _accepted(space, base, normalised):
+                points.append(normalised)
+
+    if SearchSpace(values).size <= most:
+        for combination in _product(values):
+            think_of(combination)
+        return points
+    strong = {n: v for n, v in values.items() if n in STRONG_KNOBS}
+    if SearchSpace(strong).size <= most:
+        for combination in _product(strong):
+            think_of({**start, **combination})
+    else:  # some of these, and as many of the others
+        for _ in range(most // 2):
+            think_of({**start, **_drawn(strong, rng)})
     for _ in range(4 * most):
         if len(points) >= most:
             break
-        point = {name: rng.choice(choices) for name, choices in values.items()}
-        if _key(point) not in seen and _accepted(space, base, point):
-            seen.add(_key(point))
-            points.append(point)
+        think_of(_drawn(values, rng))
     return points
 
 
@@ -73,7 +84,7 @@ def neighbours(
     space: SearchSpace, base: EngineConfig, point: Point, methods: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Points that differ in one knob: of numbers the next ones, of choices all."""
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for name, values in space.values.items():
         choices: Sequence[Any] = values
         if space.is_ordinal(name):
@@ -82,10 +93,10 @@ def neighbours(
         elif name == "quantization":
             choices = [v for v in values if v in methods]
         for value in choices:
-            other = {**point, name: value}
-            if value != point[name] and _accepted(space, base, other):
-                found.append(other)
-    return found
+            other = space.normalised({**point, name: value}, base)
+            if other[name] != point[name] and _accepted(space, base, other):
+                found[_key(other)] = other
+    return list(found.values())
 
 
 def fastest_methods(values: Sequence[str], default: str, hopeless: Sequence[str] = ()) -> list[str]:
@@ -185,6 +196,10 @@ def _prompt_seconds(tokens: float, chunk: int, cost: Any) -> float:
         work = StepWork.of_prompt(min(whole, done + chunk), done)
         seconds += cost.device_seconds(work) + cost.host_seconds(work)
     return seconds * chunks / len({0, chunks // 2, chunks - 1})
+
+
+def _drawn(values: Mapping[str, Sequence[Any]], rng: random.Random) -> dict[str, Any]:
+    return {name: rng.choice(choices) for name, choices in values.items()}
 
 
 def _product(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

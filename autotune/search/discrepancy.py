@@ -2,8 +2,8 @@
 
 A Gaussian process over the logarithm of measured over simulated (Kennedy and O'Hagan 2001,
 "Bayesian Calibration of Computer Models"): part of it is common to all configurations, as the
-machine is faster or slower than in the hour of the calibration, part to those with the same weights
-and cache, and part to neighbours; the rest is the noise of a single trial.
+machine is faster or slower than in the hour of the calibration, part to those with the same
+weights, cache and drafts, and part to neighbours; the rest is the noise of a single trial.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ COMMON, OF_CLASS, OF_NEIGHBOURS = 0.35, 0.25, 0.4
 NOISES = (0.1, 0.3, 1.0)
 # Knobs that decide which kernels run.
 CLASS_KNOBS = ("quantization", "kv_cache_dtype")
+# What a simulation may misjudge as a whole: what these kernels cost, what is accepted of drafts.
+ALIKE_KNOBS = (*CLASS_KNOBS, "speculative_method")
 # Correlation falls by e over so many times the whole range of a number, or with another choice.
 RANGE = 0.5
 # Standard deviation expected of the logarithm, and how many trials that expectation is worth.
@@ -152,6 +154,6 @@ class Discrepancy:
                 distance += np.abs(one - other) / max(1, len(values) - 1) / RANGE
             else:
                 distance += one != other
-            if name in CLASS_KNOBS:
+            if name in ALIKE_KNOBS:
                 alike *= one == other
         return np.asarray(COMMON + OF_CLASS * alike + OF_NEIGHBOURS * np.exp(-distance))

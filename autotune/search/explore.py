@@ -257,11 +257,21 @@ class Exploration:
         left = WAVE if most is None else min(WAVE, most - measured)
         return min(left, num_seeds - measured) if measured < num_seeds else left
 
-    def _reload_rank(self, point: Mapping[str, Any], last: TrialRecord) -> tuple[bool, str]:
-        """Points with the weights that `last` loaded come first, equal weights side by side."""
+    def _reload_rank(
+        self, point: Mapping[str, Any], last: TrialRecord
+    ) -> tuple[bool, str, bool, str]:
+        """Points with the weights that `last` loaded come first, equal weights side by side.
+
+        Of equal weights, those that draft as `last` did come first, as a draft is loaded too.
+        """
         weights = {n: v for n, v in point.items() if KNOBS[n].reload == "weights"}
-        current = last.config
-        return any(current.get(n) != v for n, v in weights.items()), str(sorted(weights.items()))
+        current, method = last.config, str(point.get("speculative_method"))
+        return (
+            any(current.get(n) != v for n, v in weights.items()),
+            str(sorted(weights.items())),
+            method != str(current.get("speculative_method")),
+            method,
+        )
 
     def _known(
         self, point: Mapping[str, Any], records: Sequence[TrialRecord] | None = None

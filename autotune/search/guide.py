@@ -17,7 +17,7 @@ from autotune.records import TrialRecord
 from autotune.search.acquisition import Reached, choose
 from autotune.search.beliefs import Beliefs, Question
 from autotune.search.candidates import Demand, fastest_methods, neighbours, rough_worth
-from autotune.search.discrepancy import CLASS_KNOBS
+from autotune.search.discrepancy import ALIKE_KNOBS, CLASS_KNOBS
 from autotune.search.forecast import Choice, Forecast
 from autotune.search.screening import Screened, screen
 from autotune.search.simulated_trials import SimulatedTrials
@@ -178,17 +178,17 @@ class Guide:
     def _version(self, records: Sequence[TrialRecord]) -> int:
         """How many of the trials the costs are to be fitted to.
 
-        Fitted again when other weights or another cache ran for the first time, and whenever the
-        trials are half as many again; in between, the discrepancy learns.
+        Fitted again when other weights, another cache or other drafts ran for the first time, and
+        whenever the trials are half as many again; in between, the discrepancy learns.
         """
-        seen: set[tuple[Any, Any]] = set()
+        seen: set[tuple[Any, ...]] = set()
         version = ran = 0
         fitted = 0.0
         for place, record in enumerate(records):
             if record.outcome != "ok" or record.metrics is None:
                 continue
             ran += 1
-            kind = record.config.get("quantization"), record.config.get("kv_cache_dtype")
+            kind = _kind(record.config)
             if kind not in seen or ran >= 1.5 * fitted:
                 version, fitted = place + 1, float(ran)
             seen.add(kind)
@@ -227,12 +227,12 @@ class Guide:
     def _best_of_each_class(
         self, screened: Screened, excluded: Callable[[Point], bool]
     ) -> list[Point]:
-        """The two worthiest points of each kind of weights and cache, which may be misjudged."""
-        kept: dict[tuple[Any, Any], list[Point]] = {}
+        """The two worthiest points of each kind of kernels and of drafts, as may be misjudged."""
+        kept: dict[tuple[Any, ...], list[Point]] = {}
         for point in screened.points:
-            kind = point.get("quantization"), point.get("kv_cache_dtype")
-            if len(kept.setdefault(kind, [])) < 2 and not excluded(point):
-                kept[kind].append(point)
+            for kind in _kinds(point):
+                if len(kept.setdefault(kind, [])) < 2 and not excluded(point):
+                    kept[kind].append(point)
         return [point for points in kept.values() for point in points]
 
     def _leaders(
@@ -265,12 +265,22 @@ def _worthiest(beliefs: Beliefs, points: Sequence[Point]) -> list[Point]:
 
 
 def _first_of_each_class(points: Sequence[Point], most: int) -> list[Point]:
-    """The first `most`, but at least the first of each kind of weights and cache."""
-    kinds: set[tuple[Any, Any]] = set()
+    """The first `most`, but at least the first of each kind of kernels and of drafts."""
+    seen: set[tuple[Any, ...]] = set()
     heads: list[Point] = []
     rest: list[Point] = []
     for point in points:
-        kind = point.get("quantization"), point.get("kv_cache_dtype")
-        (rest if kind in kinds else heads).append(point)
-        kinds.add(kind)
+        kinds = _kinds(point)
+        (rest if seen.issuperset(kinds) else heads).append(point)
+        seen.update(kinds)
     return [*heads, *rest][: max(most, len(heads))]
+
+
+def _kind(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(values.get(name) for name in ALIKE_KNOBS)
+
+
+def _kinds(point: Point) -> tuple[tuple[Any, ...], ...]:
+    """The kind of its kernels, and the kind of its drafts."""
+    kernels = tuple(point.get(name) for name in CLASS_KNOBS)
+    return ("kernels", *kernels), ("drafts", point.get("speculative_method"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import BadInput
-from engine.config import KNOBS, EngineConfig
+from engine.config import KNOBS, MODEL_METHODS, EngineConfig
 from engine.quantize.method_table import METHODS, Method
 
 # Least compute capabilities of the attention kernels, and of GPUs that convert e4m3 in hardware.
@@ -61,6 +61,11 @@ class Offer:
                 f"{knob}={value} is not offered: a search may choose {sizes}, what divides the "
                 "model's heads and features among the GPUs that are here"
             )
+        if knob == "speculative_method":
+            return (
+                f"{knob}={value} is not offered: {KNOBS['speculative_model'].flag} names no folder "
+                f"of {MODEL_METHODS[value]}"
+            )
         return (
             f"{knob}={value} is not offered: nothing on this device runs it as fast as floats at "
             f"both prefill and decode; a search may choose {', '.join(self.values[knob])}, and "
@@ -73,7 +78,7 @@ class Offer:
             f"{knob}={getattr(config, knob)} was asked for and is measured as the default, though "
             "nothing on this device runs it as fast as floats at both prefill and decode"
             for knob, values in self.values.items()
-            if knob != "tensor_parallel_size" and getattr(config, knob) not in values
+            if knob in ("quantization", "kv_cache_dtype") and getattr(config, knob) not in values
         ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from autotune.errors import BadInput
 from autotune.search.objective import Objective, ObjectiveName
 from autotune.slo import Slo, parse_slo
+from autotune.speculative_models import with_speculative_model
 from autotune.traffic_options import TrafficOptions
 from engine.config import KNOBS
 
@@ -83,13 +84,16 @@ class TuneOptions:
 
     @property
     def default_knobs(self) -> dict[str, Any]:
-        """Knobs of the default: those of `config`, and what a single value to try fixes."""
+        """Knobs of the default: those of `config`, and what a single value to try fixes.
+
+        A speculative method gets the model that is known for it, where none is named.
+        """
         fixed = {
             name: values[0]
             for name, values in self.narrowing.items()
             if name in KNOBS and len(values) == 1
         }
-        return {**self.config, **fixed}
+        return with_speculative_model({**self.config, **fixed})
 
     @property
     def parsed_slo(self) -> Slo:

@@ -27,6 +27,7 @@ from autotune.search.schedule import Schedule, plan_schedule
 from autotune.search.sizes_offered import sizes_offered
 from autotune.search.space import SearchSpace, load_space
 from autotune.search.windows import write_windows
+from autotune.speculative_models import methods_with_models
 from autotune.traffic import Traffic, load_traffic
 from engine.checkpoints.model_folder import open_model_folder
 from engine.config import EngineConfig
@@ -154,6 +155,7 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     offer = offer_for(hardware, quantized=model.quantization is not None)
     spec = decoder_spec(open_model_folder(base.model))
     offer = offer.also("tensor_parallel_size", sizes_offered(hardware, spec))
+    offer = offer.also("speculative_method", methods_with_models(base))
     if run is None:
         space_file = Path(options.space_file) if options.space_file else None
         space = load_space(hardware["device"], options.narrowing, space_file, offer).nearest(base)

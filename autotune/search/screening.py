@@ -14,10 +14,14 @@ from engine.config import EngineConfig
 
 # Points that are thought of; all where the space has no more.
 MOST_CONSIDERED = 4096
-# Part of the simulations that goes to the best by arithmetic, whatever they are; the next part is
-# shared evenly among weights and batch sizes, as arithmetic may err on one of these as a whole.
-BEST_SHARE, EVEN_SHARE = 0.4, 0.3
-EVEN_KNOBS = ("quantization", "kv_cache_dtype", "max_num_seqs")
+# Part of the simulations that goes to the best by arithmetic, whatever they are; the next parts are
+# shared evenly among weights and batch sizes, and among ways to speculate, as arithmetic may err on
+# one of these as a whole.
+BEST_SHARE = 0.4
+EVEN_SHARES: Mapping[tuple[str, ...], float] = {
+    ("quantization", "kv_cache_dtype", "max_num_seqs"): 0.25,
+    ("speculative_method", "num_speculative_tokens"): 0.1,
+}
 # With what is left, one knob at a time is moved of the best, as long as these are among so many.
 STARTS = 3
 
@@ -71,7 +75,11 @@ def screen(
     ranking = [points[place] for _, _, place in ordered]
     best = int(most * BEST_SHARE) if len(ranking) > most else len(ranking)
     first = [start, *ranking[:best]]
-    even = _evenly(ranking[best:], int(most * EVEN_SHARE))
+    even = [
+        point
+        for knobs, share in EVEN_SHARES.items()
+        for point in _evenly(ranking[best:], knobs, int(most * share))
+    ]
     worths: dict[str, tuple[float, Point]] = {}
     tried: set[str] = set()
 
@@ -99,11 +107,11 @@ def screen(
     return Screened(tuple(point for _, point in ranked), len(points), len(points) - len(ranking))
 
 
-def _evenly(ranking: Sequence[Point], count: int) -> list[Point]:
+def _evenly(ranking: Sequence[Point], knobs: Sequence[str], count: int) -> list[Point]:
     """Of each sort the best, then of each the next."""
     sorts: dict[tuple[Any, ...], list[Point]] = {}
     for point in ranking:
-        sorts.setdefault(tuple(point.get(name) for name in EVEN_KNOBS), []).append(point)
+        sorts.setdefault(tuple(point.get(name) for name in knobs), []).append(point)
     taken: list[Point] = []
     depth = 0
     while len(taken) < count and any(len(points) > depth for points in sorts.values()):

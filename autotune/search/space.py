@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -11,10 +12,21 @@ from typing import Any
 
 import yaml
 
+from autotune.conditional_knobs import GOVERNED, idle_because
 from autotune.errors import BadInput
 from autotune.search.methods_offered import Offer, seed_methods
-from engine.config import KNOBS, EngineConfig
+from autotune.speculative_models import folder_for
+from engine.config import KNOBS, MODEL_METHODS, EngineConfig
 from engine.errors import ConfigError
+
+# Some bounds concern two knobs; a lone value is judged with room on the other side.
+_ROOM_FOR_MANY: Mapping[str, Any] = {"max_num_batched_tokens": 1 << 20}
+_ROOM: Mapping[str, Mapping[str, Any]] = {
+    "max_num_batched_tokens": {"max_num_seqs": 1},
+    "speculative_method": {"speculative_model": "a folder"},
+    "prompt_lookup_min": {"prompt_lookup_max": KNOBS["prompt_lookup_max"].maximum},
+    "prompt_lookup_max": {"prompt_lookup_min": KNOBS["prompt_lookup_min"].minimum},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,29 +35,55 @@ class SearchSpace:
 
     The sampler sees a number's position in its list, not the number, since powers of two are as far
     from each other as neighbours should be; `config_of` and `point_of` translate.
+
+    A knob that does nothing beside another's value (`autotune.conditional_knobs`) has the default's
+    value at such a point, so that different points are different engines; `normalised` sees to it.
     """
 
     values: Mapping[str, tuple[Any, ...]]
 
     @property
     def size(self) -> int:
-        """Number of points."""
+        """Number of normalised points."""
         size = 1
-        for values in self.values.values():
-            size *= len(values)
+        for name, values in self.values.items():
+            governed = [
+                (GOVERNED[other].among, len(choices))
+                for other, choices in self.values.items()
+                if other in GOVERNED and GOVERNED[other].by == name
+            ]
+            if name not in GOVERNED or GOVERNED[name].by not in self.values:
+                size *= sum(
+                    math.prod(count for among, count in governed if value in among)
+                    for value in values
+                )
         return size
 
     def is_ordinal(self, knob: str) -> bool:
         """Whether the order of a knob's values means something."""
         return KNOBS[knob].type in (int, float)
 
+    def normalised(self, point: Mapping[str, Any], base: EngineConfig) -> dict[str, Any]:
+        """The point with the values of `base` for knobs that do nothing at it."""
+        governing = {**{rule.by: getattr(base, rule.by) for rule in GOVERNED.values()}, **point}
+        return {
+            name: value if idle_because(name, governing) is None else getattr(base, name)
+            for name, value in point.items()
+        }
+
     def config_of(self, point: Mapping[str, Any], base: EngineConfig) -> EngineConfig:
         """The engine config at a point of the space; other knobs as in `base`.
+
+        A speculative method gets the model that is known for it.
 
         Raises:
             ConfigError: the knobs of this point contradict each other.
         """
-        return base.replace(**point)
+        changes = self.normalised(point, base)
+        method = changes.get("speculative_method", base.speculative_method)
+        if method in MODEL_METHODS:
+            changes["speculative_model"] = folder_for(method, base)
+        return base.replace(**changes)
 
     def point_of(self, config: EngineConfig) -> dict[str, Any] | None:
         """The point at which a config lies; None if one of its values is not in the space."""
@@ -54,13 +92,24 @@ class SearchSpace:
         return point if inside else None
 
     def nearest(self, config: EngineConfig) -> SearchSpace:
-        """The space widened by the values of `config`, so that it is itself a point."""
+        """The space widened by the values of `config`, so that it is itself a point.
+
+        Knobs that do nothing at any of its points are left out.
+        """
         widened = {}
         for name, values in self.values.items():
+            if name in GOVERNED and not self._may_matter(name, config):
+                continue
             value = getattr(config, name)
             merged = values if value in values else (*values, value)
             widened[name] = _in_order(merged) if self.is_ordinal(name) else tuple(merged)
         return SearchSpace(widened)
+
+    def _may_matter(self, knob: str, config: EngineConfig) -> bool:
+        """Whether a governed knob does anything at some point, `config` being one of them."""
+        governed = GOVERNED[knob]
+        known = (getattr(config, governed.by), *self.values.get(governed.by, ()))
+        return any(value in governed.among for value in known)
 
     def seeds(self, default: EngineConfig) -> list[tuple[str, dict[str, Any]]]:
         """Points to measure before the sampler is asked, with the reason of each.
@@ -85,7 +134,7 @@ class SearchSpace:
             seeds += [
                 (f"extreme: {name}={_plain(value)}", {**start, name: value})
                 for value in dict.fromkeys(ends)
-                if value != start[name]
+                if value != start[name] and idle_because(name, default.to_dict()) is None
             ]
         return seeds
 
@@ -139,12 +188,7 @@ def _checked(name: Any, choices: Any, device: str, where: str) -> tuple[Any, ...
     accepted = []
     for value in dict.fromkeys(choices):
         try:
-            # Some bounds concern two knobs; a lone value is judged with room on the other side.
-            probe = EngineConfig.from_mapping(
-                {"max_num_seqs": 1, name: value}
-                if name == "max_num_batched_tokens"
-                else {"max_num_batched_tokens": 1 << 20, name: value}
-            )
+            probe = EngineConfig.from_mapping({**_ROOM.get(name, _ROOM_FOR_MANY), name: value})
         except ConfigError as error:
             raise BadInput(f"{where}: {error}") from error
         accepted.append(getattr(probe, name))

@@ -7,6 +7,7 @@ suggestions.
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from autotune.conditional_knobs import idle_because
 from autotune.records import TrialRecord
 from autotune.search.objective import Objective
 from autotune.search.options import SamplerName
@@ -71,6 +73,7 @@ class Study:
     ) -> None:
         self._sampler = sampler
         self._space = space
+        self._base = base
         self._objective = objective
         self._seed = seed
         self._told = 0
@@ -112,11 +115,16 @@ class Study:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self._study.ask(self._distributions)
         self._told += 1
-        return Suggestion(
-            point=self._decode(trial.params),
-            source=str(trial.user_attrs.get("source", "sampler")),
-            trial=trial,
-        )
+        source = str(trial.user_attrs.get("source", "sampler"))
+        drawn = self._decode(trial.params)
+        point = self._space.normalised(drawn, self._base)
+        if point != drawn:
+            # The sampler learns of the point that is measured, as it does from the records of a
+            # run that is resumed; what it drew instead it never sees again.
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.enqueue_trial(self._encode(point))
+            trial = self._study.ask(self._distributions)
+        return Suggestion(point=point, source=source, trial=trial)
 
     def take(self, source: str, point: Mapping[str, Any]) -> Suggestion:
         """A point that somebody else chose; nothing else may be enqueued then."""
@@ -145,13 +153,32 @@ class Study:
         if len(measured) < 5 or len({t.value for t in measured}) < 2:
             return {}
         study = optuna.create_study(direction=self._objective.direction)
-        study.add_trials(measured)
+        study.add_trials([self._with_idle_knobs_drawn(trial) for trial in measured])
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return dict(optuna.importance.get_param_importances(study))
         except (ValueError, RuntimeError):
             return {}
+
+    def _with_idle_knobs_drawn(self, trial: FrozenTrial) -> FrozenTrial:
+        """The trial with values drawn by its number for knobs that did nothing in it.
+
+        At the default's value, idle knobs would seem to explain what not drafting brought.
+        """
+        point = self._decode(trial.params)
+        values = {**self._base.to_dict(), **point}
+        rng = random.Random(trial.user_attrs["trial"])
+        drawn = {
+            name: rng.choice(choices) if idle_because(name, values) else point[name]
+            for name, choices in self._space.values.items()
+        }
+        return create_trial(
+            value=trial.value,
+            params=self._encode(drawn),
+            distributions=self._distributions,
+            constraints=trial.constraints,
+        )
 
     def _value(self, record: TrialRecord) -> float:
         if record.objective is not None:

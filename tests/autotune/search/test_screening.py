@@ -78,6 +78,41 @@ def test_neighbours_differ_in_one_knob_and_numbers_by_one_place() -> None:
     assert {p["max_num_seqs"] for p in found} == {16, 64, 256}
 
 
+SPECULATIVE = SearchSpace(
+    {
+        **SPACE.values,
+        "speculative_method": ("none", "ngram", "suffix"),
+        "num_speculative_tokens": (2, 4, 8),
+    }
+)
+
+
+def test_no_two_points_are_the_same_engine() -> None:
+    small = SearchSpace(
+        {n: SPECULATIVE.values[n] for n in ("speculative_method", "num_speculative_tokens")}
+    )
+    assert len(candidate_points(small, BASE, METHODS, 100, 0)) == 1 + 2 * 3 == small.size
+    found = candidate_points(SPECULATIVE, BASE, METHODS, 3000, 0)
+    configs = {str(SPECULATIVE.config_of(point, BASE)) for point in found}
+    assert len(configs) == len(found) == 3000
+    start = SPECULATIVE.point_of(BASE)
+    assert start is not None
+    around = neighbours(SPECULATIVE, BASE, start, METHODS)
+    assert all(p["num_speculative_tokens"] == 4 for p in around)
+    drafting = {**start, "speculative_method": "ngram"}
+    moved = neighbours(SPECULATIVE, BASE, drafting, METHODS)
+    lengths = [p["num_speculative_tokens"] for p in moved]
+    assert {2, 8} < set(lengths)
+
+
+def test_of_too_many_strong_combinations_all_values_have_some() -> None:
+    found = candidate_points(SPECULATIVE, BASE, METHODS, 100, 0)
+    assert len(found) == 100
+    for name, values in SPECULATIVE.values.items():
+        offered = METHODS if name == "quantization" else values
+        assert {point[name] for point in found} == set(offered)
+
+
 def worth(point: Any) -> float:
     """Best at 16 sequences with int8, by far; blocks and order matter a little."""
     far = abs(math.log2(point["max_num_seqs"] / 16)) + 2 * (point["quantization"] != "int8")

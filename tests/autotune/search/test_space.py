@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
+from autotune.embedded import DRAFT, TARGET
 from autotune.errors import BadInput
 from autotune.search.space import SearchSpace, load_space
 from engine.config import KNOBS, EngineConfig
@@ -20,7 +22,9 @@ def test_shipped_spaces_offer_only_tunable_knobs_with_values_that_the_engine_tak
         assert KNOBS[name].tunable
         assert device in KNOBS[name].devices
         for value in values:
-            DEFAULT.replace(**{name: value, "max_num_batched_tokens": 1 << 20} | {name: value})
+            others: dict[str, object] = {"max_num_batched_tokens": 1 << 20}
+            others |= {"speculative_model": "draft"} | {name: value}
+            DEFAULT.replace(**others)
 
 
 def test_default_is_the_first_seed_and_each_other_moves_one_knob() -> None:
@@ -81,3 +85,65 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_size_is_the_number_of_points() -> None:
     assert SearchSpace({"block_size": (16, 32), "quantization": ("none", "int8", "int4")}).size == 6
+
+
+SPECULATIVE = SearchSpace(
+    {
+        "max_num_seqs": (16, 256),
+        "speculative_method": ("none", "ngram", "draft_model"),
+        "num_speculative_tokens": (2, 4, 8),
+        "prompt_lookup_max": (4, 8),
+    }
+)
+
+
+def test_points_that_are_the_same_engine_are_one_point() -> None:
+    combinations = [
+        dict(zip(SPECULATIVE.values, values, strict=True))
+        for values in itertools.product(*SPECULATIVE.values.values())
+    ]
+    points = {str(SPECULATIVE.normalised(point, DEFAULT)) for point in combinations}
+    # Without drafts 2; with lookup 2 x 3 x 2, with a draft model 2 x 3.
+    assert len(points) == SPECULATIVE.size == 2 + 12 + 6
+    idle = {"speculative_method": "none", "num_speculative_tokens": 8, "prompt_lookup_max": 8}
+    assert SPECULATIVE.config_of(idle, DEFAULT) == DEFAULT
+    mine = DEFAULT.replace(num_speculative_tokens=2)
+    assert SPECULATIVE.config_of(idle, mine) == mine
+
+
+def test_a_point_and_its_config_are_each_others() -> None:
+    space = SPECULATIVE.nearest(DEFAULT)
+    base = EngineConfig(model=str(TARGET))
+    for values in itertools.product(*space.values.values()):
+        point = space.normalised(dict(zip(space.values, values, strict=True)), base)
+        assert space.point_of(space.config_of(point, base)) == point
+
+
+def test_a_point_that_drafts_with_a_model_has_the_one_that_is_known() -> None:
+    embedded = EngineConfig(model=str(TARGET))
+    point = {"speculative_method": "draft_model", "num_speculative_tokens": 4}
+    assert SPECULATIVE.config_of(point, embedded).speculative_model == str(DRAFT)
+    given = DEFAULT.replace(speculative_model="small")
+    assert SPECULATIVE.config_of(point, given).speculative_model == "small"
+    assert SPECULATIVE.config_of({"speculative_method": "none"}, given) == given
+
+
+def test_knobs_that_nothing_heeds_are_left_out() -> None:
+    only_none = load_space("cpu", {"speculative_method": ["none"]}).nearest(DEFAULT)
+    assert not [name for name in only_none.values if "specul" in name or "lookup" in name]
+    drafting = DEFAULT.replace(speculative_method="ngram")
+    kept = load_space("cpu", {"speculative_method": ["ngram"]}).nearest(drafting)
+    assert {"num_speculative_tokens", "prompt_lookup_max"} < set(kept.values)
+    models = load_space("cpu", {"speculative_method": ["none", "medusa"]}).nearest(DEFAULT)
+    assert "num_speculative_tokens" in models.values
+    assert "prompt_lookup_max" not in models.values
+
+
+def test_seeds_move_what_drafting_heeds_only_where_the_default_drafts() -> None:
+    def moved(base: EngineConfig) -> set[str]:
+        (_, start), *others = SPECULATIVE.nearest(base).seeds(base)
+        return {name for _, point in others for name in point if point[name] != start[name]}
+
+    assert moved(DEFAULT) == {"max_num_seqs", "speculative_method"}
+    drafting = DEFAULT.replace(speculative_method="draft_model", speculative_model="small")
+    assert moved(drafting) == {"max_num_seqs", "speculative_method", "num_speculative_tokens"}

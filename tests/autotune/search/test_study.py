@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
@@ -116,3 +119,55 @@ def test_improvements_of_single_knobs_are_combined(tmp_path: Path) -> None:
 def test_nothing_to_combine_when_one_knob_helped(tmp_path: Path) -> None:
     _, records = search(tmp_path, [], 3)
     assert combined_improvements(records[0], records, SPACE, OBJECTIVE) is None
+
+
+DRAFTING = SearchSpace(
+    {
+        "speculative_method": ("none", "ngram"),
+        "num_speculative_tokens": (2, 4, 8, 16),
+        "prompt_lookup_max": (4, 8),
+        "max_num_seqs": (64, 256),
+    }
+)
+
+
+def drafted(number: int, point: Mapping[str, object], gain: float) -> TrialRecord:
+    record = measured(number, Suggestion({"quantization": "none"}, "sampler", None))  # type: ignore[arg-type]
+    brought = gain if point["speculative_method"] == "ngram" else 0.0
+    config = {**BASE.to_dict(), **point}
+    return dataclasses.replace(record, config=config, objective=100.0 + brought + number % 7 / 10)
+
+
+def drafting_search(path: Path, records: list[TrialRecord], until: int) -> list[TrialRecord]:
+    study = Study(path, DRAFTING, OBJECTIVE, 7, records, BASE)
+    records = list(records)
+    while len(records) < until:
+        suggestion = study.ask()
+        records.append(drafted(len(records), suggestion.point, 5.0))
+        study.tell(suggestion, records[-1])
+    return records
+
+
+def test_what_is_drawn_for_idle_knobs_is_no_other_point(tmp_path: Path) -> None:
+    whole = drafting_search(tmp_path / "whole", [], 20)
+    idle = [r.config for r in whole if r.config["speculative_method"] == "none"]
+    assert len(idle) > 3
+    assert {c["num_speculative_tokens"] for c in idle} == {4}
+    assert len({r.config["num_speculative_tokens"] for r in whole}) == 4
+    # The sampler has learned what the records tell, and no more.
+    resumed = drafting_search(tmp_path / "resumed", whole[:12], 20)
+    assert [r.config for r in resumed] == [r.config for r in whole]
+
+
+@pytest.mark.parametrize("gain", [50.0, -50.0])
+def test_what_drafting_brings_is_the_methods_doing(tmp_path: Path, gain: float) -> None:
+    rng = random.Random(3)
+    points = [{n: rng.choice(v) for n, v in DRAFTING.values.items()} for _ in range(80)]
+    records = [
+        drafted(number, DRAFTING.normalised(point, BASE), gain)
+        for number, point in enumerate(points)
+    ]
+    study = Study(tmp_path / "study.journal", DRAFTING, OBJECTIVE, 7, records, BASE)
+    importances = study.importances()
+    assert max(importances, key=importances.__getitem__) == "speculative_method"
+    assert importances["speculative_method"] > 0.5
