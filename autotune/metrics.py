@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autotune.confidence import CONFIDENCE, wilson_interval
 from autotune.records import RequestRecord
 from autotune.slo import Slo, statistic_of
 from autotune.slo_grammar import LATENCIES
+from autotune.speculation_counts import speculation_metrics
 from autotune.workload.rows import mean_rate
 from engine.config import EngineConfig
 from engine.step_record import StepRecord
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
-CONFIDENCE = 0.95
 RESAMPLES = 1000
 _MIN_RESAMPLES = 200
 # Beyond this many values drawn in all, fewer resamples are taken.
 _BOOTSTRAP_WORK = 400_000_000
-_Z = 1.959963984540054  # standard normal quantile of (1 + CONFIDENCE) / 2
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,6 +52,7 @@ def compute_metrics(
     seed: int = 0,
     resamples: int = RESAMPLES,
     engine: Mapping[str, Any] | None = None,
+    speculation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metrics of one measurement, keyed as in `bench --json`; None where undefined.
 
@@ -71,6 +72,7 @@ def compute_metrics(
         seed: of the bootstrap.
         resamples: of the bootstrap; 0 gives the latencies no intervals.
         engine: what the steps come to, where they were added up and not kept.
+        speculation: what they say of it, where it is known in another way.
     """
     finished = [record for record in records if record.completed]
     if duration is None:
@@ -105,6 +107,7 @@ def compute_metrics(
         "load_note": load_note,
         "config": config.to_dict(),
         "engine": _engine(steps) if engine is None else dict(engine),
+        "speculation": speculation_metrics(steps, config) if speculation is None else speculation,
         "slo_statistics": _slo_statistics(records, slo),
         "intervals": {
             "slo_attainment": None if low is None else [low, high],
@@ -178,23 +181,6 @@ def bootstrap_intervals(
         name: index for index, name in enumerate((n for n in statistics if n != "mean"), start=1)
     }
     return {name: [float(bound) for bound in bounds[:, column[name]]] for name in statistics}
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float | None, float | None]:
-    """95% interval of a share (Wilson 1927); (None, None) without trials.
-
-    Unlike the bootstrap it does not claim certainty when every request, or none, succeeded.
-    """
-    if trials == 0:
-        return None, None
-    share = successes / trials
-    spread = _Z * math.sqrt(share * (1 - share) / trials + (_Z / (2 * trials)) ** 2)
-    scale = 1 + _Z * _Z / trials
-    centre = share + _Z * _Z / (2 * trials)
-    # At the ends a bound is exactly 0 or 1, which rounding would miss.
-    low = (centre - spread) / scale if successes > 0 else 0.0
-    high = (centre + spread) / scale if successes < trials else 1.0
-    return low, high
 
 
 def _statistics(slo: Slo | None) -> dict[str, tuple[str, ...]]:

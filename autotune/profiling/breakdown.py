@@ -8,6 +8,7 @@ in a hundred thousand steps at once. What of an interval no step covers is `idle
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,9 +23,12 @@ from autotune.records import RequestRecord
 from engine.step_record import StepRecord
 
 # Parts of a step's time; `prefill_linear` and `linear_compute` are the rows' of prompts and of
-# decodes. `unexplained` is what the device took beyond the fitted cost, below 0 where less.
+# decodes, without drafted ones: what these add is `verification`. `unexplained` is what the device
+# took beyond the fitted cost, below 0 where less.
 _STEP_PARTS = (
     "host",
+    "drafting",
+    "verification",
     "communication",
     "weights",
     "prefill_linear",
@@ -40,6 +44,7 @@ _MODELLED = (
     "linear_compute",
     "prefill_attention",
     "kv_reads",
+    "verification",
     "interference",
     "other",
 )
@@ -146,8 +151,8 @@ def ttft(requests: Sequence[RequestRecord], timeline: Timeline) -> Breakdown:
 def tpot(requests: Sequence[RequestRecord], timeline: Timeline) -> Breakdown:
     """The mean time per output token; others' prompts in the same steps are `interference`.
 
-    Between two tokens of a request lies one step, unless it was preempted: then the whole gap is
-    `preempted`.
+    Between two tokens of a request lies one step, or none if both are of one; unless the request
+    was preempted: then the whole gap is `preempted`.
     """
     first = _array(r.token_times[0] for r in requests)
     last = _array(r.token_times[-1] for r in requests)
@@ -186,15 +191,18 @@ def _step_parts(
     records: Sequence[StepRecord], columns: StepColumns, cost: CostOfSteps
 ) -> dict[str, Floats]:
     """Seconds of each step by part; they sum to its time."""
-    modelled = [cost.terms(StepWork.of(step)) for step in records]
+    modelled = [cost.terms(StepWork.of(undrafted(step))) for step in records]
     terms = {name: _array(each[name] for each in modelled) for name in TERMS}
     measured = columns.communication
     communication = np.where(np.isnan(measured), terms["communication"], measured)
     communication = np.minimum(communication, columns.device)
-    rows = np.maximum(columns.rows, 1.0)
+    rows = np.maximum(columns.prefill_tokens + columns.decodes, 1.0)
     of_prompts = columns.prefill_tokens / rows
+    drafting = np.minimum(columns.drafting, columns.host)
     parts = {
-        "host": columns.host,
+        "host": columns.host - drafting,
+        "drafting": drafting,
+        "verification": _array(verification_seconds(step, cost) for step in records),
         "communication": communication,
         "weights": terms["weights"],
         "prefill_linear": terms["linear_compute"] * of_prompts,
@@ -212,6 +220,23 @@ def _step_parts(
         where=columns.seconds > 0,
     )
     return {name: seconds * taken for name, seconds in parts.items()}
+
+
+def undrafted(step: StepRecord) -> StepRecord:
+    """The step as it would be without the drafted tokens in it."""
+    if not step.drafted_tokens:
+        return step
+    return dataclasses.replace(
+        step, drafted_tokens=0, accepted_tokens=0, drafted_by_depth=(), accepted_by_depth=()
+    )
+
+
+def verification_seconds(step: StepRecord, cost: CostOfSteps) -> float:
+    """Device seconds that the drafted tokens of a step add to it, by its cost."""
+    if not step.drafted_tokens:
+        return 0.0
+    with_them = cost.device_seconds(StepWork.of(step))
+    return max(0.0, with_them - cost.device_seconds(StepWork.of(undrafted(step))))
 
 
 def _preempted_gaps(

@@ -17,6 +17,7 @@ from autotune.profiling.queueing import queueing
 from autotune.profiling.schema import Gpu, ModelFacts, Profile, Source, StepFit
 from autotune.profiling.series import series
 from autotune.profiling.speculation_dry_run import speculation
+from autotune.profiling.speculation_measured import measured_speculation
 from autotune.profiling.step_columns import StepColumns
 from autotune.profiling.traffic import traffic
 from engine.config import EngineConfig
@@ -69,6 +70,7 @@ def build_profile(
         return found[0]
 
     cost, fit = kept(_cost(evidence, steps, config, model, machine))
+    error = None if fit is None else fit.p90_error
     arrived = kept(traffic(evidence, _duration(evidence, steps, metrics)))
     cache = kept(kv_cache(evidence, steps, config, model))
     devices = config.tensor_parallel_size if _on_gpu(hardware) else 1
@@ -97,7 +99,8 @@ def build_profile(
         host=host(steps),
         communication=kept(communication(steps, config.tensor_parallel_size)),
         imbalance=imbalance(steps),
-        speculation=kept(speculation(evidence)),
+        speculation=kept(speculation(evidence, config, steps, cost, error)),
+        measured_speculation=kept(measured_speculation(evidence, config, cost, error)),
         breakdowns=times,
         step_fit=fit,
         probes=machine.probes if machine else None,

@@ -49,7 +49,7 @@ class CountedCost:
         one = np.ones(len(steps))
         decode_kv = steps.kv_tokens - steps.prefill_kv_tokens
         device = _solve([one, steps.rows, decode_kv, steps.prefill_pairs], steps.device)
-        host = _solve([one, steps.sequences], steps.host)
+        host = _solve([one, steps.sequences], np.maximum(steps.host - steps.drafting, 0.0))
         return cls(*device, *host)
 
     def device_seconds(self, work: StepWork) -> float:
@@ -57,7 +57,7 @@ class CountedCost:
         return sum(self.terms(work).values())
 
     def host_seconds(self, work: StepWork) -> float:
-        """Seconds of a step that the device waits for the host."""
+        """Seconds of a step that the device waits for the host, drafting apart."""
         return self.host_base + self.host_sequence * work.sequences
 
     def terms(self, work: StepWork) -> dict[str, float]:

@@ -5,7 +5,8 @@ A the attention features (query heads times head size over all layers) and k the
 
 - operations: 2 N rows + 2 H sampled + 4 A pairs, a multiply-add counting two. The pairs of query
   and key of a decode are its context; those of a prompt chunk are under the causal mask, half of
-  its square. (Chowdhery et al. 2022, PaLM, appendix B, and Megatron-LM's count.)
+  its square. A drafted token is a row, a sampled one and its context's pairs. (Chowdhery et al.
+  2022, PaLM, appendix B, and Megatron-LM's count.)
 - bytes: weights once a step, the head only where something is sampled, of a mixture of experts
   those that a batch is expected to touch; and k for each cached token read. Embeddings are looked
   up, not streamed; activations stay in caches.
@@ -41,11 +42,10 @@ class Work(NamedTuple):
 
 def step_work(steps: StepColumns, model: ModelFacts) -> Work:
     """What each step computes and reads; see the module for the formulas."""
-    decode_pairs = steps.kv_tokens - steps.prefill_kv_tokens
     flops = (
         2.0 * model.matmul_parameters * steps.rows
-        + 2.0 * model.head_parameters * steps.sampled
-        + 4.0 * model.attention_features * (decode_pairs + steps.prefill_pairs)
+        + 2.0 * model.head_parameters * (steps.sampled + steps.drafted)
+        + 4.0 * model.attention_features * (steps.decode_pairs + steps.prefill_pairs)
     )
     return Work(flops, weight_bytes(steps, model), model.kv_bytes_per_token * steps.kv_tokens)
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from autotune.predict.step_cost import StepWork
 from autotune.profiling.counted_cost import CostOfSteps
-from autotune.profiling.enough import LEAST_REQUESTS, NOT_TOLD, lacking
+from autotune.profiling.enough import LEAST_REQUESTS, LEAST_STEPS, NOT_TOLD, lacking
 from autotune.profiling.evidence import LoadEvidence
 from autotune.profiling.kv_cache import seats
 from autotune.profiling.schema import Queueing
@@ -137,8 +137,8 @@ def service_seconds(
     """Seconds of the engine that a mean request takes when every seat is taken.
 
     Its prompt in steps full of prompts, and its part of as many decode steps as its answer has
-    further tokens. The reciprocal is the rate that the engine sustains, whatever the latency.
-    None without an answer.
+    further tokens, or of fewer where drafts were accepted. The reciprocal is the rate that the
+    engine sustains, whatever the latency. None without an answer.
     """
     served = [r for r in requests if r.output_tokens]
     if not served:
@@ -171,8 +171,33 @@ def service_seconds(
         prefill_kv_tokens=0.0,
         prefill_pairs=0.0,
     )
-    further = float((outputs - 1).mean())
-    return _seconds(cost, prefill) / prompts + further * _seconds(cost, decode) / batch
+    drafts = _drafts_when_full(steps, batch)
+    decoding = _seconds(cost, decode.verifying(1 + drafts.drafted)) + drafts.seconds * batch
+    further = float((outputs - 1).mean()) / (1 + drafts.accepted)
+    return _seconds(cost, prefill) / prompts + further * decoding / batch
+
+
+class _Drafts(NamedTuple):
+    """Of a decode on the mean: tokens drafted and accepted, and the seconds of drafting."""
+
+    drafted: float
+    accepted: float
+    seconds: float
+
+
+def _drafts_when_full(steps: StepColumns, batch: float) -> _Drafts:
+    """What was drafted while about as many decoded as can; of too few such steps, in all of them.
+
+    An engine that is full may draft less than one that is not.
+    """
+    full = steps.decodes >= batch / 2
+    if int(full.sum()) < LEAST_STEPS:
+        full = steps.decodes > 0
+    decodes = float(steps.decodes[full].sum())
+    if not decodes:
+        return _Drafts(0.0, 0.0, 0.0)
+    columns = (steps.drafted, steps.accepted, steps.drafting)
+    return _Drafts(*(float(column[full].sum()) / decodes for column in columns))
 
 
 def _slowness(evidence: LoadEvidence, cost: CostOfSteps | None) -> float:
@@ -182,7 +207,8 @@ def _slowness(evidence: LoadEvidence, cost: CostOfSteps | None) -> float:
     """
     sample = evidence.steps[:: max(1, len(evidence.steps) // _SAMPLED_STEPS)]
     expected = sum(_seconds(cost, StepWork.of(step)) for step in sample) if cost else 0.0
-    return sum(step.seconds for step in sample) / expected if expected > 0 else 1.0
+    taken = sum(step.seconds - step.draft_seconds for step in sample)
+    return taken / expected if expected > 0 else 1.0
 
 
 def _seconds(cost: CostOfSteps, work: StepWork) -> float:

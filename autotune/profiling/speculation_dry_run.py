@@ -1,28 +1,48 @@
 """What prompt lookup would have drafted on the recorded tokens, and how much would have been right.
 
-At each decode step the last n tokens are looked for in what came before, the longest n first, and
-what followed their latest occurrence is drafted (Saxena 2023, prompt lookup decoding; vLLM's
-`ngram`). Greedy outputs do not depend on drafts, so that the recorded answer tells exactly which
-would have been accepted.
+At each decode step the engine's own rule (`engine.speculate.ngram`) drafts from the tokens before
+it. Greedy outputs do not depend on drafts, so that the recorded answer tells exactly which would
+have been accepted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from autotune.profiling.counted_cost import CostOfSteps
 from autotune.profiling.enough import LEAST_REQUESTS, lacking
 from autotune.profiling.evidence import LoadEvidence
-from autotune.profiling.schema import AcceptancePosition, Speculation
+from autotune.profiling.speculation_forecast import Drafting, forecast
+from autotune.profiling.speculation_schema import AcceptancePosition, Bounded, Speculation
+from autotune.profiling.step_columns import StepColumns
+from autotune.speculation_counts import accepted_share, design_effect, ratio_margin
+from engine.config import EngineConfig
+from engine.speculate.ngram import Lookup, continuation, latest_match
 
-MIN_NGRAM = 2
-MAX_NGRAM = 4
 DRAFT_TOKENS = (1, 2, 3, 4, 5, 8)
 # Enough for an estimate to a percent; beyond it every n-th request is looked at.
-_MOST_TOKENS = 200_000
+_MOST_DECODES = 40_000
 
 
-def speculation(evidence: LoadEvidence) -> tuple[Speculation | None, list[str]]:
-    """The dry run on a load's requests, or why there is none."""
+def speculation(
+    evidence: LoadEvidence,
+    config: EngineConfig,
+    steps: StepColumns,
+    cost: CostOfSteps | None,
+    cost_error: float | None,
+) -> tuple[Speculation | None, list[str]]:
+    """The dry run on a load's requests, or why there is none.
+
+    Args:
+        evidence: the load.
+        config: the engine's, whose `prompt_lookup_*` say what is looked up.
+        steps: the load's.
+        cost: of a step; without it nothing is forecast.
+        cost_error: by how much it is off, as a share, nine times in ten; None where not known.
+    """
     prompts = evidence.prompts
     usable = [
         (prompts[r.request_id], r.output_token_ids)
@@ -33,72 +53,142 @@ def speculation(evidence: LoadEvidence) -> tuple[Speculation | None, list[str]]:
         return None, ["what n-gram drafts would get is unknown: the records hold no tokens"]
     if len(usable) < LEAST_REQUESTS:
         return None, [lacking("the dry run of drafts", "requests", LEAST_REQUESTS, len(usable))]
-    tokens = sum(len(prompt) + len(output) for prompt, output in usable)
-    every = max(1, min(len(usable) // LEAST_REQUESTS, -(-tokens // _MOST_TOKENS)))
-    return dry_run(usable[::every], synthetic=bool(evidence.synthetic_prompts)), []
+    decodes = sum(len(output) for _, output in usable)
+    every = max(1, min(len(usable) // LEAST_REQUESTS, -(-decodes // _MOST_DECODES)))
+    found = replayed(usable[::every], Lookup.of(config))
+    loads = [] if cost is None else forecast(found.drafting(), config, steps, cost, cost_error)
+    return found.to_profile(synthetic=bool(evidence.synthetic_prompts), loads=loads), []
 
 
-def dry_run(
-    requests: Sequence[tuple[Sequence[int], Sequence[int]]], *, synthetic: bool = False
-) -> Speculation:
-    """Draft along each (prompt, output); the first output token comes with the prompt."""
-    longest = max(DRAFT_TOKENS)
-    generated = found = decodes = 0
-    steps = dict.fromkeys(DRAFT_TOKENS, 0)
-    drafted = [0] * longest
-    accepted = [0] * longest
-    for prompt, output in requests:
-        drafts = lookups((*prompt, *output), len(prompt) + 1, longest)
-        generated += len(drafts)
-        decodes += len(drafts)
-        found += sum(length > 0 for length, _ in drafts)
+@dataclass(slots=True)
+class Replay:
+    """What drafting along some answers came to; lists have one entry a request.
+
+    `generated` are the tokens after the first. By the number of draft tokens asked for, `steps` and
+    `hits` count the steps that this takes and those of them with a draft. `drafted` and `accepted`
+    count, of the longest drafts, those that reach each position and those right up to there; `runs`
+    how many times a step finds a draft after one that did not, or as the first.
+    """
+
+    lookup: Lookup
+    generated: list[int] = field(default_factory=list)
+    found: list[int] = field(default_factory=list)
+    steps: dict[int, list[int]] = field(default_factory=lambda: {k: [] for k in DRAFT_TOKENS})
+    hits: dict[int, list[int]] = field(default_factory=lambda: {k: [] for k in DRAFT_TOKENS})
+    drafted: list[list[int]] = field(default_factory=list)
+    accepted: list[list[int]] = field(default_factory=list)
+    runs: int = 0
+
+    def add(self, drafts: Sequence[tuple[int, int]]) -> None:
+        """Count a request by what a draft would be at each of its decodes: `lookups`."""
+        longest = max(DRAFT_TOKENS)
+        drafted, accepted = [0] * longest, [0] * longest
         for k in DRAFT_TOKENS:
-            at = 0
+            at = steps = hits = 0
+            hit = False
             while at < len(drafts):
                 length, right = drafts[at]
                 if k == longest:
                     for place in range(length):
                         drafted[place] += 1
                         accepted[place] += place < right
+                    self.runs += length > 0 and not hit
+                    hit = length > 0
                 at += min(right, k) + 1
-                steps[k] += 1
-    return Speculation(
-        num_requests=len(requests),
-        min_ngram=MIN_NGRAM,
-        max_ngram=MAX_NGRAM,
-        tokens_per_step={k: generated / count if count else 1.0 for k, count in steps.items()},
-        hit_share=found / decodes if decodes else 0.0,
-        positions=[
-            AcceptancePosition(position=place + 1, drafted=drafted[place], accepted=accepted[place])
-            for place in range(longest)
-        ],
-        synthetic_prompts=synthetic,
-    )
+                steps += 1
+                hits += length > 0
+            self.steps[k].append(steps)
+            self.hits[k].append(hits)
+        self.generated.append(len(drafts))
+        self.found.append(sum(length > 0 for length, _ in drafts))
+        self.drafted.append(drafted)
+        self.accepted.append(accepted)
+
+    def tokens_per_step(self, k: int) -> Bounded:
+        """Of drafts of k tokens, with its 95% interval over the requests."""
+        steps = sum(self.steps[k])
+        tokens = sum(self.generated) / steps if steps else 1.0
+        margin = ratio_margin(_array(self.generated), _array(self.steps[k]))
+        if margin is None:
+            return Bounded(value=tokens, low=1.0, high=1.0 + k)
+        return Bounded(
+            value=tokens, low=max(1.0, tokens - margin), high=min(1.0 + k, tokens + margin)
+        )
+
+    def drafting(self) -> list[Drafting]:
+        """What each number of draft tokens yields."""
+        return [
+            Drafting(k, k * sum(self.hits[k]) / max(1, sum(self.steps[k])), self.tokens_per_step(k))
+            for k in DRAFT_TOKENS
+        ]
+
+    def positions(self) -> list[AcceptancePosition]:
+        """Acceptance of the longest drafts by position."""
+        drafted, accepted = np.array(self.drafted), np.array(self.accepted)
+        rows = []
+        for place in range(max(DRAFT_TOKENS)):
+            reached, right = drafted[:, place], accepted[:, place]
+            total, good = int(reached.sum()), int(right.sum())
+            share = accepted_share(total, good, design_effect(right, reached))
+            rows.append(
+                AcceptancePosition(
+                    position=place + 1,
+                    drafted=total,
+                    accepted=good,
+                    share=None if share is None else Bounded(**share),
+                )
+            )
+        return rows
+
+    def to_profile(self, *, synthetic: bool = False, loads: Sequence[object] = ()) -> Speculation:
+        """The section of the profile."""
+        decodes = sum(self.generated)
+        return Speculation.model_validate(
+            {
+                "num_requests": len(self.generated),
+                "min_ngram": self.lookup.shortest,
+                "max_ngram": self.lookup.longest,
+                "tokens_per_step": {k: self.tokens_per_step(k).value for k in DRAFT_TOKENS},
+                "hit_share": sum(self.found) / decodes if decodes else 0.0,
+                "hit_run": sum(self.hits[max(DRAFT_TOKENS)]) / self.runs if self.runs else None,
+                "positions": self.positions(),
+                "synthetic_prompts": synthetic,
+                "loads": list(loads),
+            }
+        )
 
 
-def lookups(tokens: Sequence[int], start: int, longest: int) -> list[tuple[int, int]]:
+def replayed(requests: Sequence[tuple[Sequence[int], Sequence[int]]], lookup: Lookup) -> Replay:
+    """Draft along each (prompt, output); the first output token comes with the prompt."""
+    replay = Replay(lookup)
+    for prompt, output in requests:
+        replay.add(lookups((*prompt, *output), len(prompt) + 1, max(DRAFT_TOKENS), lookup))
+    return replay
+
+
+def lookups(
+    tokens: Sequence[int], start: int, longest: int, lookup: Lookup
+) -> list[tuple[int, int]]:
     """For each position from `start` on, what a draft there would be: (its length, right ones).
 
-    A draft for position i is made of the tokens before i alone, and has at most `longest`. Right
-    are as many as agree with what came, up to the end of the sequence.
+    A draft for position i is made of the tokens before i alone, and has `longest` tokens or none.
+    Right are as many as agree with what came, up to the end of the sequence.
     """
-    count = len(tokens)
-    seen: list[dict[tuple[int, ...], int]] = [{} for _ in range(MAX_NGRAM + 1)]
+    array = np.array(tokens, dtype=np.int32)
     result = []
-    for i in range(MIN_NGRAM, count):
-        ends = [(n, tuple(tokens[i - n : i])) for n in range(min(MAX_NGRAM, i), MIN_NGRAM - 1, -1)]
-        if i >= start:
-            match = next((seen[n][end] for n, end in ends if end in seen[n]), None)
-            if match is None:
-                result.append((0, 0))
-            else:
-                length = min(longest, i - match)
-                right = 0
-                most = min(length, count - i)
-                while right < most and tokens[match + right] == tokens[i + right]:
-                    right += 1
-                result.append((length, right))
-        for n, end in ends:
-            seen[n][end] = i
-    # Sequences that are shorter than an n-gram are drafted nothing.
-    return [(0, 0)] * (count - start - len(result)) + result
+    for i in range(start, len(array)):
+        match = latest_match(array[:i], lookup)
+        if match is None:
+            result.append((0, 0))
+            continue
+        right = 0
+        for mine, real in zip(continuation(array[:i], match, longest), tokens[i:], strict=False):
+            if mine != real:
+                break
+            right += 1
+        result.append((longest, right))
+    return result
+
+
+def _array(values: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array(values, dtype=np.float64)

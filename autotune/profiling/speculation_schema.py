@@ -54,8 +54,9 @@ class Speculation(Part):
     """A dry run of prompt lookup on the recorded tokens: what n-gram drafts would have got.
 
     `tokens_per_step` is accepted drafts plus the model's own token, by the number of draft tokens
-    asked for; `hit_share` the share of decode steps at which a draft was found at all. `loads`
-    tells what the best number of them would be worth by load.
+    asked for; `hit_share` the share of decode steps at which a draft was found at all, `hit_run`
+    how many steps of a request in a row find one on the mean, with the longest drafts; None where
+    none was found. `loads` tells what the best number of draft tokens would be worth by load.
     """
 
     num_requests: int
@@ -63,6 +64,7 @@ class Speculation(Part):
     max_ngram: int
     tokens_per_step: dict[int, float]
     hit_share: float
+    hit_run: float | None = None
     positions: list[AcceptancePosition] = Field(default_factory=list)
     synthetic_prompts: bool = False
     loads: list[SpeculativeLoad] = Field(default_factory=list)
@@ -71,17 +73,14 @@ class Speculation(Part):
 class DraftCost(Part):
     """Seconds that drafting takes in a step, fitted to the steps that drafted.
 
-    base + sequence * sequences asked about + depth * longest draft + token * drafted tokens.
+    base + sequence * n + depth * d + depth_sequence * d * n, with n sequences that decode and d
+    tokens in the longest draft.
     """
 
     base: float
     sequence: float
     depth: float
-    token: float
-
-    def seconds(self, sequences: float, depth: float, tokens: float) -> float:
-        """Seconds of drafting `tokens` tokens in all, at most `depth` for each of `sequences`."""
-        return self.base + self.sequence * sequences + self.depth * depth + self.token * tokens
+    depth_sequence: float
 
 
 class MeasuredSpeculation(Part):

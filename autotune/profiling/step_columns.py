@@ -15,7 +15,8 @@ from engine.step_record import StepRecord
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-_FIELDS = tuple(f.name for f in dataclasses.fields(StepRecord))
+# Counts by depth are no columns.
+_FIELDS = tuple(f.name for f in dataclasses.fields(StepRecord) if not f.name.endswith("_by_depth"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class StepColumns:
 
     `end` is never after the next step's start: of a step that another overlaps, as on a device
     that is kept busy, the part before that counts. `communication` and `waiting` are NaN where not
-    measured.
-    `tells_attention` is False for the records of an earlier release, which lack what attention
-    computes and who was sampled.
+    measured. `drafted` and `accepted` count tokens, `drafting` is the part of `host` that went to
+    them. `tells_attention` is False for the records of an earlier release, which lack what
+    attention computes and who was sampled.
     """
 
     start: Floats
@@ -41,6 +42,9 @@ class StepColumns:
     prefill_sequences: Floats
     decodes: Floats
     sampled: Floats
+    drafted: Floats
+    accepted: Floats
+    drafting: Floats
     kv_tokens: Floats
     prefill_kv_tokens: Floats
     prefill_pairs: Floats
@@ -74,6 +78,9 @@ class StepColumns:
             prefill_sequences=rows["prefill_sequences"],
             decodes=rows["decode_sequences"],
             sampled=rows["sampled_sequences"],
+            drafted=rows["drafted_tokens"],
+            accepted=rows["accepted_tokens"],
+            drafting=rows["draft_seconds"],
             kv_tokens=rows["kv_tokens_read"],
             prefill_kv_tokens=rows["prefill_kv_tokens_read"],
             prefill_pairs=rows["prefill_pairs"],
@@ -93,8 +100,14 @@ class StepColumns:
 
     @property
     def rows(self) -> Floats:
-        """Tokens that each step computed."""
-        return self.prefill_tokens + self.decodes
+        """Tokens that each step computed, drafted ones included."""
+        return self.prefill_tokens + self.decodes + self.drafted
+
+    @property
+    def decode_pairs(self) -> Floats:
+        """Pairs of query and key of decodes, whose drafted tokens see what the last token sees."""
+        seen = self.kv_tokens - self.prefill_kv_tokens
+        return seen * (1.0 + self.drafted / np.maximum(self.decodes, 1.0))
 
     @property
     def sequences(self) -> Floats:

@@ -13,7 +13,6 @@ from autotune.metrics import (
     bootstrap_intervals,
     compute_metrics,
     latencies,
-    wilson_interval,
 )
 from autotune.records import RequestRecord
 from autotune.slo import Slo, parse_slo
@@ -251,25 +250,6 @@ def test_bootstrap_is_seeded_and_needs_two_requests() -> None:
     records = [request(float(i), (i + 0.1 * (i % 7), i + 1.0)) for i in range(30)]
     assert compute(records, Slo(), seed=1) == compute(records, Slo(), seed=1)
     assert compute(records, Slo(), seed=1) != compute(records, Slo(), seed=2)
-
-
-def test_wilson_interval() -> None:
-    # 8 of 10 by the closed form, computed elsewhere; and the rule of three at the edge.
-    low, high = wilson_interval(8, 10)
-    assert low == pytest.approx(0.49016, abs=1e-5)
-    assert high == pytest.approx(0.94332, abs=1e-5)
-    assert wilson_interval(0, 0) == (None, None)
-    for successes, trials in ((0, 50), (50, 50), (17, 40)):
-        low, high = wilson_interval(successes, trials)
-        assert low is not None
-        assert high is not None
-        assert 0 <= low <= successes / trials <= high <= 1
-        assert high - low > 0.05
-        # Wilson's bounds are where the score test is just at its critical value.
-        for bound in (low, high):
-            if 0 < bound < 1:
-                error = math.sqrt(bound * (1 - bound) / trials)
-                assert abs(successes / trials - bound) / error == pytest.approx(1.95996, abs=1e-4)
 
 
 def step(**changes: float) -> StepRecord:

@@ -118,6 +118,26 @@ def test_of_gaps_of_one_step_none_is_preempted() -> None:
     assert tpot([one], timeline(steps)).parts["preempted"] == 0.0
 
 
+def test_drafting_and_verification_are_parts_of_their_own() -> None:
+    # Two decodes, one of which verifies three tokens: 3 rows more; drafting is host time.
+    plain = {"decode_sequences": 2, "sampled_sequences": 2, "kv_tokens_read": 60}
+    drafts = {"drafted_tokens": 3, "accepted_tokens": 2, "draft_seconds": 0.06}
+    depths = {"drafted_by_depth": (1, 1, 1), "accepted_by_depth": (1, 1, 0)}
+    steps = [step(0.0, 0.6, 0.1, **plain, **drafts, **depths), step(0.7, 0.57, 0.04, **plain)]
+    # Three tokens come with the first step.
+    one = request(token_times=(0.0, 0.7, 0.7, 0.7, 1.31))
+    found = tpot([one], timeline(steps))
+    assert found.seconds == pytest.approx(1.31 / 4)
+    seconds = {name: share * 1.31 for name, share in found.parts.items()}
+    assert seconds["drafting"] == pytest.approx(0.06)
+    assert seconds["host"] == pytest.approx(0.04 + 0.04)
+    assert seconds["verification"] == pytest.approx(3 * 0.01)
+    assert seconds["linear_compute"] == pytest.approx(2 * 2 * 0.01)
+    assert seconds["weights"] == pytest.approx(2 * 0.4)
+    assert seconds["kv_reads"] == pytest.approx(2 * 0.06)
+    assert sum(found.parts.values()) == pytest.approx(1.0)
+
+
 def test_throughput_is_of_wall_time_with_what_was_idle() -> None:
     steps = [step(1.0, 0.55, 0.1, **prompts(10)), step(3.0, 0.5, decode_sequences=1)]
     one = request(intended_send=0.0, first_scheduled=1.0, token_times=(1.65, 3.5))

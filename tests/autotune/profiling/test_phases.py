@@ -27,6 +27,18 @@ def test_a_decode_step_reads_all_weights_and_its_context() -> None:
     assert work.kv_bytes[0] == 3200
 
 
+def test_a_drafted_token_is_computed_sampled_and_sees_its_context() -> None:
+    # Two decodes that see 50 tokens each; three drafted tokens between them.
+    columns = StepColumns.of(
+        [step(decode_sequences=2, kv_tokens_read=100, sampled_sequences=2, drafted_tokens=3)]
+    )
+    work = step_work(columns, MODEL)
+    assert columns.rows.tolist() == [5]
+    assert work.flops[0] == 2 * 600 * 5 + 2 * 200 * 5 + 4 * 24 * 50 * 5
+    # Weights and cache are read once for all of them.
+    assert (work.weight_bytes[0], work.kv_bytes[0]) == (1600, 3200)
+
+
 def test_a_prompt_chunk_computes_half_a_square_and_no_head_before_its_end() -> None:
     # 8 tokens after 4 cached ones, not the last of the prompt: token p sees p + 1 keys.
     pairs = sum(range(5, 13))

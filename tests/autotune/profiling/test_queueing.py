@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from autotune.predict.step_cost import StepWork
 from autotune.profiling.evidence import LoadEvidence
 from autotune.profiling.queueing import growth_of, queueing, service_seconds
 from autotune.profiling.schema import Queueing
@@ -64,6 +65,26 @@ def test_service_seconds_are_the_reciprocal_of_what_a_full_engine_serves() -> No
         took = service_seconds(evidence.requests, columns, config, COST)
         end = max(r.token_times[-1] for r in evidence.requests)
         assert took == pytest.approx(end / 800, rel=0.15), knobs
+
+
+def test_accepted_drafts_serve_a_request_in_fewer_and_longer_steps() -> None:
+    requests = [request(str(i), token_times=tuple(range(21)), input_tokens=10) for i in range(4)]
+    config = EngineConfig(model="test", max_num_seqs=4, max_num_batched_tokens=40)
+    decodes = {"decode_sequences": 4, "sampled_sequences": 4, "kv_tokens_read": 80}
+    drafts = {"drafted_tokens": 8, "accepted_tokens": 6, "draft_seconds": 0.01}
+    # Steps of fewer sequences, which draft more, do not count.
+    few = [step(float(i), decode_sequences=1, drafted_tokens=5) for i in range(50)]
+    full = [step(float(i), **decodes, **drafts) for i in range(30)]
+    found = service_seconds(requests, StepColumns.of(few + full), config, COST)
+    plain = [step(float(i), **decodes) for i in range(30)]
+    without = service_seconds(requests, StepColumns.of(plain), config, COST)
+    assert found is not None
+    assert without is not None
+    context = (10 * 21 + 21**2 / 2) / 21
+    decode = StepWork(4, 0, 4, 4, 4 * context, 0, 0)
+    seconds = COST.device_seconds(decode) + COST.host
+    longer = seconds + COST.row * 8 + 0.01
+    assert without - found == pytest.approx(20 * seconds / 4 - 20 / 2.5 * longer / 4)
 
 
 def test_utilisation_rises_with_the_rate_and_passes_one_where_the_queue_grows() -> None:
