@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
+# Streams of a request beside its own, from which its tokens are drawn: for a draft's tokens, for
+# whether they are accepted, and for what comes in the place of one that is not.
+DRAFT, ACCEPTANCE, REDRAW = 1, 2, 3
 
 
 def _mix(value: int) -> int:
@@ -41,6 +44,11 @@ def _mix_all(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def stream_seed(seed: int, stream: int) -> int:
+    """The seed of another stream of a request, whose numbers are independent of its own."""
+    return _mix((seed + stream * 0xD1B54A32D192ED03) & _MASK)
 
 
 def request_seed(own: int | None, engine_seed: int, request_id: str) -> int:
