@@ -35,6 +35,8 @@ PARTS = (
     "weights",
     "linear_compute",
     "kv_reads",
+    "drafting",
+    "verification",
     "host",
     "communication",
     "preempted",

@@ -17,6 +17,7 @@ from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
 from autotune.cli.profile_options import DrainOption, SeedOption
+from autotune.cli.speculation_summary import speculation_sentence
 from autotune.cli.traffic_options import with_traffic
 from autotune.traffic_options import TrafficOptions
 
@@ -109,6 +110,9 @@ def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
     attained = metrics["slo_attainment"]
     console.print(f"{'within the SLO':22}{'-' if attained is None else f'{attained:.1%}'}")
     console.print(f"{'requests':22}{metrics['completed']} completed, {metrics['failed']} not")
+    if metrics["speculation"] is not None:
+        text = speculation_sentence(metrics["speculation"])
+        console.print(f"{'speculation':22}{text}", markup=False, soft_wrap=True)
     if not metrics["load_delivered"]:
         console.print(f"No verdict: {metrics['load_note']}", markup=False, soft_wrap=True)
     for limit in limits:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from autotune.cli.binding_limit import binding_limit
 from autotune.cli.console import data_console
+from autotune.cli.speculation_summary import speculation_lines
 from autotune.diagnose.not_known import not_known
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _PARTS = {
     "weights": "reading weights",
     "linear_compute": "multiplying",
     "kv_reads": "reading keys and values",
+    "drafting": "drafting",
+    "verification": "verifying drafts",
     "host": "host",
     "communication": "communication",
     "preempted": "preempted",
@@ -60,7 +63,7 @@ def print_profile(profile: Profile, diagnosis: Diagnosis, console: Console | Non
         ("KV cache", list(_kv(profile))),
         ("Queue", list(_queue(profile))),
         ("Host", list(_host(profile))),
-        ("Speculation", list(_speculation(profile))),
+        ("Speculation", list(speculation_lines(profile))),
         ("GPU", list(_gpu(profile))),
     ):
         if lines:
@@ -219,20 +222,6 @@ def _host(profile: Profile) -> Iterator[str]:
         )
     if ranks is not None and ranks.share is not None:
         yield f"{ranks.ranks} ranks spend {ranks.share:.0%} of device time in collectives"
-
-
-def _speculation(profile: Profile) -> Iterator[str]:
-    found = profile.speculation
-    if found is None or not found.tokens_per_step:
-        return
-    best = max(found.tokens_per_step, key=lambda k: found.tokens_per_step[k])
-    text = (
-        f"n-gram drafts of {best} would yield {found.tokens_per_step[best]:.3g} tokens a step; "
-        f"{found.hit_share:.0%} of steps find one"
-    )
-    if found.synthetic_prompts:
-        text += " (prompts are made up from lengths, so this says little)"
-    yield text
 
 
 def _gpu(profile: Profile) -> Iterator[str]:
