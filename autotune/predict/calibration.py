@@ -25,6 +25,7 @@ from autotune.predict.calibration_pace import played_pace
 from autotune.predict.calibration_parallel import in_parallel
 from autotune.predict.calibration_sample import CalibrationLoad, LoadSample, Method
 from autotune.predict.cost_model import CostDraw
+from autotune.predict.draft_knowledge import DraftKnowledge
 from autotune.predict.fit import probed_cost
 from autotune.predict.fit_lines import TERMS, CostFit, Expected
 from autotune.predict.load_times import LoadTimes, times_of
@@ -58,7 +59,8 @@ class Calibration:
 
     `config` is the first that was measured, `engine_version` the release that it was measured
     with. `wider` is a standard deviation of the logarithm of all times, for what `checked` found
-    to differ, and `warnings` are sentences that say so.
+    to differ, and `warnings` are sentences that say so. `drafts` is what is known of speculation on
+    the traffic that is asked about.
     """
 
     config: EngineConfig
@@ -72,6 +74,7 @@ class Calibration:
     created_at: str = ""
     wider: float = 0.0
     warnings: tuple[str, ...] = ()
+    drafts: DraftKnowledge = field(default_factory=DraftKnowledge)
     # What was asked for before; a search asks for thousands of configs of a few kinds.
     _caches: dict[tuple[Any, ...], CacheShape | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
@@ -97,7 +100,7 @@ class Calibration:
             cost = self._calibrated(config, fit.fit.coefficients)
             pace = played_pace(self.fits.pace, self.fits.moments)
             self._draws[key] = CostDraw(cost, self.times, pace)
-        return self._draws[key]
+        return self._with_drafts(self._draws[key], config, None)
 
     def draws(self, config: EngineConfig, count: int, seed: int) -> list[CostDraw]:
         """Costs drawn from what may be so, alike for the same seed whatever the config.
@@ -111,7 +114,7 @@ class Calibration:
             key = (*self._key(config), seed, number)
             if key not in self._draws:
                 self._draws[key] = self._draw(config, fit, seed, number)
-            drawn.append(self._draws[key])
+            drawn.append(self._with_drafts(self._draws[key], config, (seed, number)))
         return drawn
 
     def cache(self, config: EngineConfig) -> CacheShape | None:
@@ -175,6 +178,15 @@ class Calibration:
                 f"{_machine_name(hardware)}: intervals are wider"
             )
         return dataclasses.replace(self, wider=wider, warnings=tuple(warnings))
+
+    def _with_drafts(
+        self, draw: CostDraw, config: EngineConfig, seed: tuple[int, int] | None
+    ) -> CostDraw:
+        """With what is known of the config's drafts, as it may be for the seed."""
+        profile = self.drafts.profile(config, draw.cost)
+        if profile is not None and seed is not None:
+            profile = profile.drawn(seed)
+        return draw if profile is None else dataclasses.replace(draw, drafts=profile)
 
     @property
     def _on_gpu(self) -> bool:

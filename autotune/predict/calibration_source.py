@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from autotune.errors import BadInput
 from autotune.predict.calibration import Calibration, fit_calibration
 from autotune.predict.calibration_file import CALIBRATION_NAME, read_calibration
 from autotune.predict.calibration_sample import CalibrationLoad
+from autotune.predict.draft_knowledge import DraftKnowledge
+from autotune.profiling.evidence import LoadEvidence, read_evidence
 from autotune.profiling.file import PROFILE_NAME, read_profile
 from autotune.profiling.machine import MachineCalibration
 from autotune.records import RunFolder
@@ -51,17 +54,20 @@ def calibration_of_profile(path: Path) -> Calibration:
     if profile.engine_config is None:
         raise BadInput(f"{path / PROFILE_NAME} does not say what was served")
     run = folder.read_run()
-    loads = [_load(folder, profile.source.trial or 0, profile.engine_config)]
+    profiled = profile.source.trial or 0
+    loads = [_load(folder, profiled, profile.engine_config)]
     others = [
         trial
         for trial in folder.read_trials()
-        if trial.outcome == "ok" and trial.number != (profile.source.trial or 0)
+        if trial.outcome == "ok" and trial.number != profiled
     ]
     loads += [_load(folder, trial.number, dict(trial.config)) for trial in others[:MOST_TRIALS]]
     versions = run.get("versions")
     version = versions.get("autotune") if isinstance(versions, dict) else None
+    told = [(loads[0].config, read_evidence(folder, profiled))]
+    told += [(load.config, LoadEvidence(load.requests, load.steps)) for load in loads[1:]]
     try:
-        return fit_calibration(
+        calibration = fit_calibration(
             [load for load in loads if load.steps],
             MachineCalibration(profile.ceilings, profile.probes),
             profile.model,
@@ -69,6 +75,7 @@ def calibration_of_profile(path: Path) -> Calibration:
             engine_version=str(version or "unknown"),
             created_at=profile.created_at,
         )
+        return dataclasses.replace(calibration, drafts=DraftKnowledge.of(told))
     except ValueError as error:
         raise BadInput(f"{path} tells nothing of the cost of steps: {error}") from None
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from autotune.predict.drafting import DraftProfile
 from autotune.predict.load_times import NO_TIMES, LoadTimes
 from autotune.predict.pace import STEADY, Pace
 from autotune.predict.virtual_engine import Cost
@@ -15,11 +16,15 @@ from engine.engine import CacheShape
 
 @dataclass(frozen=True, slots=True)
 class CostDraw:
-    """One guess at what is not known: the cost of steps, the times between them, their pace."""
+    """One guess at what is not known: the cost of steps, the times between them, their pace.
+
+    `drafts` is how those of the config's `speculative_method` fare, None where it has none.
+    """
 
     cost: Cost
     times: LoadTimes = NO_TIMES
     pace: Pace = STEADY
+    drafts: DraftProfile | None = None
 
 
 class CostModel(Protocol):

@@ -1,8 +1,11 @@
-"""Decodes that yield or compute more than a token a step; prompts that are computed elsewhere."""
+"""Decodes that yield or compute more than a token a step; prompts that are computed elsewhere.
+
+For what a technique is said to bring on the mean; how drafts of the engine's own fare is told in
+`autotune.predict.drafting`.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,18 +29,13 @@ class Decoding:
     """How decodes differ from one token a sequence and step, and prompts from running here.
 
     `tokens_per_step` is what a decode yields on the mean and `verify_tokens` what it computes
-    (speculation). With `acceptance` instead, the chance of each drafted position to be accepted
-    once those before it were, what a decode yields is drawn step by step. `draft_seconds` is what
-    drafting adds to each step with decodes. `prompt_share` is the part of a prompt's time that is
-    spent in these steps; the rest is spent before, one prompt after another, on a device of the
-    same speed (disaggregation).
+    (speculation). `prompt_share` is the part of a prompt's time that is spent in these steps; the
+    rest is spent before, one prompt after another, on a device of the same speed (disaggregation).
     """
 
     tokens_per_step: float = 1.0
     verify_tokens: float = 1.0
     prompt_share: float = 1.0
-    acceptance: tuple[float, ...] = ()
-    draft_seconds: float = 0.0
 
     @property
     def is_plain(self) -> bool:
@@ -49,11 +47,10 @@ PLAIN = Decoding()
 
 
 class DecodingPlay:
-    """What the steps of one engine cost and yield under a `Decoding`; `seed` drives acceptance."""
+    """What the steps of one engine cost and yield under a `Decoding`."""
 
-    def __init__(self, decoding: Decoding, seed: int = 0) -> None:
+    def __init__(self, decoding: Decoding) -> None:
         self._decoding = decoding
-        self._random = random.Random(seed)
         # Of each request, the tokens it is owed beyond whole ones, and what its last step yielded.
         self._owed: dict[str, float] = {}
         self._yielded: dict[str, int] = {}
@@ -79,8 +76,6 @@ class DecodingPlay:
                 cost.device_seconds(self._work(decodes, len(decodes), groups)) if decodes else 0.0
             )
             device = alone + how.prompt_share * max(0.0, device - alone)
-        if decodes:
-            device += how.draft_seconds
         return device, cost.host_seconds(whole)
 
     def tokens(self, batch: Batch, tokens_of: Tokens) -> list[list[int]]:
@@ -97,15 +92,7 @@ class DecodingPlay:
         return rows
 
     def _yield(self, request_id: str) -> int:
-        how = self._decoding
-        if how.acceptance:
-            accepted = 0
-            for chance in how.acceptance:
-                if self._random.random() >= chance:
-                    break
-                accepted += 1
-            return 1 + accepted
-        owed = self._owed.get(request_id, 0.0) + how.tokens_per_step
+        owed = self._owed.get(request_id, 0.0) + self._decoding.tokens_per_step
         count = max(1, int(owed))
         self._owed[request_id] = owed - count
         return count
@@ -117,8 +104,7 @@ class DecodingPlay:
         groups: Sequence[BlockGroup],
     ) -> StepWork:
         work = StepWork.of_batch(Batch(sequences, num_decodes), groups)
-        how = self._decoding
-        return work.verifying(1.0 + len(how.acceptance) if how.acceptance else how.verify_tokens)
+        return work.verifying(self._decoding.verify_tokens)
 
     def _is_decode(self, sequence: ScheduledSequence) -> bool:
         return (

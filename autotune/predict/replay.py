@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from autotune.predict.decoding import PLAIN, Decoding
+from autotune.predict.drafting import DraftProfile
 from autotune.predict.load_times import NO_TIMES, LoadTimes
 from autotune.predict.pace import STEADY, Pace
 from autotune.predict.step_cost import StepWork
@@ -45,6 +46,7 @@ def replay(
     times: LoadTimes = NO_TIMES,
     pace: Pace = STEADY,
     decoding: Decoding = PLAIN,
+    drafts: DraftProfile | None = None,
     keep_steps: bool = False,
     seed: int = 0,
 ) -> Replayed:
@@ -63,12 +65,14 @@ def replay(
             from an earlier answer finds it in the cache only if the answer is the same.
         times: what whoever sends requests and steps the engine takes between.
         pace: how much slower than their cost steps are, and when.
-        decoding: what speculation or disaggregation change.
+        decoding: what speculation elsewhere or disaggregation change.
+        drafts: how drafts fare, where the config has a `speculative_method`.
         keep_steps: whether to record the steps, which takes time: they are played one by one.
         seed: of what speculation accepts.
 
     Raises:
         ValueError: two requests have one id.
+        autotune.predict.drafting.UnknownDrafts: the config drafts, and nothing is known of it.
     """
     if len({request.request_id for request in requests}) < len(requests):
         raise ValueError("request ids of a load must differ")
@@ -80,6 +84,7 @@ def replay(
         times=times,
         pace=pace,
         decoding=decoding,
+        drafts=drafts,
         outputs=outputs,
         on_step=steps.append if keep_steps else None,
         seed=seed,

@@ -101,6 +101,12 @@ class StepWork(NamedTuple):
         return cls(rows, len(chunks), decodes, samples, seen, read, work.prefill_pairs)
 
     @classmethod
+    def of_decodes(cls, sequences: int, seen: float, drafted: float = 0) -> StepWork:
+        """The work of decodes alone that see `seen` tokens together, `drafted` ones verified."""
+        rows = sequences + drafted
+        return cls(rows, 0, sequences, rows, seen, 0, 0, drafted)
+
+    @classmethod
     def of_prompt(cls, tokens: int, cached: int = 0) -> StepWork:
         """The work of a step with one whole prompt, of which `cached` tokens are in the cache."""
         new = tokens - cached
@@ -302,6 +308,6 @@ def decode_line(cost: _Cost, attention: Surface, sequences: int) -> DecodeLine:
     """
     contexts = {context * sequences for line in attention.contexts for context in line}
     tokens = sorted({0.0, *contexts, 2.0 * max(contexts)})
-    works = [StepWork(sequences, 0, sequences, sequences, seen, 0, 0) for seen in tokens]
+    works = [StepWork.of_decodes(sequences, seen) for seen in tokens]
     seconds = [cost.device_seconds(work) + cost.host_seconds(work) for work in works]
     return DecodeLine(tuple(tokens), tuple(seconds))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autotune.predict.step_cost import StepWork
+from autotune.speculation_counts import SpeculationTotals
 from engine.attention_work import attention_work
-from engine.batch import Batch
+from engine.batch import Batch, BatchResult
 from engine.block_groups import BlockGroup
+from engine.launched_step import count_by_depth
 from engine.scheduler import Scheduler
 from engine.step_record import StepRecord
 
@@ -26,18 +28,40 @@ class StepTotals:
     host_seconds: float = 0.0
     peak_blocks: int = 0
     blocks_total: int = 0
+    drafts: SpeculationTotals = field(default_factory=SpeculationTotals)
 
     def count(self, work: StepWork, device: float, host: float, hit_tokens: int, used: int) -> None:
         """Count a step, during which so many blocks are used; the preemptions before it aside."""
         sequences = work.sequences
         self.steps += 1
         self.prefix_hit_tokens += hit_tokens
-        self.prefill_tokens += int(work.rows) - work.decode_sequences
+        self.prefill_tokens += int(work.prompt_tokens)
         self.sequences += sequences
         self.device_seconds += device
         self.host_seconds += host
         if used > self.peak_blocks:
             self.peak_blocks = used
+
+    def count_drafts(
+        self, batch: Batch, result: BatchResult, seconds: float, drafting: float
+    ) -> None:
+        """Count the drafts of a step, which took some seconds, those of drafting among them."""
+        drafted, accepted = count_by_depth(batch, result)
+        drafts = self.drafts
+        drafts.decodes += batch.num_decodes
+        drafts.seconds += seconds
+        drafts.draft_seconds += drafting
+        if not drafted:
+            return
+        drafts.drafted_tokens += batch.num_drafted_tokens
+        drafts.accepted_tokens += sum(accepted)
+        for totals, counts in (
+            (drafts.drafted_by_depth, drafted),
+            (drafts.accepted_by_depth, accepted),
+        ):
+            totals += [0] * (len(counts) - len(totals))
+            for place, count in enumerate(counts):
+                totals[place] += count
 
     def to_metrics(self) -> dict[str, float | int | None]:
         """By the keys that `bench` has under `engine`."""
@@ -57,14 +81,18 @@ class StepTotals:
 
 def step_record(
     batch: Batch,
+    result: BatchResult,
     start: float,
-    device: float,
-    host: float,
+    drafting: float,
     scheduler: Scheduler,
     groups: Sequence[BlockGroup],
     hit_tokens: int,
 ) -> StepRecord:
-    """The record of a step that was scheduled and is yet to be taken in; times in seconds."""
+    """The record of a step that was scheduled and is yet to be taken in; times in seconds.
+
+    `drafting` are the seconds on the host beside the result's that went to drafting.
+    """
+    drafted, accepted = count_by_depth(batch, result)
     pool, running = scheduler.pool, scheduler.running
     work = attention_work(batch, groups, uniform=pool.uniform)
     reserved = sum([r.tables.capacity - r.num_computed_tokens for r in running])
@@ -74,8 +102,8 @@ def step_record(
         prefill_sequences=len(batch.sequences) - batch.num_decodes,
         decode_sequences=batch.num_decodes,
         kv_tokens_read=work.kv_tokens,
-        device_seconds=device,
-        host_seconds=host,
+        device_seconds=result.device_seconds,
+        host_seconds=result.host_seconds + drafting,
         scheduler_seconds=0.0,
         queue_length=len(scheduler.waiting),
         running=len(running),
@@ -84,10 +112,13 @@ def step_record(
         blocks_total=pool.num_blocks,
         preemptions=batch.num_preemptions,
         prefix_hit_tokens=hit_tokens,
-        drafted_tokens=0,
-        accepted_tokens=0,
+        drafted_tokens=batch.num_drafted_tokens,
+        accepted_tokens=sum(accepted),
         prefill_kv_tokens_read=work.prefill_kv_tokens,
         prefill_pairs=work.prefill_pairs,
         sampled_sequences=sum([s.samples for s in batch.sequences]),
         used_tokens=pool.num_used * pool.block_size - (reserved - batch.num_tokens),
+        drafted_by_depth=drafted,
+        accepted_by_depth=accepted,
+        draft_seconds=drafting,
     )

@@ -16,12 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from autotune.predict.decoding import PLAIN, Decoding, DecodingPlay
+from autotune.predict.drafting import DraftProfile, check_drafts
 from autotune.predict.load_times import NO_TIMES, LoadTimes
 from autotune.predict.pace import STEADY, Pace
 from autotune.predict.step_cost import StepWork
 from autotune.predict.step_times import DecodeLine
 from autotune.predict.step_totals import StepTotals, step_record
 from autotune.predict.token_moments import TokenMoments, record_of
+from autotune.predict.virtual_speculation import VirtualSpeculation
 from autotune.records import Outcome, RequestRecord
 from autotune.workload.materialise import LoadRequest
 from engine.batch import Batch, BatchResult, ScheduledSequence
@@ -68,10 +70,14 @@ class VirtualEngine:
         cache: the KV cache.
         times: what whoever sends requests and steps the engine takes between.
         pace: how much slower than their cost steps are, and when.
-        decoding: how decodes differ from one token a sequence and step.
+        decoding: how decodes differ from one token a sequence and step; not together with drafts.
+        drafts: how drafts fare, where the config has a `speculative_method`.
         outputs: tokens that requests get, by id; made up for others.
         on_step: receives each step's record; steps are then played one by one.
         seed: of what speculation accepts.
+
+    Raises:
+        UnknownDrafts: the config drafts, and nothing is known of its drafts.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class VirtualEngine:
         times: LoadTimes = NO_TIMES,
         pace: Pace = STEADY,
         decoding: Decoding = PLAIN,
+        drafts: DraftProfile | None = None,
         outputs: Mapping[str, Sequence[int]] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
         seed: int = 0,
@@ -99,10 +106,16 @@ class VirtualEngine:
         self._times = times
         self._pace = pace
         self._even = None if pace.factors else pace.mean
-        self._play = None if decoding.is_plain else DecodingPlay(decoding, seed)
+        self._play = None if decoding.is_plain else DecodingPlay(decoding)
+        self._speculation: VirtualSpeculation | None = None
+        known = check_drafts(config, drafts)
+        if known is not None:
+            self._speculation = VirtualSpeculation(known, cost, self._tokens, seed)
         self._outputs = outputs or {}
         self._on_step = on_step
-        self._fast = on_step is None and self._play is None and pool.uniform
+        # Where steps may yield several tokens, each is noted with its moment.
+        self._stamps = self._play is not None or self._speculation is not None
+        self._fast = on_step is None and not self._stamps and pool.uniform
         # Whether requests may find in the cache what others generated.
         self._in_order = bool(self._outputs) and config.enable_prefix_caching
         self._lines: dict[int, DecodeLine | None] = {}
@@ -159,11 +172,12 @@ class VirtualEngine:
                 batched = self._step_beside(decoders)
             else:
                 self._settle()
+                drafting = self._draft()
                 hits = scheduler.pool.hit_tokens
                 batch = scheduler.schedule(self.now)
                 batched = bool(batch.sequences)
                 if batched:
-                    self._step(batch, scheduler.pool.hit_tokens - hits)
+                    self._step(batch, scheduler.pool.hit_tokens - hits, drafting)
             if not batched:
                 wakeup = scheduler.next_wakeup(self.now)
                 assert wakeup is not None
@@ -175,6 +189,8 @@ class VirtualEngine:
         self._settle()
         for request in self._moments.requests():
             self.scheduler.abort(request.request_id)
+            if self._speculation is not None:
+                self._speculation.forget(request)
             self._leave(request, "timed_out", reason)
 
     def take_records(self) -> list[RequestRecord]:
@@ -214,37 +230,53 @@ class VirtualEngine:
             self._decoders.settle()
             self._decoders = None
 
-    def _step(self, batch: Batch, hit_tokens: int) -> None:
-        """Take a step that the scheduler chose."""
+    def _draft(self) -> float:
+        """Let requests have drafts for the next step; the seconds that it takes."""
+        if self._speculation is None:
+            return 0.0
+        return self._speculation.prepare(self.scheduler.running, self.scheduler.config)
+
+    def _step(self, batch: Batch, hit_tokens: int, drafting: float) -> None:
+        """Take a step that the scheduler chose, before which drafting took some seconds."""
         work = StepWork.of_batch(batch, self._groups)
-        play, moments = self._play, self._moments
-        if play is None:
-            device, host = self._cost.device_seconds(work), self._cost.host_seconds(work)
-            tokens = self._sampled(batch.sequences)
-        else:
+        play, speculation, moments = self._play, self._speculation, self._moments
+        if play is not None:
             device, host = play.seconds(batch, self._cost, self._groups)
             tokens = play.tokens(batch, self._tokens)
+        else:
+            if speculation is None:
+                tokens = self._sampled(batch.sequences)
+            else:
+                tokens, work = speculation.yielded(batch), speculation.profile.verified(work)
+            device, host = self._cost.device_seconds(work), self._cost.host_seconds(work)
         slower = self._even or self._pace.at(self.now)
-        device, host = slower * device, slower * host
-        start, end = self.now, self.now + device + host
+        device, host, drafting = slower * device, slower * host, slower * drafting
+        result = BatchResult(tokens, device, host)
+        start, end = self.now, self.now + device + host + drafting
         if self._on_step is not None:
             record = step_record(
-                batch, start, device, host, self.scheduler, self._groups, hit_tokens
+                batch, result, start, drafting, self.scheduler, self._groups, hit_tokens
             )
             self._on_step(record)
+        host += drafting
         self.totals.count(work, device, host, hit_tokens, self.scheduler.pool.num_used)
         if batch.num_preemptions:
             self.totals.preemptions += batch.num_preemptions
             moments.close_preempted()
-        finished = self.scheduler.update(batch, BatchResult(tokens, device, host))
+        finished = self.scheduler.update(batch, result)
+        if speculation is not None:
+            self.totals.count_drafts(batch, result, end - start, drafting)
+            speculation.observe(batch, result)
         moments.ends.append(end)
-        if play is not None:
+        if self._stamps:
             for sequence, got in zip(batch.sequences, tokens, strict=True):
                 moments.stamp(sequence.request, len(got))
         elif moments.num_open < len(moments.unfinished):
             sampled = [s.request for s in batch.sequences if s.samples]
             moments.open_from(len(moments.ends) - 1, sampled)
         for request in finished:
+            if speculation is not None:
+                speculation.forget(request)
             self._leave(request, "finished", None)
         count = len(batch.sequences)
         self.now = end + self._times.gap_of(count)
@@ -309,7 +341,7 @@ class VirtualEngine:
             decoders.advance(steps)
             used = self.scheduler.pool.num_used
             finished = decoders.completed()
-        host = steps * slower * self._cost.host_seconds(_decodes(count, seen))
+        host = steps * slower * self._cost.host_seconds(StepWork.of_decodes(count, seen))
         totals.steps += steps
         totals.sequences += steps * count
         totals.host_seconds += host
@@ -325,7 +357,7 @@ class VirtualEngine:
         return lines[sequences]
 
     def _seconds_of_decodes(self, sequences: int, seen: int) -> float:
-        work = _decodes(sequences, seen)
+        work = StepWork.of_decodes(sequences, seen)
         return self._cost.device_seconds(work) + self._cost.host_seconds(work)
 
     def _sampled(self, sequences: Sequence[ScheduledSequence]) -> list[list[int]]:
@@ -358,10 +390,6 @@ class VirtualEngine:
         if outcome == "finished":
             self.departures.append(record.token_times[-1])
         self._records.append(record)
-
-
-def _decodes(sequences: int, seen: float) -> StepWork:
-    return StepWork(sequences, 0, sequences, sequences, seen, 0, 0)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import Interrupted
 from autotune.predict.calibration_sample import CalibrationLoad
 from autotune.predict.cost_model import CostModel
+from autotune.predict.draft_knowledge import DraftKnowledge
+from autotune.profiling.evidence import LoadEvidence, prompts_of
 from autotune.records import RunFolder, TrialRecord
 from autotune.search.advised import traced
 from autotune.search.beliefs import Question
@@ -140,9 +143,11 @@ def _guide(
     simulator = TrialSimulator(slo, objective, prepared.schedule, at_once)
     loads_read: dict[int, CalibrationLoad] = {}
 
+    prompts = prompts_of(window)
+
     def fit(records: Sequence[TrialRecord], index: int) -> SimulatedTrials:
         load = shortened(windows[index], most_tokens, FEWEST_REQUESTS)
-        model = _costs(prepared, folder, machine, records, loads_read)
+        model = _costs(prepared, folder, machine, records, loads_read, prompts)
         if capacity:
             simulator.start = _capacity_factor(window, records)
         return SimulatedTrials(model, simulator, load, slo, objective, options.seed, stop)
@@ -179,8 +184,12 @@ def _costs(
     machine: MachineCalibration,
     records: Sequence[TrialRecord],
     loads: dict[int, CalibrationLoad],
+    prompts: Mapping[str, tuple[int, ...]],
 ) -> CostModel:
-    """Costs fitted to the steps of the trials so far; `loads` keeps what was read."""
+    """Costs fitted to the steps of the trials so far; `loads` keeps what was read.
+
+    `prompts` are those of the window that the search's trials are offered, by request id.
+    """
     from autotune.predict.calibration import fit_calibration
     from autotune.profiling.model_facts import model_facts
 
@@ -195,10 +204,23 @@ def _costs(
     with_steps = [loads[number] for number in ran if loads[number].steps]
     if not with_steps:
         raise ValueError("the trials left no records of their steps")
-    return fit_calibration(
+    calibration = fit_calibration(
         with_steps,
         machine,
         model_facts(with_steps[0].config),
         hardware=prepared.run["hardware"],
         engine_version=str(prepared.run["versions"]["autotune"]),
     )
+    searched = {r.number for r in records if r.kind == "search"}
+    told = [
+        (
+            loads[number].config,
+            LoadEvidence(
+                loads[number].requests,
+                loads[number].steps,
+                prompts if number in searched else {},
+            ),
+        )
+        for number in ran
+    ]
+    return dataclasses.replace(calibration, drafts=DraftKnowledge.of(told, guesses=True))

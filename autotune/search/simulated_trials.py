@@ -9,6 +9,7 @@ from functools import partial
 from autotune.errors import Interrupted
 from autotune.predict.apply import NotPredictable
 from autotune.predict.cost_model import CostDraw, CostModel
+from autotune.predict.drafting import check_drafts
 from autotune.search.forecast import quantities
 from autotune.search.objective import Objective
 from autotune.search.trial_simulator import TrialSimulator
@@ -83,6 +84,7 @@ class SimulatedTrials:
             if cache is None:
                 return None
             cost = draw(config)
+            check_drafts(config, cost.drafts)
         except (NotPredictable, EngineError):
             return None
         if self._stop is not None and self._stop.is_set():

@@ -86,6 +86,7 @@ class TrialSimulator:
             drain_limit=schedule.drain_limit + (schedule.window_s if self._at_once else 0.0),
             times=draw.times,
             pace=draw.pace,
+            drafts=draw.drafts,
             seed=seed,
         )
         return compute_metrics(

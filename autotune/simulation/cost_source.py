@@ -69,7 +69,9 @@ def cost_source(options: SimulateOptions, say: Say, stop: threading.Event) -> Co
     """
     if options.gpu is not None:
         return _of_data_sheet(options, options.gpu)
-    config = with_default_model(EngineConfig.from_mapping({**options.knobs, "seed": options.seed}))
+    config = with_default_model(
+        EngineConfig.from_mapping({**options.served_knobs, "seed": options.seed})
+    )
     info = read_model_info(config)
     version = str(library_versions()["autotune"])
     if options.calibration is not None:
@@ -120,7 +122,9 @@ def _of_calibration(
 
 def _of_data_sheet(options: SimulateOptions, name: str) -> CostSource:
     gpu = load_catalogue().find(name)
-    config = EngineConfig.from_mapping({**options.knobs, "seed": options.seed, "device": "cuda"})
+    config = EngineConfig.from_mapping(
+        {**options.served_knobs, "seed": options.seed, "device": "cuda"}
+    )
     config = with_default_model(config)
     shape = read_shape(config.model)
     reason = why_not(gpu, config.quantization) or shape.obstacle(config.tensor_parallel_size)

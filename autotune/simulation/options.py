@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import BadInput
+from autotune.predict.drafting import DraftProfile, given_profile
 from autotune.simulation.fleet import Disaggregation, Fleet, check_router
 from autotune.traffic_options import TrafficOptions
 
@@ -72,8 +73,30 @@ class SimulateOptions:
             raise BadInput(
                 f"--speculative-draft-time must be at least 0 and finite, got {self.draft_s:g}"
             )
+        if self.acceptance and self.knobs.get("speculative_method") == "none":
+            raise BadInput(
+                "--speculative-acceptance and --speculative-method none contradict each other: "
+                "leave one of them out"
+            )
         # What is wrong with the fleet is said before anything is measured for it.
         self.fleet(0.0)
+
+    @property
+    def drafts(self) -> DraftProfile | None:
+        """How drafts fare, if that is told."""
+        return given_profile(self.acceptance, self.draft_s) if self.acceptance else None
+
+    @property
+    def served_knobs(self) -> dict[str, Any]:
+        """The knobs, those of speculation included that go without saying.
+
+        Whoever tells how drafts fare, and not who drafts, asks for as many tokens in every step.
+        """
+        knobs = dict(self.knobs)
+        if self.acceptance and "speculative_method" not in knobs:
+            told = {"num_speculative_tokens": len(self.acceptance), "speculative_adaptive": False}
+            knobs = {"speculative_method": "ngram", **told, **knobs}
+        return knobs
 
     def fleet(self, kv_bytes_per_token: float) -> Fleet:
         """The engines, given the bytes of a token's keys and values."""

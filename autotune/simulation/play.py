@@ -11,8 +11,10 @@ from typing import Any
 from autotune.metrics import compute_metrics
 from autotune.predict.cost_model import CostDraw
 from autotune.predict.decoding import PLAIN, Decoding
+from autotune.predict.drafting import DraftProfile
 from autotune.predict.step_totals import StepTotals
 from autotune.records import RequestRecord
+from autotune.simulation.drafts_told import drafts_together, drafts_told
 from autotune.simulation.fleet import ONE, Disaggregation, Fleet, Router
 from autotune.simulation.replica import Replica
 from autotune.simulation.routing import Routing
@@ -61,6 +63,7 @@ class Played:
         # What decoding engines have of prompts spares nobody computing them.
         asked = fleet_totals(self.totals[: self.prompt_engines]).to_metrics()
         found["engine"]["prefix_hit_rate"] = asked["prefix_hit_rate"]
+        found["speculation"] = drafts_told(fleet_totals(self.totals).drafts, config)
         return found
 
 
@@ -76,8 +79,10 @@ def fleet_totals(totals: Sequence[StepTotals]) -> StepTotals:
     summed = {
         field.name: sum(getattr(t, field.name) for t in totals)
         for field in dataclasses.fields(StepTotals)
+        if field.name != "drafts"
     }
-    return StepTotals(**{**summed, "peak_blocks": round(share * blocks), "blocks_total": blocks})
+    summed |= {"peak_blocks": round(share * blocks), "blocks_total": blocks}
+    return StepTotals(**summed, drafts=drafts_together([t.drafts for t in totals]))
 
 
 def play(
@@ -89,6 +94,7 @@ def play(
     drain_limit: float,
     fleet: Fleet = ONE,
     decoding: Decoding = PLAIN,
+    drafts: DraftProfile | None = None,
     outputs: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
 ) -> Played:
@@ -105,12 +111,15 @@ def play(
         drain_limit: in seconds.
         fleet: the engines and their router.
         decoding: how decodes differ from one token a sequence and step.
+        drafts: how drafts fare, where the config has a `speculative_method`; by default as the
+            draw says.
         outputs: the tokens that requests get, by id; made up for others. A prompt that goes on from
             an earlier answer finds it in a cache only if the answer is the same.
         seed: of what speculation accepts.
 
     Raises:
         ValueError: two requests have one id.
+        autotune.predict.drafting.UnknownDrafts: the config drafts, and nothing is known of it.
     """
     if len({request.request_id for request in requests}) < len(requests):
         raise ValueError("request ids of a load must differ")
@@ -118,6 +127,8 @@ def play(
     delay = draw.times.arrival
     deadline = ordered[-1].arrival_s + delay + drain_limit if ordered else drain_limit
     split = fleet.disaggregation
+    if drafts is not None:
+        draw = dataclasses.replace(draw, drafts=drafts)
     stage = _Stage(config, draw, cache, deadline, drain_limit, seed)
     if split is None:
         arrivals = [_Arrival(r, r.arrival_s + delay) for r in ordered]
@@ -174,6 +185,7 @@ class _Stage:
                 times=draw.times,
                 pace=draw.pace,
                 decoding=decoding,
+                drafts=draw.drafts,
                 outputs=outputs,
                 seed=self.seed * _SEEDS + place,
             )

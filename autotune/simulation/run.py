@@ -12,7 +12,7 @@ from autotune.calibration import CALIBRATION_LIMIT_S, CALIBRATION_REQUESTS, sust
 from autotune.errors import BadInput, Interrupted
 from autotune.hardware.versions import library_versions
 from autotune.predict.apply import NotPredictable
-from autotune.predict.decoding import Decoding
+from autotune.predict.drafting import DraftProfile, UnknownDrafts
 from autotune.records import SCHEMA_VERSION, RunFolder, utc_now
 from autotune.simulation.cost_source import CostSource, cost_source
 from autotune.simulation.fleet import Fleet
@@ -79,9 +79,14 @@ def run_simulation(
     slo = parse_slo(options.slo)
     source = cost_source(options, say, stop)
     fleet = options.fleet(source.kv_bytes_per_token)
-    decoding = Decoding(acceptance=options.acceptance, draft_seconds=options.draft_s)
     try:
-        return _simulated(options, source, fleet, decoding, slo, say, stop)
+        return _simulated(options, source, fleet, options.drafts, slo, say, stop)
+    except UnknownDrafts as error:
+        raise BadInput(
+            f"this cannot be simulated: {error}; tell the chances of their tokens by "
+            "--speculative-acceptance, or name the folder of a profile or a run whose trials "
+            "tell them by --calibration"
+        ) from error
     except NotPredictable as error:
         remedy = (
             "name a calibration that measured it"
@@ -117,7 +122,7 @@ def _simulated(
     options: SimulateOptions,
     source: CostSource,
     fleet: Fleet,
-    decoding: Decoding,
+    drafts: DraftProfile | None,
     slo: Slo,
     say: Say,
     stop: threading.Event,
@@ -129,7 +134,7 @@ def _simulated(
     rate = traffic.rate
     if traffic.rate_is_measured:
         say("finding the rate that is sustained")
-        rate, note = _rate(traffic, source, offered, fleet, decoding, options.seed)
+        rate, note = _rate(traffic, source, offered, fleet, drafts, options.seed)
         notes.append(note)
     assert traffic.duration_s is not None
     # A preset is drawn anew for each play, as its arrivals are a matter of chance; the first is
@@ -151,7 +156,7 @@ def _simulated(
         requests,
         slo=slo,
         fleet=fleet,
-        decoding=decoding,
+        drafts=drafts,
         draws=options.draws,
         seed=options.seed,
         drain_limit=options.drain_limit,
@@ -174,7 +179,7 @@ def _rate(
     source: CostSource,
     offered: Traffic,
     fleet: Fleet,
-    decoding: Decoding,
+    drafts: DraftProfile | None,
     seed: int,
 ) -> tuple[float, str]:
     """The rate to offer, and a note on it: what `bench` measures for it is simulated here."""
@@ -187,7 +192,7 @@ def _rate(
         cache,
         drain_limit=CALIBRATION_LIMIT_S,
         fleet=fleet,
-        decoding=decoding,
+        drafts=drafts,
         seed=seed,
     )
     sustained = sustained_rate(played.records, played.duration)

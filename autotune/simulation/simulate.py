@@ -9,7 +9,7 @@ from typing import Any
 
 from autotune.errors import BadInput
 from autotune.predict.cost_model import CostModel
-from autotune.predict.decoding import PLAIN, Decoding
+from autotune.predict.drafting import DraftProfile
 from autotune.records import LimitResult
 from autotune.simulation.fleet import ONE, Fleet
 from autotune.simulation.interval import Interval
@@ -91,7 +91,7 @@ def simulate(
     *,
     slo: Slo,
     fleet: Fleet = ONE,
-    decoding: Decoding = PLAIN,
+    drafts: DraftProfile | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     drain_limit: float = DRAIN_LIMIT_S,
@@ -109,7 +109,8 @@ def simulate(
         requests: the load, or what gives it by the number of the play.
         slo: limits; those on the quality of answers are left out, and a note says so.
         fleet: the engines.
-        decoding: how decodes differ from one token a sequence and step.
+        drafts: how drafts fare, where the config has a `speculative_method` and the costs do not
+            say; each play guesses at them as well, as far as they may be off.
         draws: how many guesses.
         seed: of the draws, and of what speculation accepts.
         drain_limit: seconds after the last arrival at which what is unfinished is given up.
@@ -140,7 +141,7 @@ def simulate(
             cache,
             drain_limit=drain_limit,
             fleet=fleet,
-            decoding=decoding,
+            drafts=_guessed(drafts, seed, number),
             outputs=outputs,
             seed=seed + number,
         )
@@ -160,6 +161,11 @@ def simulate(
         notes=_notes(slo, judged),
         middle=middle,
     )
+
+
+def _guessed(drafts: DraftProfile | None, seed: int, number: int) -> DraftProfile | None:
+    """Drafts as they are likeliest in the first play, and as they may be in the others."""
+    return drafts if drafts is None or not number else drafts.drawn((seed, number))
 
 
 def cache_of(model: CostModel, config: EngineConfig) -> CacheShape:

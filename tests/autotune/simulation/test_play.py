@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from autotune.predict.cost_model import CostDraw
-from autotune.predict.decoding import Decoding
+from autotune.predict.drafting import DraftProfile, given_profile
 from autotune.predict.load_times import LoadTimes
 from autotune.predict.pace import Pace
 from autotune.predict.replay import replay
@@ -95,17 +95,16 @@ def test_every_request_leaves_once(fleet: Fleet, drain_limit: float) -> None:
 @pytest.mark.parametrize("fleet", FLEETS, ids=str)
 def test_the_same_again(fleet: Fleet) -> None:
     requests = load(100, 60.0, seed=3, prefixes=5)
-    decoding = Decoding(acceptance=(0.7, 0.5))
+    knobs = config(**TIGHT, speculative_method="ngram", num_speculative_tokens=2)
 
     def again(seed: int) -> Played:
         return play(
             requests,
-            config(**TIGHT),
-            CostDraw(COST),
+            knobs,
+            CostDraw(COST, drafts=DraftProfile((0.7, 0.5))),
             CACHE,
             drain_limit=1e3,
             fleet=fleet,
-            decoding=decoding,
             seed=seed,
         )
 
@@ -299,14 +298,19 @@ def test_accepted_drafts_come_at_once() -> None:
     request = LoadRequest("a", 0.0, (1, 2, 3), 10)
     played = play(
         [request],
-        config(),
+        config(speculative_method="ngram", num_speculative_tokens=5, speculative_adaptive=False),
         CostDraw(FakeCost(0.1)),
         CACHE,
         drain_limit=1e3,
-        decoding=Decoding(acceptance=(1.0, 1.0), draft_seconds=0.05),
+        drafts=given_profile((1.0, 1.0), 0.05),
     )
     times = played.records[0].token_times
     assert times == pytest.approx([0.1, *[0.25] * 3, *[0.4] * 3, *[0.55] * 3])
+    told = played.metrics(None, config(speculative_method="ngram"))["speculation"]
+    assert told["tokens_per_step"] == 3.0
+    assert told["hit_share"] == 1.0
+    assert told["draft_time_share"] == pytest.approx(0.15 / 0.55)
+    assert told["acceptance"] == {"1": 1.0, "2": 1.0, "3": None, "4": None}
 
 
 def test_metrics_are_those_of_bench_for_the_whole_fleet() -> None:

@@ -1,0 +1,99 @@
+"""How drafts fared, from the steps of a load that drafted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import nnls
+
+from autotune.predict.drafting import LOOKUP_COST, MEASURED_ERROR, DraftCost, DraftProfile
+from autotune.speculation_counts import SpeculationTotals, design_effects
+from engine.config import MODEL_METHODS, EngineConfig
+from engine.speculate.draft import MOST_DRAFTED
+from engine.step_record import StepRecord
+
+# Of fewer drafts or steps nothing can be said.
+FEWEST_DRAFTS = 20
+FEWEST_STEPS = 8
+_MOST_STEPS = 4000
+# Steps whose drafting took so many times as long as the middle one's were disturbed.
+_DISTURBED = 20.0
+
+
+def measured_drafts(steps: Sequence[StepRecord], config: EngineConfig) -> DraftProfile | None:
+    """What the steps of a load under `config` tell of its drafts; None of too few."""
+    totals = SpeculationTotals()
+    for step in steps:
+        totals.count(step)
+    if totals.drafted_decodes < FEWEST_DRAFTS:
+        return None
+    pairs = zip(totals.drafted_by_depth, totals.accepted_by_depth, strict=True)
+    survival = [accepted / drafted for drafted, accepted in pairs if drafted >= FEWEST_DRAFTS]
+    costs_device = config.speculative_method in MODEL_METHODS
+    cost = draft_cost(steps, costs_device=costs_device)
+    first = survival[0]
+    effect = max(design_effects([s for s in steps if s.decode_sequences]), default=1.0)
+    trials = totals.drafted_decodes / effect
+    error = 1.0 / math.sqrt(max(trials * first * (1.0 - first), 1.0))
+    is_tree = config.speculative_method == "medusa"
+    return DraftProfile(
+        acceptance=_conditional(survival),
+        # A model drafts whenever it is asked.
+        share=1.0 if costs_device else totals.drafted_decodes / totals.decodes,
+        cost=cost or (DraftCost() if costs_device else LOOKUP_COST),
+        costs_device=costs_device,
+        deepest=len(totals.drafted_by_depth) if is_tree else MOST_DRAFTED,
+        breadth=totals.drafted_tokens / sum(totals.drafted_by_depth) if is_tree else 1.0,
+        error=math.hypot(error, MEASURED_ERROR),
+    )
+
+
+def draft_cost(steps: Sequence[StepRecord], *, costs_device: bool) -> DraftCost | None:
+    """What drafting takes by what is drafted: relative least squares without negative costs.
+
+    Prompts are computed by a model that drafts when it is first asked about them; their tokens are
+    counted since the step before that drafted. None of too few steps.
+    """
+    rows: list[tuple[float, ...]] = []
+    seconds: list[float] = []
+    prompts = 0
+    for step in steps:
+        depth = len(step.drafted_by_depth)
+        asked = step.drafted_by_depth[0] if depth and costs_device else step.decode_sequences
+        if step.draft_seconds > 0 and asked and (depth or not costs_device):
+            rows.append((1.0, asked, depth, depth * asked, prompts))
+            seconds.append(step.draft_seconds)
+            prompts = 0
+        prompts += step.prefill_tokens
+    if len(rows) < FEWEST_STEPS:
+        return None
+    places = np.unique(np.linspace(0, len(rows) - 1, _MOST_STEPS).round().astype(int))
+    table, took = np.array(rows)[places], np.array(seconds)[places]
+    if not costs_device:  # what is looked up takes as long, whatever is found
+        table[:, 2:] = 0.0
+    usual = took <= _DISTURBED * np.median(took) + 1e-3 * table[:, 4]
+    table, took = table[usual], took[usual]
+    weight = 1.0 / np.sqrt(np.maximum(took, float(np.median(took))))
+    matrix = table * weight[:, None]
+    scale = np.maximum(np.abs(matrix).max(axis=0), 1e-30)
+    found, _ = nnls(matrix / scale, took * weight)
+    return DraftCost(*(float(value) for value in found / scale))
+
+
+def pooled(profiles: Sequence[DraftProfile]) -> DraftProfile:
+    """Of several loads that drafted alike, the one with the least error, at the mean cost."""
+    best = min(profiles, key=lambda profile: profile.error)
+    costs = np.array([dataclasses.astuple(profile.cost) for profile in profiles])
+    return dataclasses.replace(best, cost=DraftCost(*(float(c) for c in costs.mean(axis=0))))
+
+
+def _conditional(survival: Sequence[float]) -> tuple[float, ...]:
+    """Chances given that the tokens before were accepted, from those that all are."""
+    chances, before = [], 1.0
+    for share in survival:
+        chances.append(min(1.0, share / before) if before > 0 else 0.0)
+        before = share
+    return tuple(chances)

@@ -1,0 +1,139 @@
+"""A proposer in virtual time: its drafts are right as often as is known of the real one's."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autotune.predict.drafting import DraftProfile, Trace
+from engine.batch import ScheduledSequence
+from engine.request import Request
+from engine.speculate.draft import Draft
+
+# Tokens from `first` on of what a request generates: (request, first, count).
+Tokens = Callable[[Request, int, int], Sequence[int]]
+
+# A drafted token that nobody generates.
+_WRONG = 1 << 41
+
+
+@dataclass(slots=True)
+class _Drafted:
+    """What is remembered of a request: its chances, whether its last decode found something."""
+
+    chance: random.Random
+    trace: Trace | None
+    found: bool
+    preemptions: int
+    computed: bool = False
+
+
+class VirtualProposer:
+    """Implements `engine.speculate.proposer.Proposer` from a `DraftProfile`.
+
+    Args:
+        profile: how drafts fare.
+        tokens: what requests generate.
+        seed: of chances; each request has its own.
+    """
+
+    def __init__(self, profile: DraftProfile, tokens: Tokens, seed: int) -> None:
+        self.costs_device = profile.costs_device
+        self._profile = profile
+        self._tokens = tokens
+        self._seed = seed
+        self._seconds = 0.0
+        self._known: dict[Request, _Drafted] = {}
+        self._traces = list(profile.traces.values())
+        # Chances to go on finding, and to begin to, whose long-run share is the profile's.
+        share, run = profile.share, profile.run
+        self._again = self._anew = share
+        if run is not None and 0 < share < 1:
+            stop = min(1.0 / run, (1.0 - share) / share)
+            self._again = 1.0 - stop
+            self._anew = stop * share / (1.0 - share)
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
+        """See `Proposer`."""
+        profile = self._profile
+        drafts: list[Draft | None] = []
+        asked = depth = fresh = 0
+        for request, limit in zip(requests, limits, strict=True):
+            limit = min(limit, profile.deepest)
+            if limit <= 0:
+                drafts.append(None)
+                continue
+            known = self._drafted(request)
+            asked += 1
+            depth = max(depth, limit)
+            if not known.computed:
+                fresh += request.num_prompt_tokens
+                known.computed = True
+            drafts.append(self._draft(request, known, limit))
+        self._seconds += profile.cost.seconds(asked, depth, fresh)
+        return drafts
+
+    def forget(self, request: Request) -> None:
+        """See `Proposer`."""
+        self._known.pop(request, None)
+
+    def clock(self) -> float:
+        """Seconds that drafting took in all."""
+        return self._seconds
+
+    def _drafted(self, request: Request) -> _Drafted:
+        known = self._known.get(request)
+        if known is None:
+            name = request.request_id
+            chance = random.Random(f"{self._seed}/{name}")
+            trace = self._profile.traces.get(name)
+            if trace is None and self._traces:
+                trace = self._traces[zlib.crc32(name.encode()) % len(self._traces)]
+            found = chance.random() < self._profile.share
+            known = _Drafted(chance, trace, found, request.num_preemptions)
+            self._known[request] = known
+        elif known.preemptions != request.num_preemptions:
+            known.preemptions, known.computed = request.num_preemptions, False
+        return known
+
+    def _draft(self, request: Request, known: _Drafted, limit: int) -> Draft | None:
+        generated = request.num_output_tokens
+        chances: Sequence[float] | None = None
+        if known.trace is not None:
+            rights = known.trace.right
+            if not rights:
+                return None
+            place = (generated - 1) % len(rights)
+            right = rights[place]
+            if right < 0:
+                return None
+            if known.trace.chances:
+                chances = known.trace.chances[place][:limit]
+                limit = min(limit, len(chances))
+            right = min(right, limit)
+        else:
+            draw = known.chance.random
+            known.found = draw() < (self._again if known.found else self._anew)
+            if not known.found:
+                return None
+            right, chance = 0, self._profile.chance
+            while right < limit and draw() < chance(right):
+                right += 1
+        if limit <= 0:
+            return None
+        tokens = [*self._tokens(request, generated, right), *[_WRONG] * (limit - right)]
+        return Draft(tokens, chances=chances)
+
+
+def verified(sequence: ScheduledSequence, tokens: Tokens) -> list[int]:
+    """What a decode with a draft yields: the tokens drafted right, and one more."""
+    request, draft = sequence.request, sequence.draft
+    assert draft is not None
+    first = request.num_output_tokens
+    generated = list(tokens(request, first, len(draft) + 1))
+    accepted = 0
+    while accepted < len(draft) and draft.token_ids[accepted] == generated[accepted]:
+        accepted += 1
+    return generated[: accepted + 1]
