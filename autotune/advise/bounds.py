@@ -4,6 +4,10 @@ Each is a lower bound of a time (or an upper one of a rate) by one argument: a t
 needs a pass over the weights and its sequence's keys and values; a prompt needs its operations; and
 both need the fastest rate that the device was seen to reach. A bound of each request is one of any
 statistic over requests: what is at least b(x) for every x has a percentile of at least that of b.
+
+A pass yields a sequence several tokens where drafts are accepted, so that what a pass bounds is
+divided by the most tokens a step that are known of this traffic. Other drafts may do better: such a
+bound is certain only where the most that can be drafted at all would not meet the limit either.
 """
 
 from __future__ import annotations
@@ -15,7 +19,10 @@ from autotune.diagnose.sentences import number, percent, seconds, size
 from autotune.profiling.schema import ModelFacts, Profile, Spread
 from autotune.slo import Slo
 from autotune.slo_grammar import Limit
+from engine.speculate.draft import MOST_DRAFTED
 
+# Tokens of a step that no drafts exceed.
+_MOST_TOKENS = MOST_DRAFTED + 1
 # Ceilings that were measured a moment ago, on a machine that others may use too, are known to
 # about a tenth; a bound must break a limit by more.
 MARGIN = 1.1
@@ -46,6 +53,7 @@ class Bounds:
         hits = profile.kv.attainable_hit_rate
         self._hits_known = hits is not None
         self._hits = hits if hits is not None else profile.kv.hit_rate or 0.0
+        self._tokens = _tokens_a_step(profile)
 
     @classmethod
     def of(cls, profile: Profile) -> Bounds | None:
@@ -60,13 +68,13 @@ class Bounds:
         statistic = limit.statistic or "p95"
         match limit.metric:
             case "tpot":
-                return self._tpot(statistic)
+                return self._tpot(limit, statistic)
             case "itl":
-                return self._gap()
+                return self._gap(limit, statistic)
             case "ttft":
                 return self._ttft(statistic)
             case "e2e":
-                return self._e2e(statistic)
+                return self._e2e(limit, statistic)
             case "throughput":
                 return self._throughput()
             case "goodput":
@@ -93,20 +101,32 @@ class Bounds:
             f"billion operations a second; the device does {self._speed()}",
         )
 
-    def _tpot(self, statistic: str) -> Bound:
-        """Every token after the first needs a step, which reads the weights and its own context."""
+    def _tpot(self, limit: Limit, statistic: str) -> Bound:
+        """Tokens after the first need steps, which read the weights and the sequence's context."""
         inputs = self._profile.traffic.input_tokens
         tokens = _at(inputs, statistic) if inputs is not None else 0.0
         read = self._rates.read
         context = read.kv_per_token * tokens
-        value = (read.weights + context) / self._rates.bytes_per_s
+        step = (read.weights + context) / self._rates.bytes_per_s
         cached = f" and {size(context)} of keys and values" if context else ""
-        return Bound(value, read.measured, self._reading(cached, value))
+        certain = self._certain(limit, step / _MOST_TOKENS)
+        return Bound(step / self._tokens, certain, self._reading(cached, step))
 
-    def _gap(self) -> Bound:
-        """As TPOT; which gaps belong to long prompts is not known, so that the weights remain."""
-        value = self._pass_s()
-        return Bound(value, self._rates.read.measured, self._reading("", value))
+    def _gap(self, limit: Limit, statistic: str) -> Bound:
+        """The weights alone: which gaps belong to long prompts is not known.
+
+        The tokens of one step come at once, so that of t tokens a step all gaps but a share 1 / t
+        are nothing; a percentile above that share of nothings is a step, and the mean a t-th of it.
+        """
+        step = self._pass_s()
+
+        def least(tokens: float) -> float:
+            if statistic == "mean":
+                return step / tokens
+            return step if float(statistic[1:]) / 100 > 1 - 1 / tokens else 0.0
+
+        certain = self._certain(limit, least(_MOST_TOKENS))
+        return Bound(least(self._tokens), certain, self._reading("", step))
 
     def _ttft(self, statistic: str) -> Bound:
         inputs = self._profile.traffic.input_tokens
@@ -128,24 +148,30 @@ class Bounds:
         )
         return Bound(value, self._hits_known, proof)
 
-    def _e2e(self, statistic: str) -> Bound:
-        """A first token and one pass for each further token."""
+    def _e2e(self, limit: Limit, statistic: str) -> Bound:
+        """A first token, and of the further ones as many to a pass as a step yields."""
         first = self._ttft(statistic)
         outputs = self._profile.traffic.output_tokens
         if outputs is None:
             return first
-        further = max(0.0, _at(outputs, statistic) - 1) * self._pass_s()
+        passes = max(0.0, _at(outputs, statistic) - 1) * self._pass_s()
         # Long prompts need not have long answers: percentiles of a sum are those of no part's sum.
         apart = statistic != "mean"
-        value = max(first.value, further) if apart else first.value + further
+
+        def least(tokens: float) -> float:
+            further = passes / tokens
+            return max(first.value, further) if apart else first.value + further
+
+        value = least(self._tokens)
         if value <= first.value:
             return first
         tokens = number(_at(outputs, statistic))
         proof = (
-            f"the {statistic} of answers has {tokens} tokens, each with a step: "
+            f"the {statistic} of answers has {tokens} tokens: "
             f"{self._reading('', self._pass_s())}; together {seconds(value)}"
         )
-        return Bound(value, first.certain and self._rates.read.measured, proof)
+        certain = first.certain and self._certain(limit, least(_MOST_TOKENS))
+        return Bound(value, certain, proof)
 
     def _throughput(self) -> Bound:
         """Operations of an output token and of its part of a prompt; or no more than is asked."""
@@ -221,14 +247,24 @@ class Bounds:
         """Seconds of reading the weights once."""
         return self._rates.read.weights / self._rates.bytes_per_s
 
-    def _reading(self, more: str, value: float) -> str:
+    def _certain(self, limit: Limit, least: float) -> bool:
+        """Whether even the most tokens a step break the limit, by what was timed."""
+        return self._rates.read.measured and least >= limit.bound * MARGIN
+
+    def _reading(self, more: str, step: float) -> str:
+        """What bounds a step of so many seconds, and what a token takes of it."""
         read, rates = self._rates.read, self._rates
         method = "as they are" if read.method == "none" else f"as {read.method}"
         doubt = "" if read.measured else ", or a cache holds weights so small, which was not timed"
+        known = (
+            f"{seconds(step)} a token, unless a step yields several (speculative decoding)"
+            if self._tokens <= 1
+            else f"{seconds(step)} a step, of the {number(self._tokens)} tokens that are the most "
+            f"known for this traffic (speculative decoding) {seconds(step / self._tokens)} each"
+        )
         return (
             f"each step reads {size(read.weights)} of weights {method}{more}, and the device "
-            f"{self._together()}reads at most {size(rates.bytes_per_s)}/s: {seconds(value)} a "
-            f"token, unless a step yields several (speculative decoding){doubt}"
+            f"{self._together()}reads at most {size(rates.bytes_per_s)}/s: {known}{doubt}"
         )
 
     def _speed(self) -> str:
@@ -240,6 +276,14 @@ class Bounds:
     def _together(self) -> str:
         devices = self._rates.devices
         return f"with all {devices} GPUs " if devices > 1 else ""
+
+
+def _tokens_a_step(profile: Profile) -> float:
+    """The most tokens of a step that are known of the traffic, by a measurement or the dry run."""
+    measured, dry_run = profile.measured_speculation, profile.speculation
+    known = [] if measured is None else [measured.tokens_per_step.high]
+    known += [] if dry_run is None else dry_run.tokens_per_step.values()
+    return max([1.0, *known])
 
 
 def _with_percentile(limit: Limit, percentile: float) -> Limit:

@@ -8,11 +8,37 @@ import numpy as np
 import pytest
 
 from autotune.advise.bounds import Bound, Bounds
-from autotune.profiling.schema import LinearProbe, Probes, Profile, Spread
+from autotune.profiling.schema import LinearProbe, Probes, Profile, Speculation, Spread
+from autotune.profiling.speculation_schema import Bounded, MeasuredSpeculation
 from autotune.slo import parse_slo
 from tests.autotune.advise.feasibility_profiles import HARDWARE, ceilings, model, profile, spread
 
 INT8_CPU: dict[str, Any] = {"device": "cpu", "cpu": {"features": ["avx512_vnni"]}, "gpus": []}
+
+
+def dry_run(tokens: float) -> Speculation:
+    return Speculation(
+        num_requests=50,
+        min_ngram=2,
+        max_ngram=4,
+        tokens_per_step={1: 1.0, 5: tokens},
+        hit_share=0.5,
+    )
+
+
+def measured(high: float) -> MeasuredSpeculation:
+    return MeasuredSpeculation(
+        method="ngram",
+        num_speculative_tokens=4,
+        adaptive=True,
+        decodes=100,
+        drafted_decodes=50,
+        drafted_tokens=200,
+        accepted_tokens=100,
+        hit_share=0.5,
+        tokens_per_step=Bounded(value=2.0, low=1.9, high=high),
+        verified_tokens=2.0,
+    )
 
 
 def bound(of: Profile, limit: str) -> Bound:
@@ -28,15 +54,55 @@ def test_a_token_costs_a_pass_over_the_weights_and_its_context() -> None:
     found = bound(profile(inputs=spread(1000, p95=4000), hardware=HARDWARE), "tpot<1ms")
     # 20 ms of weights; 4000 tokens of 100 kB, in a cache of 8 bits half, at 100 GB/s.
     assert found.value == pytest.approx(0.020 + 0.002)
-    assert found.certain
     assert "1.86 GiB of weights" in found.proof
     mean = bound(profile(inputs=spread(1000, p95=4000)), "mean(tpot)<1ms")
     assert mean.value == pytest.approx(0.020 + 0.0005)
 
 
+def windowed(**changes: Any) -> Profile:
+    """Short prompts, and attention that forgets: a step is a pass of 20 ms over the weights."""
+    return profile(model=model(has_windows=True), inputs=spread(10), **changes)
+
+
+def test_what_a_pass_bounds_is_shared_by_the_tokens_of_a_step() -> None:
+    """By the dry run, or by what was measured, whichever is more."""
+    drafted = windowed(speculation=dry_run(2.5), outputs=spread(101))
+    assert bound(drafted, "tpot<1ms").value == pytest.approx(0.020 / 2.5)
+    assert "2.5 tokens that are the most known" in bound(drafted, "tpot<1ms").proof
+    assert bound(drafted, "e2e<1ms").value == pytest.approx(100 * 0.020 / 2.5)
+    assert bound(drafted, "mean(itl)<1ms").value == pytest.approx(0.020 / 2.5)
+    better = windowed(speculation=dry_run(2.5), measured_speculation=measured(4.0))
+    assert bound(better, "tpot<1ms").value == pytest.approx(0.020 / 4.0)
+    assert bound(windowed(speculation=dry_run(1.0)), "tpot<1ms").value == pytest.approx(0.020)
+
+
+def test_gaps_within_a_step_are_none() -> None:
+    """Of 2.5 tokens a step, 60% of the gaps are nothing and 40% are a step."""
+    drafted = windowed(speculation=dry_run(2.5))
+    assert bound(drafted, "p50(itl)<1ms").value == 0.0
+    assert bound(drafted, "p95(itl)<1ms").value == pytest.approx(0.020)
+
+
+@pytest.mark.parametrize(
+    ("limit", "certain"),
+    [
+        ("tpot<1ms", False),  # 64 tokens of 20 ms are 0.3 ms each
+        ("tpot<250us", True),
+        ("p95(itl)<1ms", False),  # no more than one gap in 64 is a step
+        ("p99(itl)<1ms", True),
+        ("mean(itl)<250us", True),
+        ("e2e<100ms", False),
+        ("e2e<20ms", True),
+    ],
+)
+def test_certain_is_what_the_most_drafts_there_can_be_would_not_meet(
+    limit: str, certain: bool
+) -> None:
+    assert bound(windowed(outputs=spread(101)), limit).certain is certain
+
+
 def test_windows_leave_the_context_out() -> None:
-    windowed = profile(model=model(has_windows=True))
-    assert bound(windowed, "tpot<1ms").value == pytest.approx(0.020)
+    assert bound(profile(model=model(has_windows=True)), "tpot<1ms").value == pytest.approx(0.020)
 
 
 def test_of_experts_only_those_that_a_token_meets_are_read() -> None:
@@ -47,13 +113,13 @@ def test_of_experts_only_those_that_a_token_meets_are_read() -> None:
 
 def test_the_best_offered_quantization_is_taken_and_doubted_unless_it_was_probed() -> None:
     """int8 halves the bytes; unprobed, its weights may lie in a cache that is faster."""
-    found = bound(profile(hardware=INT8_CPU), "itl<1ms")
+    found = bound(profile(hardware=INT8_CPU), "p99(itl)<1ms")
     assert found.value == pytest.approx(0.010)
     assert "as int8" in found.proof
     assert not found.certain
     assert "a cache holds weights so small" in found.proof
     probes = Probes(linears=[LinearProbe(method="int8", rows=[1], layers_s=[0.02], head_s=[0.0])])
-    assert bound(profile(hardware=INT8_CPU, probes=probes), "itl<1ms").certain
+    assert bound(profile(hardware=INT8_CPU, probes=probes), "p99(itl)<1ms").certain
 
 
 def test_no_bound_rests_on_a_ceiling_that_a_probe_has_beaten() -> None:

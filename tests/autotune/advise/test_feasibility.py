@@ -31,14 +31,23 @@ def relaxed(of: Infeasible, kind: str) -> Any:
 
 def test_a_limit_below_the_bound_is_proven_infeasible() -> None:
     found = only(
-        infeasible_limits(profile({"tpot": 0.030}), parse_slo("tpot<10ms"), Oracle(linear), ())
+        infeasible_limits(profile({"tpot": 0.030}), parse_slo("tpot<200us"), Oracle(linear), ())
     )
     assert found.proven
-    assert found.limit == "tpot<10ms"
+    assert found.limit == "tpot<200us"
     assert found.bound == pytest.approx(0.0205)
-    assert found.asked == 0.010
+    assert found.asked == 0.0002
     assert "cannot be met here" in found.proof
     assert "of weights" in found.proof
+
+
+def test_a_limit_that_drafts_nobody_knows_could_meet_is_not_proven_infeasible() -> None:
+    found = only(
+        infeasible_limits(profile({"tpot": 0.030}), parse_slo("tpot<10ms"), Oracle(linear), ())
+    )
+    assert not found.proven
+    assert "can hardly be met here" in found.proof
+    assert "unless a step yields several" in found.proof
 
 
 def test_a_bound_that_rests_on_what_was_not_measured_is_no_proof() -> None:
@@ -192,7 +201,7 @@ def test_a_throughput_that_nobody_asks_for_is_proven_infeasible() -> None:
 
 def test_goodput_follows_from_the_limits_of_each_request() -> None:
     given = profile({"tpot": 0.03, "slo_attainment": 0.0})
-    slo = parse_slo("tpot<10ms,goodput>=0.9")
+    slo = parse_slo("tpot<200us,goodput>=0.9")
     tpot, goodput = infeasible_limits(given, slo, Oracle(linear), ())
     assert tpot.metric == "tpot"
     assert goodput.proven

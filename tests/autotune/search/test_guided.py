@@ -41,6 +41,7 @@ FIXED: dict[str, list[Any]] = {
     "enable_prefix_caching": [True],
     "scheduling_policy": ["fcfs"],
     "watermark": [0.0],
+    "speculative_method": ["none"],
 }
 
 
