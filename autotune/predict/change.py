@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from engine.config import EngineConfig
+
 # Factors on parts of a step's cost, on the traffic and on the memory. 1 is no change.
 #
 # - weight_reads: bytes of weights that a step reads (their time while memory bounds them)
@@ -65,3 +67,24 @@ class Change:
 
     knobs: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[Term, Factor] = field(default_factory=dict)
+
+    def ends(self) -> list[Change]:
+        """With the uncertain factors at their lower and their upper ends; none if all are sure."""
+        wide = {term: f for term, f in self.factors.items() if f.low < f.high}
+        if not wide:
+            return []
+        ends = ({t: f.low for t, f in wide.items()}, {t: f.high for t, f in wide.items()})
+        moved = [{term: Factor(v, v, v) for term, v in end.items()} for end in ends]
+        return [Change(self.knobs, {**self.factors, **factors}) for factors in moved]
+
+    def is_same(self, config: EngineConfig) -> bool:
+        """Whether a config is as after the change, and nothing else is changed."""
+        return not self.factors and all(
+            getattr(config, name) == value for name, value in self.knobs.items()
+        )
+
+
+def value_of(factors: Mapping[Term, Factor], term: Term) -> float:
+    """By how much a term is changed."""
+    factor = factors.get(term)
+    return 1.0 if factor is None else factor.value

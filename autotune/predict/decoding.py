@@ -62,10 +62,12 @@ class DecodingPlay:
         how = self._decoding
         decodes: list[ScheduledSequence] = []
         chunks: list[ScheduledSequence] = []
-        for s in batch.sequences:
+        for place, s in enumerate(batch.sequences):
             # The tokens that a step yielded come back as one chunk; the factors tell what computing
             # them costs.
-            if self._is_decode(s):
+            if place < batch.num_decodes and s.start >= s.request.num_prompt_tokens:
+                decodes.append(s)
+            elif self._is_decode(s):
                 decodes.append(ScheduledSequence(s.request, s.end - 1, 1, True))
             else:
                 chunks.append(s)

@@ -15,9 +15,11 @@ from autotune.metrics import compute_metrics
 from autotune.predict.apply import UNMEASURED_KNOBS, NotPredictable, apply_change
 from autotune.predict.asked import latency_statistics
 from autotune.predict.cache_after import Served, cache_after
-from autotune.predict.change import Change, Factor, Term
+from autotune.predict.change import Change, Factor, Term, value_of
 from autotune.predict.comparing import latency_logs, latency_ratio, served_per_second
 from autotune.predict.decoding import Decoding
+from autotune.predict.draft_knowledge import DraftKnowledge
+from autotune.predict.drafting import DraftProfile
 from autotune.predict.fit import step_cost
 from autotune.predict.gain import Basis, PredictedGain
 from autotune.predict.intervals import Z90, bounds, single_trials_spread, trial_noise
@@ -35,6 +37,7 @@ from autotune.predict.recorded_traffic import (
 from autotune.predict.replay import Replayed, replay
 from autotune.predict.served import served
 from autotune.predict.step_cost import StepCost
+from autotune.predict.told_speculation import as_played
 from autotune.profiling.evidence import LoadEvidence
 from autotune.profiling.schema import Profile
 from autotune.slo import Slo
@@ -44,7 +47,7 @@ from engine.engine import CacheShape
 from engine.errors import EngineError
 
 # Terms that an exchanged function of the cost replaces: knobs are judged by the probes.
-COST_KNOBS = ("quantization", "kv_cache_dtype", "block_size")
+COST_KNOBS = ("quantization", "kv_cache_dtype", "block_size", "speculative_method")
 # How much is replayed: a budget of a second pays for so many output tokens, shared by so many
 # replays. A constant rather than a clock, so that equal profiles give equal predictions.
 TOKENS_PER_SECOND = 60_000
@@ -74,6 +77,7 @@ class _Situation:
     cache: CacheShape
     requests: Sequence[LoadRequest]
     decoding: Decoding
+    drafts: DraftProfile | None
 
 
 class ReplayPredictor:
@@ -100,6 +104,7 @@ class ReplayPredictor:
         self._slo = slo
         self._seed = seed
         self._times: LoadTimes = load_times(evidence)
+        self._drafts = DraftKnowledge.of([(base.config, evidence)])
         self._pace = recorded_pace(evidence.steps, cost)
         self._outputs = recorded_outputs(evidence)
         limit = recorded_drain_limit(evidence)
@@ -122,7 +127,7 @@ class ReplayPredictor:
         self, change: Change | None = None, rate_factor: float | None = 1.0
     ) -> dict[str, Any] | None:
         """Metrics after a change, by the keys of `bench`; None where they cannot be predicted."""
-        change = change or Change()
+        change = self._as_played(change or Change())
         played = self._play(change, rate_factor)
         config = self._config(change)
         if played is None or config is None:
@@ -140,12 +145,13 @@ class ReplayPredictor:
 
     def gains(self, change: Change) -> tuple[PredictedGain, ...]:
         """Gains over what was profiled, for each metric that can be judged."""
+        change = self._as_played(change)
         base, changed = self._play(Change(), 1.0), self._play(change, 1.0)
         if base is None or changed is None:
             return ()
         spread = math.exp(Z90 * self._step_spread(change))
         speeds = [self._play(change, 1.0, slower) for slower in (spread, 1 / spread)]
-        ends = [self._play(end, 1.0) for end in _ends(change)]
+        ends = [self._play(end, 1.0) for end in change.ends()]
         before = [self._play(Change(), 1.0, wobble=i) for i in range(BASE_WOBBLES)]
         after = [self._play(change, 1.0, wobble=i) for i in range(CHANGED_WOBBLES)]
         gains = []
@@ -183,12 +189,12 @@ class ReplayPredictor:
         before, after = served_per_second(base), served_per_second(changed)
         if not before or not after:
             return []
-        value = after / before / _value(change.factors, "requests")
-        ends = [self._play(end, None) for end in _ends(change)]
+        value = after / before / value_of(change.factors, "requests")
+        ends = [self._play(end, None) for end in change.ends()]
         told = [value * served_per_second(play) / after for play in ends if play is not None]
         # A step that takes longer makes so much less of it.
         low, high = bounds(value, [told], self._step_spread(change))
-        price = _value(change.factors, "price")
+        price = value_of(change.factors, "price")
         return [
             PredictedGain("throughput", value, low, high, "replay"),
             PredictedGain("cost", value / price, low / price, high / price, "replay"),
@@ -204,7 +210,7 @@ class ReplayPredictor:
         ):
             parts.append(PROBE)
         fit = self._profile.step_fit
-        if fit is not None and not _is_same(change, config):
+        if fit is not None and not change.is_same(config):
             parts.append(fit.median_error / 2)
         return math.hypot(*parts)
 
@@ -261,6 +267,7 @@ class ReplayPredictor:
             times=self._times,
             pace=pace,
             decoding=situation.decoding,
+            drafts=situation.drafts,
         )
 
     def _situation(self, change: Change, rate_factor: float | None) -> _Situation | None:
@@ -271,27 +278,34 @@ class ReplayPredictor:
             return None
         cost = self._cost_of(change)
         cache = self._cache_of(changed, factors)
-        if cost is None or cache is None:
+        drafts = None if cost is None else self._drafts.profile(config, cost)
+        unknown = config.speculative_method != "none" and drafts is None
+        if cost is None or cache is None or unknown:
             return None
         requests: Sequence[LoadRequest] = self._at_once if rate_factor is None else self._paced
         if rate_factor is not None and rate_factor != 1.0:
             requests = at_rate(requests, rate_factor)
         terms: Sequence[Term] = ("rate", "input_tokens", "output_tokens", "requests")
-        if any(_value(factors, term) != 1.0 for term in terms):
+        if any(value_of(factors, term) != 1.0 for term in terms):
             requests = changed_traffic(
                 requests,
-                rate=_value(factors, "rate"),
-                input_tokens=_value(factors, "input_tokens"),
-                output_tokens=_value(factors, "output_tokens"),
+                rate=value_of(factors, "rate"),
+                input_tokens=value_of(factors, "input_tokens"),
+                output_tokens=value_of(factors, "output_tokens"),
                 # At once there are as many as the engine can take, whichever reach it.
-                share=1.0 if rate_factor is None else _value(factors, "requests"),
+                share=1.0 if rate_factor is None else value_of(factors, "requests"),
             )
         decoding = Decoding(
-            tokens_per_step=_value(factors, "tokens_per_step"),
-            verify_tokens=_value(factors, "verify_tokens"),
-            prompt_share=_value(factors, "prefill_in_decode"),
+            tokens_per_step=value_of(factors, "tokens_per_step"),
+            verify_tokens=value_of(factors, "verify_tokens"),
+            prompt_share=value_of(factors, "prefill_in_decode"),
         )
-        return _Situation(config, cost, cache, requests, decoding) if requests else None
+        if not requests:
+            return None
+        return _Situation(config, cost, cache, requests, decoding, drafts)
+
+    def _as_played(self, change: Change) -> Change:
+        return as_played(change, self._base.config, self._drafts, self._cost)
 
     def _config(self, change: Change) -> EngineConfig | None:
         """The changed config; None if it is refused, or a knob's effect is not known."""
@@ -327,7 +341,7 @@ class ReplayPredictor:
         return self._base if config == self._base.config else served(config, self._base)
 
     def _cache_of(self, changed: Served, factors: Mapping[Term, Factor]) -> CacheShape | None:
-        capacity, resident = _value(factors, "kv_capacity"), _value(factors, "resident_weights")
+        capacity, resident = value_of(factors, "kv_capacity"), value_of(factors, "resident_weights")
         if changed is self._base and capacity == 1.0 and resident == 1.0:
             return self._cache
         hardware = self._profile.hardware or {}
@@ -369,24 +383,3 @@ def replay_predictor(
     if cache is None:
         return None
     return ReplayPredictor(profile, evidence, base, cost, cache, slo, seed, budget_s)
-
-
-def _value(factors: Mapping[Term, Factor], term: Term) -> float:
-    factor = factors.get(term)
-    return 1.0 if factor is None else factor.value
-
-
-def _ends(change: Change) -> list[Change]:
-    """The change with its uncertain factors at their lower and their upper ends; none if sure."""
-    wide = {term: f for term, f in change.factors.items() if f.low < f.high}
-    if not wide:
-        return []
-    ends = ({t: f.low for t, f in wide.items()}, {t: f.high for t, f in wide.items()})
-    moved = [{term: Factor(v, v, v) for term, v in end.items()} for end in ends]
-    return [Change(change.knobs, {**change.factors, **factors}) for factors in moved]
-
-
-def _is_same(change: Change, config: EngineConfig) -> bool:
-    return not change.factors and all(
-        getattr(config, name) == value for name, value in change.knobs.items()
-    )

@@ -70,7 +70,8 @@ class VirtualEngine:
         cache: the KV cache.
         times: what whoever sends requests and steps the engine takes between.
         pace: how much slower than their cost steps are, and when.
-        decoding: how decodes differ from one token a sequence and step; not together with drafts.
+        decoding: how decodes differ from one token a sequence and step; what they yield is told
+            by the drafts where there are any.
         drafts: how drafts fare, where the config has a `speculative_method`.
         outputs: tokens that requests get, by id; made up for others.
         on_step: receives each step's record; steps are then played one by one.
@@ -240,15 +241,16 @@ class VirtualEngine:
         """Take a step that the scheduler chose, before which drafting took some seconds."""
         work = StepWork.of_batch(batch, self._groups)
         play, speculation, moments = self._play, self._speculation, self._moments
-        if play is not None:
-            device, host = play.seconds(batch, self._cost, self._groups)
+        if speculation is not None:
+            tokens, work = speculation.yielded(batch), speculation.profile.verified(work)
+        elif play is not None:
             tokens = play.tokens(batch, self._tokens)
         else:
-            if speculation is None:
-                tokens = self._sampled(batch.sequences)
-            else:
-                tokens, work = speculation.yielded(batch), speculation.profile.verified(work)
+            tokens = self._sampled(batch.sequences)
+        if play is None:
             device, host = self._cost.device_seconds(work), self._cost.host_seconds(work)
+        else:
+            device, host = play.seconds(batch, self._cost, self._groups)
         slower = self._even or self._pace.at(self.now)
         device, host, drafting = slower * device, slower * host, slower * drafting
         result = BatchResult(tokens, device, host)
