@@ -70,8 +70,7 @@ class VirtualEngine:
         cache: the KV cache.
         times: what whoever sends requests and steps the engine takes between.
         pace: how much slower than their cost steps are, and when.
-        decoding: how decodes differ from one token a sequence and step; what they yield is told
-            by the drafts where there are any.
+        decoding: how decodes differ from one token a sequence and step; of drafts see below.
         drafts: how drafts fare, where the config has a `speculative_method`.
         outputs: tokens that requests get, by id; made up for others.
         on_step: receives each step's record; steps are then played one by one.
@@ -114,7 +113,6 @@ class VirtualEngine:
             self._speculation = VirtualSpeculation(known, cost, self._tokens, seed)
         self._outputs = outputs or {}
         self._on_step = on_step
-        # Where steps may yield several tokens, each is noted with its moment.
         self._stamps = self._play is not None or self._speculation is not None
         self._fast = on_step is None and not self._stamps and pool.uniform
         # Whether requests may find in the cache what others generated.
@@ -242,15 +240,17 @@ class VirtualEngine:
         work = StepWork.of_batch(batch, self._groups)
         play, speculation, moments = self._play, self._speculation, self._moments
         if speculation is not None:
-            tokens, work = speculation.yielded(batch), speculation.profile.verified(work)
-        elif play is not None:
-            tokens = play.tokens(batch, self._tokens)
-        else:
-            tokens = self._sampled(batch.sequences)
+            work = speculation.profile.verified(work)
         if play is None:
             device, host = self._cost.device_seconds(work), self._cost.host_seconds(work)
         else:
             device, host = play.seconds(batch, self._cost, self._groups)
+        if speculation is not None:
+            tokens = speculation.yielded(batch)
+        elif play is not None:
+            tokens = play.tokens(batch, self._tokens)
+        else:
+            tokens = self._sampled(batch.sequences)
         slower = self._even or self._pace.at(self.now)
         device, host, drafting = slower * device, slower * host, slower * drafting
         result = BatchResult(tokens, device, host)
