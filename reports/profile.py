@@ -136,20 +136,7 @@ def profile_facts(profile: Mapping[str, Any]) -> list[tuple[str, list[tuple[str,
         ]
         if facts:
             groups.append((title, facts))
-    speculation = speculation_facts(profile)
-    return [*groups, ("Prompt lookup, dry run", speculation)] if speculation else groups
-
-
-def speculation_facts(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Tokens a step that n-gram drafts would have got, by their number."""
-    dry_run = mapping(profile.get("speculation"))
-    facts = [
-        (f"Tokens a step with {k} drafts", significant(number(value)))
-        for k, value in mapping(dry_run.get("tokens_per_step")).items()
-    ]
-    if facts and dry_run.get("synthetic_prompts") is True:
-        facts.append(("Prompts", "synthesised: says little of real text"))
-    return facts
+    return groups
 
 
 def partial_notes(profile: Mapping[str, Any]) -> list[str]:

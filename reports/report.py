@@ -7,6 +7,7 @@ from pathlib import Path
 from autotune.records import RunFolder
 from reports import pages
 from reports.advice import advice_rows, first_advice, infeasible_rows
+from reports.charts.acceptance import acceptance_by_position
 from reports.charts.breakdown import time_breakdown
 from reports.charts.calibration_scatter import calibration_scatter
 from reports.charts.comparison import throughput_comparison
@@ -19,6 +20,7 @@ from reports.charts.importance import knob_importances
 from reports.charts.roofline import roofline
 from reports.charts.scoreboard import scoreboard_figure
 from reports.charts.slices import knob_slices
+from reports.charts.speculative_gain import speculative_gain
 from reports.charts.timeline import engine_timeline
 from reports.evidence import Evidence, read_evidence, read_json
 from reports.findings import binding_sentence, findings_by_metric, unjudged
@@ -29,8 +31,10 @@ from reports.predictions import error_rows, prediction_sentence, read_pairs
 from reports.profile import PHASE_COLUMNS, partial_notes, phase_rows, profile_facts
 from reports.quality import quality_table
 from reports.simulation import simulation_page
+from reports.speculation import drafts_table, dry_run_facts, read_drafts
 from reports.trials import trial_table
 from reports.verdict import judge
+from reports.with_and_without import PAIR_COLUMNS, pair_rows, with_and_without
 
 
 def render_report(folder: Path) -> Path:
@@ -60,6 +64,8 @@ def report_page(evidence: Evidence) -> str:
     counter_columns, counter_rows = pages.engine_counters(evidence)
     quality_columns, quality_rows = quality_table(evidence)
     pairs = read_pairs(evidence)
+    drafts = read_drafts(evidence)
+    draft_columns, draft_rows = drafts_table(drafts)
     return render_page(
         "report.html.j2",
         run_json=finite(run),
@@ -86,6 +92,13 @@ def report_page(evidence: Evidence) -> str:
         phase_rows=phase_rows(evidence.profile),
         profile_facts=profile_facts(evidence.profile),
         profile_notes=partial_notes(evidence.profile),
+        draft_columns=draft_columns,
+        draft_rows=draft_rows,
+        acceptance=acceptance_by_position(drafts),
+        speculative_gain=speculative_gain(drafts),
+        pair_columns=PAIR_COLUMNS,
+        pair_rows=pair_rows(with_and_without(evidence)),
+        dry_run=dry_run_facts(evidence.profile),
         binding=binding_sentence(evidence.diagnosis),
         findings=findings_by_metric(evidence.diagnosis),
         unjudged=unjudged(evidence.diagnosis),

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autotune.records import TrialRecord
+from reports.estimate import read_estimate
 from reports.evidence import Evidence, best_so_far
 from reports.formatting import (
     duration,
+    fixed,
     knob_value,
     mapping,
     milliseconds,
@@ -20,6 +22,7 @@ from reports.formatting import (
 )
 from reports.plan.money import chance
 from reports.predictions import OBJECTIVE, predicted_metric, predicted_text
+from reports.speculation import DRAFT_KNOBS, METHOD, how_drafted
 
 # A page with thousands of rows is slow and large; trials.jsonl beside the report holds them all.
 MOST_SHOWN = 400
@@ -110,7 +113,13 @@ def trial_table(evidence: Evidence) -> TrialTable:
             columns.append(("predicted", True))
     if predicted:
         columns.append(("Chance predicted", True))
+    # How is drafted is one thing, told by several knobs of which some mean nothing without others.
+    drafting = METHOD in knobs
+    if drafting:
+        knobs = [knob for knob in knobs if knob not in DRAFT_KNOBS]
     columns += [("SLO", False), *((knob, False) for knob in knobs)]
+    if drafting:
+        columns += [("drafts", False), ("Tokens a step", True)]
     columns += [("Load", False), ("Took", True), ("Reason", False)]
     chosen = shown(evidence.trials, evidence)
     counts = {"met": 0, "missed": 0, "failed": 0}
@@ -118,13 +127,19 @@ def trial_table(evidence: Evidence) -> TrialTable:
         counts[outcome_of(trial)] += 1
     return TrialTable(
         columns=columns,
-        rows=[_row(trial, knobs, unit, predicted) for trial in chosen],
+        rows=[_row(trial, knobs, unit, predicted, drafting) for trial in chosen],
         left_out=len(evidence.trials) - len(chosen),
         counts=counts,
     )
 
 
-def _row(trial: TrialRecord, knobs: Sequence[str], unit: str, predicted: Sequence[str]) -> TrialRow:
+def _row(
+    trial: TrialRecord,
+    knobs: Sequence[str],
+    unit: str,
+    predicted: Sequence[str],
+    drafting: bool,
+) -> TrialRow:
     metrics = mapping(trial.metrics)
     objective = number(trial.objective)
     ttft = number(mapping(metrics.get("ttft")).get("p95"))
@@ -153,6 +168,13 @@ def _row(trial: TrialRecord, knobs: Sequence[str], unit: str, predicted: Sequenc
         amount = number(value)
         text = knob_value(knob, value)
         cells.append(_words(text) if amount is None else _number(amount, text))
+    if drafting:
+        tokens = read_estimate(mapping(metrics.get("speculation")).get("tokens_per_step"))
+        got = None if tokens is None else tokens.value
+        cells += [
+            _words(how_drafted(trial.config)),
+            _number(got, "" if got is None else fixed(got)),
+        ]
     cells += [
         _words({True: "delivered", False: "short"}.get(metrics.get("load_delivered"), "")),  # type: ignore[arg-type]
         _number(number(trial.seconds), duration(number(trial.seconds))),

@@ -19,6 +19,8 @@ COMPONENTS: Mapping[str, tuple[str, str]] = {
     "weights": ("reading weights", "c-weights"),
     "linear_compute": ("arithmetic of decodes", "c-compute"),
     "kv_reads": ("reading keys and values", "c-kv"),
+    "verification": ("verifying drafts", "c-verification"),
+    "drafting": ("drafting", "c-drafting"),
     "communication": ("communication", "c-communication"),
     "host": ("host", "c-host"),
     "other": ("not explained", "c-other"),

@@ -34,6 +34,7 @@ SECTIONS = [
     "rates",
     "quality",
     "profile",
+    "speculation",
     "bottlenecks",
     "advice",
     "search",
