@@ -13,6 +13,9 @@ from kernels.metadata import AttentionMetadata
 LANES = 16  # the head dimension must fill whole vectors
 TILE_DIMENSIONS = 32  # and, on AMX, whole tiles
 LARGEST_TILED_HEAD = 256
+# Without tiles, what is read again for each new token: of more than these PyTorch's matmuls are
+# faster.
+MOST_NEW = 16
 
 
 class AttentionStep(ctypes.Structure):
@@ -21,15 +24,20 @@ class AttentionStep(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "keys", "values")),
         *((name, ctypes.c_void_p) for name in ("key_scales", "value_scales")),
-        *((name, ctypes.c_void_p) for name in ("tables", "context_lens", "query_start", "out")),
+        *((name, ctypes.c_void_p) for name in ("tables", "context_lens", "query_start")),
+        *((name, ctypes.c_void_p) for name in ("trees", "out")),
         *((name, ctypes.c_int64) for name in ("table_stride", "sequences", "q_heads", "kv_heads")),
-        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "q_stride", "window")),
+        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "q_stride")),
+        *((name, ctypes.c_int64) for name in ("window", "most_new")),
         *((name, ctypes.c_float) for name in ("scale", "soft_cap")),
     )
 
 
-def _known(q: Tensor, cache: LayerCache, tables: Tensor) -> bool:
+def _known(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> bool:
     """Whether dtypes and strides are those that the native kernels read."""
+    tables, trees = metadata.block_tables, metadata.trees
+    if trees is not None and not (trees.dtype == torch.int64 and trees.is_contiguous()):
+        return False
     if not takes(q) or q.dim() != 3 or q.shape[2] % LANES:
         return False
     if not (q.stride(2) == 1 and q.stride(1) == q.shape[2]):
@@ -57,7 +65,7 @@ def paged_attention(
     """As ``ops.paged_attention``; None if the operands are not of the expected kind."""
     native = library()
     tables = metadata.block_tables
-    if native is None or metadata.trees is not None or not _known(q, cache, tables):
+    if native is None or not _known(q, cache, metadata):
         return None
     tokens, heads, head_dim = q.shape
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype)
@@ -67,7 +75,6 @@ def paged_attention(
         and head_dim <= LARGEST_TILED_HEAD
         and has_amx()
     )
-    decodes = metadata.num_single
     step = AttentionStep(
         q.data_ptr(),
         cache.keys.data_ptr(),
@@ -77,15 +84,17 @@ def paged_attention(
         tables.data_ptr(),
         metadata.context_lens.data_ptr(),
         metadata.query_start.data_ptr(),
+        None if metadata.trees is None else metadata.trees.data_ptr(),
         out.data_ptr(),
         tables.stride(0),
-        len(metadata.query_lens) if tiled else decodes,
+        len(metadata.query_lens),
         heads,
         cache.num_kv_heads,
         cache.block_size,
         head_dim,
         q.stride(0),
         window,
+        MOST_NEW,
         scale,
         soft_cap,
     )
@@ -93,7 +102,7 @@ def paged_attention(
     if tiled:
         native.amx_attention(cache_code, ctypes.byref(step), threads)
         return out
-    if decodes:
+    if min(metadata.query_lens, default=1) <= MOST_NEW:
         native.decode_attention(DTYPE_CODES[q.dtype], cache_code, ctypes.byref(step), threads)
-    plain.prefill_chunks(q, cache, metadata, scale, window, soft_cap, out)
+    plain.prefill_chunks(q, cache, metadata, scale, window, soft_cap, out, MOST_NEW)
     return out

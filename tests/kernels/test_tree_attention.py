@@ -87,3 +87,32 @@ def test_a_window_beside_trees_is_refused(backend, generator):
     case = make_tree_case(torch.float32, 64, 1, 1, 16, [(3, 20, True)], generator)
     with pytest.raises(ValueError, match="trees has no window"):
         ops.paged_attention(case.q, case.cache, case.metadata, case.scale, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cache_dtype", [None, *QUANTIZED])
+@pytest.mark.parametrize(("group", "window"), [(3, 0), (4, 90), (17, 300)])
+def test_a_drafted_token_gets_the_bits_of_a_decode(
+    backend, generator, dtype, cache_dtype, group, window
+):
+    """What is verified is what would have been computed without a draft."""
+    if backend == "plain":
+        pytest.skip("plain PyTorch promises tolerance, not bits")
+    lengths = [(1, 70), (5, 600), (16, 270), (2, 257), (9, 1100)]
+    case = make_case(dtype, 64, 2, group, 16, lengths, generator, cache_dtype, window)
+    together = check(case, allowed=6e-6 if dtype == torch.float32 else None)
+    token = 0
+    for i, (new, context) in enumerate(lengths):
+        for nth in range(new):
+            end = context - new + nth + 1
+            metadata = ops.build_attention_metadata([case.tables[i]], [1], [end], 16)
+            assert torch.equal(
+                attend(case, case.q[token : token + 1], metadata)[0], together[token]
+            )
+            token += 1
+
+
+def test_long_contexts_of_short_trees_are_split_and_merged(backend, generator):
+    sequences = [(1, 1300, False), (6, 1500, True), (21, 1029, True), (22, 1029, True)]
+    for dtype in (torch.bfloat16, torch.float32):
+        check(make_tree_case(dtype, 64, 1, 3, 16, sequences, generator), allowed=None)

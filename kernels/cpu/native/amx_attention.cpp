@@ -8,19 +8,34 @@
 // their scales multiply scores and weights in float32. So the result for a query depends on its position and its context
 // alone: not on the batch, on threads, or on whether it came as a decode or within a prefill chunk.
 #include "amx_softmax.h"
+#include "replay.h"
 
 #if AMX_KERNELS
 #include <cmath>
 #include <vector>
 
 constexpr int64_t ITEM_COLUMNS = 128;  // columns that share one interleaving of the values
+constexpr int64_t SHORT_COLUMNS = 64;  // a sequence of so few is worked off in short items
 
 // One unit of work: columns of one kv head of one sequence over positions [begin, end).
 struct Item {
     int64_t sequence, head, column, columns, begin, end;
     int64_t parts;  // > 1: this is the first of so many items whose states must be merged
-    bool partial;   // the state is left for merging instead of being written out
+    int64_t state;  // number of the first of its columns' states that are kept for merging, or -1
+
+    int64_t blocks() const { return (columns + COLUMNS - 1) / COLUMNS; }
+    int64_t count(int64_t block) const {
+        int64_t left = columns - block * COLUMNS;
+        return left < COLUMNS ? left : COLUMNS;
+    }
 };
+
+// The state of columns that see nothing.
+static void clear(State& state, int64_t dh) {
+    store(state.max, splat(-INFINITY));
+    store(state.sum, splat(0.0f));
+    memset(state.out, 0, COLUMNS * dh * sizeof(float));
+}
 
 static void merge(State& into, const State& part, int64_t dh) {
     vf m0 = load(into.max), m1 = load(part.max), m = vmax(m0, m1);
@@ -85,12 +100,17 @@ static void score(const bf16* k0, const bf16* k1, int64_t dh, const uint32_t* qu
     _tile_stored(1, to + 256, 64);
 }
 
-static Reach reach_of(const AttentionStep& s, int64_t before, int64_t column, int64_t count) {
+static Reach reach_of(const AttentionStep& s, const Item& w, int64_t column, int64_t count) {
     Reach r;
+    int64_t before = s.context_lens[w.sequence] - s.new_tokens(w.sequence);
+    r.tree_from = INT32_MAX;
     for (int64_t c = 0; c < COLUMNS; c++) {
-        int64_t position = before + (column + (c < count ? c : 0)) / s.group();
-        r.to[c] = (int32_t)position;
-        r.from[c] = (int32_t)s.first_seen(position);
+        int64_t token = (column + (c < count ? c : 0)) / s.group();
+        r.to[c] = (int32_t)(before + token);
+        r.from[c] = (int32_t)s.first_seen(before + token);
+        uint64_t tree = s.trees ? s.trees[s.query_start[w.sequence] + token] : ~0ull;
+        if (~tree) r.tree_from = (int32_t)before;
+        r.tree[0][c] = (uint32_t)tree, r.tree[1][c] = (uint32_t)(tree >> 32);
     }
     // Columns are ordered by position, those beyond the last repeat the first.
     r.first = r.from[0], r.all_to = r.to[0];
@@ -129,10 +149,9 @@ static void weigh(const char* weights, const char* values, int64_t steps, int64_
     if (NT > 3) _tile_stored(3, to + 48, dh * 4);
 }
 
-static void write_columns(const AttentionStep& s, const Item& w, int64_t column, int64_t count,
-                          const State& state) {
-    for (int64_t c = 0; c < count; c++) {
-        int64_t flat = column + c;
+static void write_columns(const AttentionStep& s, const Item& w, int64_t block, const State& state) {
+    for (int64_t c = 0; c < w.count(block); c++) {
+        int64_t flat = w.column + block * COLUMNS + c;
         int64_t token = s.query_start[w.sequence] + flat / s.group();
         bf16* to = (bf16*)s.out + (token * s.q_heads + w.head * s.group() + flat % s.group()) * s.dh;
         for (int64_t d = 0; d < s.dh; d += LANES)
@@ -179,14 +198,8 @@ static Span span_of(const Item& w, int64_t chunk) {
 template <class C>
 static void attend(const AttentionStep& s, const Item& w, const Item* next, Workspace& ws,
                    float* states) {
-    int64_t context = s.context_lens[w.sequence], dh = s.dh;
-    int64_t before = context - (s.query_start[w.sequence + 1] - s.query_start[w.sequence]);
+    const int64_t dh = s.dh;
     const int32_t* table = s.tables + w.sequence * s.table_stride;
-    int64_t blocks = (w.columns + COLUMNS - 1) / COLUMNS;
-    auto count_of = [&](int64_t b) {
-        int64_t left = w.columns - b * COLUMNS;
-        return left < COLUMNS ? left : COLUMNS;
-    };
     if (next)
         ws.ahead.begin(s, s.tables + next->sequence * s.table_stride, next->head,
                        span_of(*next, next->begin / CHUNK * CHUNK), sizeof(C));
@@ -194,48 +207,45 @@ static void attend(const AttentionStep& s, const Item& w, const Item* next, Work
     for (int64_t chunk = w.begin / CHUNK * CHUNK; chunk < w.end; chunk += CHUNK) {
         Span span = span_of(w, chunk);
         ready_pages<C>(s, table, w.head, span, ws.pages);
-        for (int64_t b = 0; b < blocks; b++) {
+        for (int64_t b = 0; b < w.blocks(); b++) {
             int64_t column = w.column + b * COLUMNS;
-            Reach reach = reach_of(s, before, column, count_of(b));
-            if (reach.last < span.begin || reach.first >= span.end) continue;
-            pack_queries(s, w, column, count_of(b), ws.queries);
             State state(states + b * State::floats(dh));
+            Reach reach = reach_of(s, w, column, w.count(b));
+            if (reach.last < span.begin || reach.first >= span.end) {
+                if (w.state >= 0) clear(state, dh);
+                continue;
+            }
+            pack_queries(s, w, column, w.count(b), ws.queries);
             State part = started[b] ? State(ws.products) : state;
-            attend_columns(s, ws, span, reach, count_of(b), part);
+            attend_columns(s, ws, span, reach, w.count(b), part);
             if (started[b]) merge(state, part, dh);
             started[b] = true;
         }
     }
-    if (w.partial) return;
-    for (int64_t b = 0; b < blocks; b++)
-        write_columns(s, w, w.column + b * COLUMNS, count_of(b),
-                      State(states + b * State::floats(dh)));
+    if (w.state >= 0) return;
+    for (int64_t b = 0; b < w.blocks(); b++) write_columns(s, w, b, State(states + b * State::floats(dh)));
 }
 
+// Sequences of few columns are split by chunks, so that long contexts keep all threads busy.
 static void plan(const AttentionStep& s, std::vector<Item>& items) {
+    int64_t states = 0;
     for (int64_t i = 0; i < s.sequences; i++) {
         int64_t context = s.context_lens[i];
-        int64_t queries = s.query_start[i + 1] - s.query_start[i];
-        int64_t columns = queries * s.group();
+        int64_t queries = s.new_tokens(i), columns = queries * s.group();
+        bool few = columns <= SHORT_COLUMNS || queries == 1;
         for (int64_t h = 0; h < s.kv_heads; h++)
-            if (queries == 1) {
-                int64_t first = s.first_seen(context - 1), first_chunk = first / CHUNK;
-                int64_t parts = (context - 1) / CHUNK - first_chunk + 1;
-                for (int64_t c = 0; c < columns; c += COLUMNS) {
-                    int64_t count = columns - c < COLUMNS ? columns - c : COLUMNS;
-                    for (int64_t p = 0; p < parts; p++) {
-                        int64_t chunk = (first_chunk + p) * CHUNK;
-                        int64_t end = chunk + CHUNK < context ? chunk + CHUNK : context;
-                        items.push_back({i, h, c, count, p ? chunk : first, end, p ? 0 : parts,
-                                         parts > 1});
-                    }
-                }
-            } else {
-                for (int64_t c = 0; c < columns; c += ITEM_COLUMNS) {
-                    int64_t count = columns - c < ITEM_COLUMNS ? columns - c : ITEM_COLUMNS;
-                    int64_t query = context - queries + c / s.group();
-                    int64_t last = context - queries + (c + count - 1) / s.group();
-                    items.push_back({i, h, c, count, s.first_seen(query), last + 1, 1, false});
+            for (int64_t c = 0; c < columns; c += ITEM_COLUMNS) {
+                int64_t count = columns - c < ITEM_COLUMNS ? columns - c : ITEM_COLUMNS;
+                int64_t first = s.first_seen(context - queries + c / s.group());
+                int64_t end = context - queries + (c + count - 1) / s.group() + 1;
+                int64_t first_chunk = first / CHUNK;
+                int64_t parts = few ? (end - 1) / CHUNK - first_chunk + 1 : 1;
+                for (int64_t p = 0; p < parts; p++) {
+                    int64_t chunk = (first_chunk + p) * CHUNK;
+                    int64_t until = p + 1 < parts ? chunk + CHUNK : end;
+                    items.push_back({i, h, c, count, p ? chunk : first, until, p ? 0 : parts,
+                                     parts > 1 ? states : -1});
+                    if (parts > 1) states += (count + COLUMNS - 1) / COLUMNS;
                 }
             }
     }
@@ -250,11 +260,10 @@ static void attend_all(const AttentionStep& step, int threads) {
     const Item* items = planned.data();
     int64_t count = (int64_t)planned.size();
     int64_t state_floats = State::floats(dh);
-    bool merging = false;
-    for (int64_t i = 0; i < count; i++) merging = merging || items[i].partial;
-    int64_t unclaimed = 0;
-    // Decode states outlive their item until they are merged; prefill states do not.
-    float* kept = merging ? (float*)scratch<3>(count * state_floats * 4) : nullptr;
+    int64_t merging = 0, unclaimed = 0;  // states of items that are merged: they outlive them
+    for (int64_t i = 0; i < count; i++)
+        if (items[i].state >= 0) merging = items[i].state + items[i].blocks();
+    float* kept = merging ? (float*)scratch<3>(merging * state_floats * 4) : nullptr;
     if (count == 1) threads = 1;
 #pragma omp parallel num_threads(threads)
     {
@@ -266,21 +275,23 @@ static void attend_all(const AttentionStep& step, int threads) {
         auto claim = [&] { return __atomic_fetch_add(&unclaimed, 1, __ATOMIC_RELAXED); };
         for (int64_t i = claim(); i < count;) {
             const Item& w = items[i];
-            bool is_short = w.end - w.begin <= CHUNK && w.columns <= COLUMNS;
+            bool is_short = w.end - w.begin <= CHUNK && w.columns <= SHORT_COLUMNS;
             int64_t next = is_short ? claim() : 0;
             attend<C>(step, w, is_short && next < count ? items + next : nullptr, ws,
-                      w.partial ? kept + i * state_floats : states);
+                      w.state >= 0 ? kept + w.state * state_floats : states);
             i = is_short ? next : claim();
         }
 #pragma omp barrier
         if (merging) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < count; i++) {
-                if (!items[i].partial || items[i].parts == 0) continue;
-                State into(kept + i * state_floats);
-                for (int64_t p = 1; p < items[i].parts; p++)
-                    merge(into, State(kept + (i + p) * state_floats), dh);
-                write_columns(step, items[i], items[i].column, items[i].columns, into);
+                if (items[i].state < 0 || items[i].parts == 0) continue;
+                for (int64_t b = 0; b < items[i].blocks(); b++) {
+                    State into(kept + (items[i].state + b) * state_floats);
+                    for (int64_t p = 1; p < items[i].parts; p++)
+                        merge(into, State(kept + (items[i + p].state + b) * state_floats), dh);
+                    write_columns(step, items[i], b, into);
+                }
             }
         }
         _tile_release();
@@ -298,3 +309,4 @@ EXPORT void amx_attention(int cache_type, const AttentionStep* step, int threads
     (void)cache_type, (void)step, (void)threads;
 #endif
 }
+REPLAYABLE(amx_attention)

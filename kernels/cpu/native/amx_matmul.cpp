@@ -8,6 +8,7 @@
 #include <vector>
 #include "amx_rows.h"
 #include "amx_widen.h"
+#include "replay.h"
 
 #if AMX_KERNELS
 
@@ -344,6 +345,7 @@ EXPORT void amx_linear(const void* weight, int x_dtype, const void* x, int64_t x
     (void)row_parameter, (void)out, (void)out_dtype, (void)threads;
 #endif
 }
+REPLAYABLE(amx_linear)
 
 // Rows of a bf16 weight in panels: ids [count] -> out [count, k]. A row lies in pieces of 4 bytes.
 EXPORT void panel_embedding(const char* data, const int64_t* ids, int64_t count, int64_t k,
@@ -359,3 +361,4 @@ EXPORT void panel_embedding(const char* data, const int64_t* ids, int64_t count,
         }
     }
 }
+REPLAYABLE(panel_embedding)

@@ -18,8 +18,18 @@ struct State {
 // What 16 columns see: positions from `from` to `to`, both included.
 struct Reach {
     alignas(64) int32_t from[COLUMNS], to[COLUMNS];
+    alignas(64) uint32_t tree[2][COLUMNS];  // bits: which positions from tree_from on are seen
     int32_t first, last, all_from, all_to;  // any column sees first .. last, every one all_*
+    int32_t tree_from;                      // beyond `last` if no tree hides anything
 };
+
+// What trees of drafted tokens leave visible: the lanes' columns, whose 64 bits are `low` and
+// `high`, and their positions, counted from the first that a bit stands for.
+static inline vi in_tree(vu low, vu high, vi position) {
+    vu upper = bit_copy<vu>(position > 31);
+    vu bits = (low & ~upper) | (high & upper);
+    return ((bits >> (bit_copy<vu>(position) & 31u) & 1u) != 0) | (position < 0) | (position > 63);
+}
 
 // 16 x 16 dwords: rows become columns.
 static inline void transpose(__m512i r[16]) {
@@ -55,6 +65,9 @@ static void soften(const AttentionStep& s, float* scores, int64_t steps, int64_t
     vi from, until;
     memcpy(&from, reach.from, sizeof from);
     memcpy(&until, reach.to, sizeof until);
+    vu low, high;
+    memcpy(&low, reach.tree[0], sizeof low);
+    memcpy(&high, reach.tree[1], sizeof high);
     vf best = splat(-INFINITY);
     for (int64_t i = 0; i < steps * STEP; i++) {
         if (i % STEP == 0) ahead.fetch(12);
@@ -64,6 +77,8 @@ static void soften(const AttentionStep& s, float* scores, int64_t steps, int64_t
         if (s.soft_cap) v = s.soft_cap * vtanh(v / s.soft_cap);
         if (position > reach.all_to || position < reach.all_from)
             v = select((until >= position) & (from <= position), v, splat(-INFINITY));
+        if (position >= reach.tree_from)
+            v = select(in_tree(low, high, vi{} + (position - reach.tree_from)), v, splat(-INFINITY));
         store(scores + i * 16, v);
         best = vmax(best, v);
     }
@@ -109,7 +124,9 @@ static void soften_few(const AttentionStep& s, float* scores, int64_t steps, int
                        const Reach& reach, const float* key_scales, const float* value_scales,
                        char* weights, Ahead& ahead, State to) {
     vi from, until, key;
+    vu low, high;
     for (int i = 0; i < LANES; i++) {
+        low[i] = reach.tree[0][i % FEW], high[i] = reach.tree[1][i % FEW];
         from[i] = reach.from[i % FEW], until[i] = reach.to[i % FEW];
         key[i] = i / FEW;
     }
@@ -133,6 +150,8 @@ static void soften_few(const AttentionStep& s, float* scores, int64_t steps, int
             vi positions = key + position;
             v = select((until >= positions) & (from <= positions), v, splat(-INFINITY));
         }
+        if (position + 3 >= reach.tree_from)
+            v = select(in_tree(low, high, key + (position - reach.tree_from)), v, splat(-INFINITY));
         store(scores + i * 4, v);  // over rows that were read
         best = vmax(best, v);
     }

@@ -1,12 +1,14 @@
-// Decode attention over paged contexts: one query per sequence, pages read where they lie.
+// Decode attention over paged contexts: few queries per sequence, pages read where they lie.
 //
 // The unit of work is (sequence, kv head, chunk of CHUNK positions). All query heads of a group are
-// served by one reading of their keys and values. Chunks depend on positions only, never on the
-// batch or the number of threads, and are merged in order: a sequence's result is bit-identical
-// whatever it is batched with. A window's first chunk begins where the window does. Softmax merging
+// served by one reading of their keys and values, the sequence's queries by one after another from
+// the core's cache. Chunks depend on positions only, never on the batch or the number of threads,
+// and are merged in order: a query's result is bit-identical whatever it is batched with, drafted
+// tokens before it among them. A window's first chunk begins where the window does. Softmax merging
 // as in Flash-Decoding (partial max, sum, weighted sum).
 #include "attention_step.h"
 #include "kv_formats.h"
+#include "replay.h"
 #include <cmath>
 #include <vector>
 
@@ -16,6 +18,10 @@ struct Partial {
     float* max;  // [group]
     float* sum;  // [group]
     float* out;  // [group, dh]
+
+    static int64_t floats(const AttentionStep& s) { return s.group() * (s.dh + 2); }
+    Partial(const AttentionStep& s, float* at)
+        : max(at), sum(at + s.group()), out(at + 2 * s.group()) {}
 };
 
 // scores[h][i] += q[h] . k[i] over NV vectors of the head dimension, for H heads.
@@ -68,12 +74,20 @@ static void values_of(int nv, const float* p, const T* v, int64_t dh, int64_t n,
     else add_values<T, H, 1>(p, v, dh, n, out);
 }
 
-// Positions [begin, end) of one kv head of one sequence, for all query heads of its group.
+// Scores of drafted tokens that a tree hides from this one; `first` is the first new position.
+static void hide(uint64_t tree, int64_t first, int64_t begin, int64_t end, float* scores) {
+    for (int64_t at = begin > first ? begin : first; at < end && at < first + 64; at++)
+        if (!(tree >> (at - first) & 1)) scores[at - begin] = -INFINITY;
+}
+
+// Positions [begin, end) of one kv head of one sequence, for all query heads of its group, of the
+// query that is its `nth` new token.
 template <class T, class C>
-static void attend_chunk(const AttentionStep& s, int64_t sequence, int64_t head, int64_t begin,
-                         int64_t end, Partial to) {
+static void attend_chunk(const AttentionStep& s, int64_t sequence, int64_t nth, int64_t head,
+                         int64_t begin, int64_t end, Partial to) {
     const int64_t group = s.group(), dh = s.dh, count = end - begin;
-    const T* q = (const T*)s.q + sequence * s.q_stride + head * group * dh;
+    const int64_t token = s.query_start[sequence] + nth;
+    const T* q = (const T*)s.q + token * s.q_stride + head * group * dh;
     const int32_t* table = s.tables + sequence * s.table_stride;
     static thread_local std::vector<float> scratch;
     scratch.assign(group * (dh + CHUNK), 0.0f);
@@ -119,13 +133,16 @@ static void attend_chunk(const AttentionStep& s, int64_t sequence, int64_t head,
         if (s.soft_cap)
             for (int64_t i = 0; i < count; i += LANES)
                 store(row + i, s.soft_cap * vtanh(load(row + i) / s.soft_cap));
+        if (s.trees && ~s.trees[token])
+            hide(s.trees[token], s.context_lens[sequence] - s.new_tokens(sequence), begin, end, row);
         for (int64_t i = count; i % LANES; i++) row[i] = -INFINITY;
         vf best = splat(-INFINITY);
         for (int64_t i = 0; i < count; i += LANES) best = vmax(load(row + i), best);
         to.max[h] = reduce_max(best);
+        float finite = to.max[h] == -INFINITY ? 0.0f : to.max[h];
         vf sum = splat(0.0f);
         for (int64_t i = 0; i < count; i += LANES) {
-            vf p = vexp(load(row + i) - to.max[h]);
+            vf p = vexp(load(row + i) - finite);
             store(row + i, p);
             sum += p;
         }
@@ -168,46 +185,64 @@ template <class T, class C>
 static void decode(const AttentionStep& s, int threads) {
     struct Item {
         int64_t sequence, head, begin, end;
-        int64_t parts;  // > 0: this is the first of so many chunks of its sequence and head
+        int64_t parts;    // > 0: this is the first of so many chunks of its sequence and head
+        int64_t partial;  // number of its first query's Partial
     };
     const int64_t group = s.group(), dh = s.dh;
     static thread_local std::vector<Item> items_kept;
     static thread_local std::vector<float> partials_kept;
     items_kept.clear();
-    for (int64_t i = 0; i < s.sequences; i++)
-        for (int64_t h = 0; h < s.kv_heads; h++) {
-            int64_t context = s.context_lens[i], first = s.first_seen(context - 1);
-            int64_t parts = (context - 1) / CHUNK - first / CHUNK + 1;
+    int64_t partial = 0;
+    for (int64_t i = 0; i < s.sequences; i++) {
+        int64_t context = s.context_lens[i], queries = s.new_tokens(i);
+        if (queries > s.most_new) continue;
+        int64_t first = s.first_seen(context - queries);
+        int64_t parts = (context - 1) / CHUNK - first / CHUNK + 1;
+        for (int64_t h = 0; h < s.kv_heads; h++)
             for (int64_t at = first; at < context; at = (at / CHUNK + 1) * CHUNK) {
                 int64_t next = (at / CHUNK + 1) * CHUNK;
                 items_kept.push_back({i, h, at, next < context ? next : context,
-                                      at == first ? parts : 0});
+                                      at == first ? parts : 0, partial});
+                partial += queries;
             }
-        }
-    partials_kept.resize(items_kept.size() * group * (dh + 2));
+    }
+    partials_kept.resize(partial * Partial::floats(s));
     // A thread_local named inside the region would be each worker's own, hence these copies.
     const Item* items = items_kept.data();
     float* partials = partials_kept.data();
     int64_t count = (int64_t)items_kept.size();
-    auto part = [=](int64_t i) {
-        float* base = partials + i * group * (dh + 2);
-        return Partial{base, base + group, base + 2 * group};
-    };
+    auto part = [=](int64_t i) { return Partial(s, partials + i * Partial::floats(s)); };
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < count; i++) {
             const Item& w = items[i];
-            attend_chunk<T, C>(s, w.sequence, w.head, w.begin, w.end, part(i));
+            int64_t queries = s.new_tokens(w.sequence), before = s.context_lens[w.sequence] - queries;
+            for (int64_t q = 0; q < queries; q++) {
+                int64_t seen = s.first_seen(before + q);
+                int64_t begin = seen > w.begin ? seen : w.begin;
+                int64_t end = before + q + 1 < w.end ? before + q + 1 : w.end;
+                Partial to = part(w.partial + q);
+                if (begin < end) {
+                    attend_chunk<T, C>(s, w.sequence, q, w.head, begin, end, to);
+                    continue;
+                }
+                for (int64_t h = 0; h < group; h++) to.max[h] = -INFINITY, to.sum[h] = 0.0f;
+                for (int64_t d = 0; d < group * dh; d++) to.out[d] = 0.0f;
+            }
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < count; i++) {
             const Item& w = items[i];
-            if (!w.parts) continue;
+            int64_t queries = s.new_tokens(w.sequence);
             std::vector<Partial> parts;
-            for (int64_t p = 0; p < w.parts; p++) parts.push_back(part(i + p));
-            merge(parts.data(), w.parts, group, dh,
-                  (T*)s.out + (w.sequence * s.q_heads + w.head * group) * dh);
+            for (int64_t q = 0; w.parts && q < queries; q++) {
+                parts.clear();
+                for (int64_t p = 0; p < w.parts; p++) parts.push_back(part(items[i + p].partial + q));
+                int64_t token = s.query_start[w.sequence] + q;
+                merge(parts.data(), w.parts, group, dh,
+                      (T*)s.out + (token * s.q_heads + w.head * group) * dh);
+            }
         }
     }
 }
@@ -224,3 +259,4 @@ EXPORT void decode_attention(int dtype, int cache_type, const AttentionStep* ste
     auto run = dtype == F32 ? decode_from<float> : dtype == BF16 ? decode_from<bf16> : decode_from<f16>;
     run(cache_type, *step, threads);
 }
+REPLAYABLE(decode_attention)

@@ -1,6 +1,7 @@
 // Norms, rotary embedding, gated activations and cache writes: one pass over memory each.
 // A single parallel region costs more than a decode step's worth of work, hence PARALLEL_ELEMENTS.
 #include "kv_formats.h"
+#include "replay.h"
 #include <cmath>
 #include <type_traits>
 
@@ -70,6 +71,7 @@ EXPORT void rms_norm(int dtype, int wide, const void* x, void* residual, const v
                                : (wide ? norm<f16, float> : norm<f16, f16>);
     run(x, residual, weight, out, rows, d, x_stride, eps, threads);
 }
+REPLAYABLE(rms_norm)
 
 template <class T, class W>
 static void norm_heads(void* x, const void* weight, int64_t tokens, int64_t heads, int64_t dh,
@@ -89,6 +91,7 @@ EXPORT void head_rms_norm(int dtype, int wide, void* x, const void* weight, int6
                                : (wide ? norm_heads<f16, float> : norm_heads<f16, f16>);
     run(x, weight, tokens, heads, dh, stride, eps, threads);
 }
+REPLAYABLE(head_rms_norm)
 
 template <class T>
 static void rotate_head(T* x, const float* cos_sin, int64_t half) {
@@ -131,6 +134,7 @@ EXPORT void rotary_embedding(int dtype, void* q, void* k, const int64_t* positio
     run(q, k, positions, cos_sin, tokens, q_heads, kv_heads, dh, turning, q_stride, k_stride,
         threads);
 }
+REPLAYABLE(rotary_embedding)
 
 struct Silu {
     static vf of(vf v) { return v / (1.0f + vexp(-v)); }
@@ -186,12 +190,14 @@ EXPORT void silu_and_mul(int dtype, const void* x, void* out, int64_t rows, int6
                          int threads) {
     gate_from<Silu>(dtype, x, out, rows, n, threads);
 }
+REPLAYABLE(silu_and_mul)
 
 EXPORT void gelu_and_mul(int dtype, int by_tanh, const void* x, void* out, int64_t rows, int64_t n,
                          int threads) {
     auto run = by_tanh ? gate_from<GeluTanh> : gate_from<GeluErf>;
     run(dtype, x, out, rows, n, threads);
 }
+REPLAYABLE(gelu_and_mul)
 
 // Strides and head_bytes in bytes: a copy does not care what it copies.
 EXPORT void write_kv(const char* k, const char* v, char* key_cache, char* value_cache,
@@ -208,6 +214,7 @@ EXPORT void write_kv(const char* k, const char* v, char* key_cache, char* value_
         }
     }
 }
+REPLAYABLE(write_kv)
 
 template <class T, class C>
 static void quantize(const void* x, void* cache, float* scales, const int64_t* slots,
@@ -234,3 +241,4 @@ EXPORT void write_quantized(int dtype, int cache_type, const void* x, void* cach
                                : (whole ? quantize<f16, i8> : quantize<f16, e4m3>);
     run(x, cache, scales, slots, tokens, heads, block_size, dh, stride, threads);
 }
+REPLAYABLE(write_quantized)

@@ -2,6 +2,7 @@
 // multiply a widened copy by PyTorch. data [n, k / 2], even k in the low nibble; scales, zeros
 // float32 [n, k / group]; group a multiple of 16.
 #include "common.h"
+#include "replay.h"
 #include <vector>
 
 typedef uint8_t vb __attribute__((vector_size(16)));
@@ -37,6 +38,7 @@ EXPORT void int4_widen(int dtype, const uint8_t* data, const float* scales, cons
     auto run = dtype == F32 ? widen_all<float> : dtype == BF16 ? widen_all<bf16> : widen_all<f16>;
     run(data, scales, zeros, n, k, group, out, threads);
 }
+REPLAYABLE(int4_widen)
 
 // M rows of float32 x against one row of the weight.
 template <int M>
@@ -74,3 +76,4 @@ EXPORT void int4_linear(const float* x, int64_t m, const uint8_t* data, const fl
         }
     }
 }
+REPLAYABLE(int4_linear)
