@@ -80,7 +80,9 @@ class BatchResult:
 
     `tokens[i]` are the tokens chosen for `batch.sequences[i]`: none if it did not sample, one as a
     rule; where drafted tokens were verified, those accepted and one more. The keys and values of
-    the accepted ones lie behind the last token's. `logprobs[i]` stands beside it where they were asked for.
+    the accepted ones lie behind the last token's. `logprobs[i]` stands beside it where they were
+    asked for.
+
     `device_seconds` is the time of the model's forward pass and sampling; `host_seconds` that of
     preparing its inputs. `communication_seconds` is the part of the former that went to
     collectives among ranks, and `waiting_seconds` the part of that beyond what these take among

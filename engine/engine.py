@@ -18,6 +18,7 @@ from engine.outbox import Outbox
 from engine.output import Detokenizer, RequestOutput
 from engine.request import FinishReason, Request, RequestState, SamplingParams
 from engine.scheduler import Scheduler
+from engine.speculate.speculator import Speculator
 from engine.step_record import StepRecord
 
 
@@ -299,11 +300,20 @@ class Engine:
             else:
                 self._outbox.refuse(note)
 
+    @property
+    def _speculator(self) -> Speculator | None:
+        speculator: Speculator | None = getattr(self.executor, "speculator", None)
+        return speculator
+
     def _schedule(self, start: float) -> LaunchedStep | None:
         """Choose the next batch, and note how things stand; None if nothing can run."""
         scheduler = self.scheduler
         pool = scheduler.pool
         hits_before = pool.hit_tokens
+        speculator = self._speculator
+        draft_seconds = 0.0
+        if speculator is not None and scheduler.running:
+            draft_seconds = speculator.prepare(scheduler.running, self.config)
         schedule_start = self.clock()
         batch = scheduler.schedule(schedule_start)
         schedule_end = self.clock()
@@ -320,6 +330,7 @@ class Engine:
             pool.num_blocks,
             pool.hit_tokens - hits_before,
             *self._attention_work(batch),
+            draft_seconds,
         )
 
     def _launch(self, step: LaunchedStep) -> None:
@@ -352,7 +363,12 @@ class Engine:
             raise
         landed = clock()
         self._in_flight = None
-        self.scheduler.update(step.batch, result)
+        finished = self.scheduler.update(step.batch, result)
+        speculator = self._speculator
+        if speculator is not None:
+            speculator.observe(step.batch, result)
+            for request in finished:
+                speculator.forget(request)
         step.scheduler_seconds += clock() - landed
         self._landed = LandedStep(step, result, step.idle_seconds(asked, result.device_seconds))
         if self._pipelined:

@@ -169,8 +169,7 @@ class ForwardPass:
         ):
             return graphs.run(header, buffer)
         step = buffer.tensors(header)
-        logits = logits_of(self.decoder, self.cache, self._layer_group, step)
-        return None if logits is None else Scores(logits)
+        return scores_of(self.decoder, self.cache, self._layer_group, step)
 
     def _set_length(self, max_model_len: int) -> tuple[BlockGroup, ...]:
         self.decoder.set_max_position(max_model_len)
@@ -199,10 +198,10 @@ class ForwardPass:
 
         # Without `self`: the graphs belong to it, and a cycle would keep the device's memory until
         # the next garbage collection.
-        def forward(step: StepTensors) -> Tensor:
-            logits = logits_of(decoder, cache, layer_group, step)
-            assert logits is not None
-            return logits
+        def forward(step: StepTensors) -> Scores:
+            scores = scores_of(decoder, cache, layer_group, step)
+            assert scores is not None
+            return scores
 
         try:
             check_capturable(decoder.spec, cache.layers[0], decoder.dtype)
@@ -255,17 +254,17 @@ class ForwardPass:
             sample(logits)
 
 
-def logits_of(
+def scores_of(
     decoder: Decoder, cache: KVCache, layer_group: Sequence[int], step: StepTensors
-) -> Tensor | None:
-    """Logits [samples, vocabulary] of a step over a cache; None if nothing samples."""
+) -> Scores | None:
+    """What a step over a cache says of the next tokens; None if nothing samples."""
     metadata = [step.layouts[group] for group in layer_group]
     hidden = decoder.forward(step.token_ids, step.positions, cache.layers, metadata)
     if not len(step.last):
         return None
     if len(step.last) != len(hidden):
         hidden = hidden[step.last]
-    return decoder.logits(hidden)
+    return Scores(decoder.logits(hidden), hidden)
 
 
 def check_capturable(spec: DecoderSpec, cache: LayerCache, dtype: torch.dtype) -> None:

@@ -48,11 +48,13 @@ class Capture(Protocol):
 class Scores(NamedTuple):
     """What a step says of the next tokens of the sequences that sample.
 
-    logits [samples, vocabulary], valid until the next step; `likeliest` int64 [samples], their
-    first maxima, where the step has them already.
+    logits [samples, vocabulary] and hidden [samples, hidden], the states after the final norm that
+    they were made of, valid until the next step; `likeliest` int64 [samples], the logits' first
+    maxima, where the step has them already.
     """
 
     logits: Tensor
+    hidden: Tensor
     likeliest: Tensor | None = None
 
 
@@ -60,7 +62,7 @@ class DecodeGraphs:
     """Captured decode steps over one KV cache, of one new token a sequence.
 
     Args:
-        forward: computes logits [S, vocabulary] of a step; run for capturing on padding alone,
+        forward: computes the scores of a step; run for capturing on padding alone,
             which must leave the KV cache as it is.
         sizes: batch sizes to capture.
         num_groups: block tables of a sequence.
@@ -78,7 +80,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        forward: Callable[[StepTensors], Tensor],
+        forward: Callable[[StepTensors], Scores],
         sizes: Sequence[int],
         num_groups: int,
         table_width: int,
@@ -102,6 +104,7 @@ class DecodeGraphs:
         except torch.OutOfMemoryError:
             raise _no_room(most) from None
         self._logits: Tensor | None = None
+        self._hidden: Tensor | None = None
         # The largest first: the others then find room in its memory.
         for size in sorted(sizes, reverse=True):
             self._add(size, capture)
@@ -132,7 +135,8 @@ class DecodeGraphs:
         self._tables[:, :size, :width].copy_(tables)
         self._replays[size]()
         assert self._logits is not None
-        return Scores(self._logits[:size], self._likeliest[:size])
+        assert self._hidden is not None
+        return Scores(self._logits[:size], self._hidden[:size], self._likeliest[:size])
 
     def _header(self, size: int) -> StepHeader:
         """The shape of a captured step; its tables lie elsewhere."""
@@ -149,13 +153,14 @@ class DecodeGraphs:
                 raise _no_room(size) from None
 
     def _step(self, size: int, inputs: StepTensors) -> None:
-        logits = self._forward(inputs)
-        if self._logits is None:
-            # Made by the first rehearsal, of the largest size, so it is part of no graph.
-            self._logits = torch.empty(
-                (self._tables.shape[1], logits.shape[1]), dtype=logits.dtype, device=logits.device
-            )
+        logits, hidden, _ = self._forward(inputs)
+        if self._logits is None or self._hidden is None:
+            # Made by the first rehearsal, of the largest size, so they are part of no graph.
+            most = self._tables.shape[1]
+            self._logits = logits.new_empty(most, logits.shape[1])
+            self._hidden = hidden.new_empty(most, hidden.shape[1])
         self._logits[:size].copy_(logits)
+        self._hidden[:size].copy_(hidden)
         torch.argmax(logits, dim=-1, out=self._likeliest[:size])
 
     def _inputs(self, size: int) -> StepTensors:

@@ -113,8 +113,11 @@ def num_blocks_for(
     max_model_len: int,
     budget: int,
     groups: Sequence[BlockGroup] | None = None,
+    draft_bytes_per_token: int = 0,
 ) -> int:
     """Blocks of `dtype` that `budget` bytes hold, and no more than the engine could ever fill.
+
+    Beside each block as many tokens find room in a draft model's cache.
 
     That is `max_num_seqs` sequences of `max_model_len` tokens; as `max_num_seqs` can be raised
     while the cache stays, not less than its default counts. By default one group has all layers.
@@ -127,7 +130,9 @@ def num_blocks_for(
         groups = [BlockGroup(0, tuple(range(spec.num_layers)))]
     windows = [group.window for group in groups]
     size = config.block_size
-    per_block = size * _group_size(groups) * _layer_bytes_per_token(spec, dtype)
+    per_block = size * (
+        _group_size(groups) * _layer_bytes_per_token(spec, dtype) + draft_bytes_per_token
+    )
     length = -(-max_model_len // size)
     per_sequence = most_owned_blocks(windows, length, size)
     fitting = budget // per_block
@@ -140,11 +145,13 @@ def num_blocks_for(
         )
     if fitting < per_sequence:
         tokens = longest_sequence(windows, fitting, size, max_model_len)
+        beside = " and the draft model's" if draft_bytes_per_token else ""
         lower = f"set max_model_len to at most {tokens} or " if tokens else ""
         raise EnvironmentLacks(
-            f"the KV cache has {_mib(budget)}, room for a sequence of {tokens} tokens, but one of "
-            f"max_model_len={max_model_len} needs {_mib(per_sequence * per_block)} in blocks of "
-            f"{per_block} bytes: {lower}raise kv_cache_memory_bytes to {per_sequence * per_block}"
+            f"the KV cache{beside} has {_mib(budget)}, room for a sequence of {tokens} tokens, but "
+            f"one of max_model_len={max_model_len} needs {_mib(per_sequence * per_block)} in "
+            f"blocks of {per_block} bytes: {lower}raise kv_cache_memory_bytes to "
+            f"{per_sequence * per_block}"
         )
     most_sequences = max(config.max_num_seqs, int(KNOBS["max_num_seqs"].default))
     # A step's chunk lies beside the windows, and what windows give up stays to be found again.

@@ -150,6 +150,7 @@ def load_model(config: EngineConfig, on_layer: OnLayer | None = None) -> LoadedM
             ranks.tell("run", config=config.to_dict(), max_model_len=max_model_len)
         runner = ModelRunner(decoder, config, max_model_len, eos_token_ids)
         runner.warmup()
+        runner.begin_speculation()
     except BaseException:
         ranks.close()
         raise

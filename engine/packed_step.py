@@ -2,9 +2,10 @@
 
 The buffer is int64. Its first section has T token ids, T positions, the slots of the T tokens for
 each group of layers, the trees of the T tokens if there are any, and the indices of the tokens
-after which one is chosen. Its second section, of int32, has S context lengths, S + 1 starts of the sequences' tokens, and S block tables
-for each group. Each part begins at a multiple of 16 bytes, for which kernels are specialised. The
-tables come last, so that all else lies at the same place in all steps of one shape.
+after which one is chosen. Its second section, of int32, has S context lengths, S + 1 starts of the
+sequences' tokens, and S block tables for each group. Each part begins at a multiple of 16 bytes,
+for which kernels are specialised. The tables come last, so that all else lies at the same place in
+all steps of one shape.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class StepArrays(NamedTuple):
 class StepTensors(NamedTuple):
     """What the model's forward pass takes: views into a buffer on its device.
 
-    token_ids and positions int64 [T]; last int64 [samples], the tokens after which one is chosen, as
-    indices into the T; a layout for each group of layers.
+    token_ids and positions int64 [T]; last int64 [samples], the tokens after which one is chosen,
+    as indices into the T; a layout for each group of layers.
     """
 
     token_ids: Tensor

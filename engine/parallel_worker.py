@@ -84,6 +84,9 @@ class Worker:
         elif command.name == "run":
             config = EngineConfig.from_mapping(arguments["config"])
             self._runner = ModelRunner(self._decoder, config, arguments["max_model_len"])
+        elif command.name == "move_kv":
+            assert self._runner is not None
+            self._runner.move_kv(**arguments)
         elif command.name == "score":
             with self._ranks.lockstep():
                 self._text.obey(**arguments)

@@ -158,6 +158,11 @@ class Request:
         self.num_prompt_tokens = len(self.token_ids)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and the output so far."""
+        return len(self.token_ids)
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens

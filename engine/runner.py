@@ -12,80 +12,24 @@ from torch import Tensor
 
 from engine.batch import Batch, BatchResult
 from engine.block_groups import BlockGroup, block_groups
-from engine.collective_clock import CollectiveSeconds
 from engine.config import EngineConfig
-from engine.errors import EnvironmentLacks
+from engine.errors import EngineError, EnvironmentLacks
 from engine.forward_pass import ForwardPass
 from engine.graph_sizes import most_sequences
 from engine.kv_cache import KVCache, cache_dtype, num_blocks_for
 from engine.models.decoder import Decoder
 from engine.packed_step import StepBuffer, StepHeader
-from engine.parallel import Ranks
-from engine.request import Request, SamplingParams, TokenLogprobs
-from engine.sampler import PendingTokens, SampledTokens, Sampler
+from engine.request import Request, SamplingParams
+from engine.sampled_row import sampled_rows
+from engine.sampler import Sampler
+from engine.speculate.drafting import Drafting
+from engine.speculate.drawn import settle_drawn
+from engine.speculate.speculator import Speculator
+from engine.step_in_flight import StepInFlight
 from engine.step_inputs import StepInputs
-from engine.stopwatch import Stopwatch, stopwatch_for
+from engine.stopwatch import stopwatch_for
 from engine.warmup import warmup_batches
-
-
-class StepInFlight:
-    """A step that was handed to the device."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        pending: PendingTokens | None,
-        host_seconds: float,
-        stopwatch: Stopwatch,
-        ranks: Ranks,
-        collectives: CollectiveSeconds | None,
-    ) -> None:
-        self._batch = batch
-        self._pending = pending
-        self._collectives = collectives
-        self._host_seconds = host_seconds
-        self._stopwatch = stopwatch
-        self._ranks = ranks
-
-    def wait(self) -> BatchResult:
-        """Wait for the chosen tokens to be on the host; can be called again if interrupted.
-
-        Raises:
-            EngineError: a rank is gone.
-        """
-        sequences = self._batch.sequences
-        tokens: list[list[int]] = [[] for _ in sequences]
-        logprobs: list[list[TokenLogprobs] | None] = []
-        sampled, device_seconds = self._results()
-        collectives = self._collectives
-        if sampled is not None:
-            sampling: Sequence[int] = range(len(sequences))
-            if len(sampled.token_ids) < len(sequences):
-                sampling = [i for i, s in enumerate(sequences) if s.samples]
-            for i, token in zip(sampling, sampled.token_ids, strict=True):
-                tokens[i].append(token)
-            if sampled.logprobs:
-                logprobs = [None] * len(tokens)
-                for i, entry in zip(sampling, sampled.logprobs, strict=True):
-                    logprobs[i] = None if entry is None else [entry]
-        return BatchResult(
-            tokens=tokens,
-            device_seconds=device_seconds,
-            host_seconds=self._host_seconds,
-            logprobs=logprobs,
-            communication_seconds=None if collectives is None else collectives.total,
-            waiting_seconds=None if collectives is None else collectives.waiting,
-        )
-
-    def _results(self) -> tuple[SampledTokens | None, float]:
-        try:
-            sampled = None if self._pending is None else self._pending.wait()
-            seconds = self._stopwatch.seconds()
-        except RuntimeError as error:
-            self._ranks.check(error)
-            raise
-        self._ranks.check()
-        return sampled, seconds
+from kernels import ops
 
 
 class ModelRunner:
@@ -113,6 +57,7 @@ class ModelRunner:
         self._ranks = decoder.ranks
         self._followed = StepBuffer(decoder.device), StepBuffer(decoder.device)
         self._sampler = Sampler(config.seed, eos_token_ids)
+        self._drafting = Drafting(decoder, eos_token_ids)
         set_threads(config, decoder.device, self._ranks.size)
         self._build_cache(config, max_model_len)
 
@@ -125,6 +70,11 @@ class ModelRunner:
     def groups(self) -> tuple[BlockGroup, ...]:
         """The layers in groups that share a block table."""
         return self.forward.groups
+
+    @property
+    def speculator(self) -> Speculator | None:
+        """Who drafts for an engine of this runner, if the config says so."""
+        return self._drafting.speculator
 
     @property
     def notes(self) -> list[str]:
@@ -140,6 +90,7 @@ class ModelRunner:
         """Take over `live` knobs from the next step on."""
         self._ranks.tell("apply_live", config=config.to_dict())
         self._sampler.seed = config.seed
+        self._drafting.apply_live(config)
         set_threads(config, self.decoder.device, self._ranks.size)
 
     def outgrown_by(self, config: EngineConfig) -> bool:
@@ -162,14 +113,26 @@ class ModelRunner:
         with self._ranks.uninterrupted():
             self._ranks.tell("reconfigure", config=config.to_dict(), max_model_len=max_model_len)
             self.forward.release()  # first, so that both need not fit beside each other
+            self._drafting.release()
             try:
                 self._build_cache(config, max_model_len)
-            except EnvironmentLacks as error:
+            except EngineError as error:
                 drop_locals(error)
                 self._build_cache(old_config, old_len)
+                self._begin()
                 raise
-            if self.compiles and self._ranks.rank == 0:  # the others follow
+            self._begin()
+
+    def _begin(self) -> None:
+        """Be ready for requests on a cache that was rebuilt."""
+        if self._ranks.rank == 0:  # the others follow
+            if self.compiles:
                 self.warmup()
+            self.begin_speculation()
+
+    def begin_speculation(self) -> None:
+        """Be ready to draft, after the first `warmup`; writes to the first blocks, as that does."""
+        self._drafting.begin(self, self._config, self.max_model_len)
 
     def execute(self, batch: Batch) -> BatchResult:
         """Run one step, see `launch`."""
@@ -195,19 +158,25 @@ class ModelRunner:
             before = self._ranks.collective_seconds
             stopwatch.start()
             scores = forward.run(header, buffer)
+            on_accepted = None
             if scores is not None:
-                requests = [s.request for s in sequences if s.samples]
-                count = len(requests)
-                logits, likeliest = scores
+                rows = sampled_rows(sequences)
+                count = len(rows)
+                logits, hidden, likeliest = scores
                 if len(logits) > count:  # a padded step
-                    logits = logits[:count]
+                    logits, hidden = logits[:count], hidden[:count]
                 if likeliest is not None:
                     likeliest = likeliest[:count]
-                pending = self._sampler.launch(logits, requests, likeliest)
+                settled = settle_drawn(self._sampler, sequences, rows, logits)
+                pending = self._sampler.launch(logits, rows, likeliest, settled)
+                on_accepted = self._drafting.follower(sequences, hidden, self._move_everywhere)
             stopwatch.stop()
         after = self._ranks.collective_seconds
         collectives = after.since(before) if after is not None and before is not None else None
-        return StepInFlight(batch, pending, prepared - start, stopwatch, self._ranks, collectives)
+        seconds = prepared - start
+        return StepInFlight(
+            batch, pending, seconds, stopwatch, self._ranks, collectives, on_accepted
+        )
 
     def follow(self, header: StepHeader, words: Tensor) -> None:
         """Compute a step that the driver has packed, as another of its ranks.
@@ -219,6 +188,10 @@ class ModelRunner:
             self._followed = other, buffer
             buffer.words(header).copy_(words)
             self.forward.run(header, buffer)
+
+    def follow_draft(self, header: StepHeader, words: Tensor) -> None:
+        """The same for a step of the draft model."""
+        self._drafting.follow(header, words)
 
     def warmup(self) -> None:
         """Run steps of all kinds through the model, so that no measured step compiles.
@@ -235,16 +208,38 @@ class ModelRunner:
         ):
             self.execute(batch)
 
+    def move_kv(self, sources: list[int], targets: list[int]) -> None:
+        """Move keys and values between slots of every layer: see `kernels.ops.move_kv`."""
+        device = self.decoder.device
+        slots = torch.tensor([sources, targets], dtype=torch.int64, device=device)
+        with torch.inference_mode():
+            for layer in self.cache.layers:
+                ops.move_kv(layer, slots[0], slots[1])
+
+    def _move_everywhere(self, sources: list[int], targets: list[int]) -> None:
+        self._ranks.tell("move_kv", sources=sources, targets=targets)
+        self.move_kv(sources, targets)
+
     def _build_cache(self, config: EngineConfig, max_model_len: int) -> None:
         decoder, forward = self.decoder, self.forward
         groups = block_groups(decoder.spec.layer_windows, max_model_len)
         dtype = cache_dtype(config, decoder.dtype)
+        drafting = self._drafting
+        drafting.take(config)
         # As many blocks everywhere: one scheduler gives them out.
         budget = self._ranks.minimum(
             forward.cache_budget(config, max_model_len, self._sample_anything)
         )
-        num_blocks = num_blocks_for(config, decoder.spec, dtype, max_model_len, budget, groups)
+        beside = drafting.bytes_per_token
+        num_blocks = num_blocks_for(
+            config, decoder.spec, dtype, max_model_len, budget, groups, beside
+        )
         forward.allocate(config, max_model_len, num_blocks)
+        try:
+            drafting.allocate(config, max_model_len, num_blocks)
+        except EnvironmentLacks:
+            forward.release()
+            raise
         self._inputs = StepInputs(config.block_size, max_model_len, decoder.device, len(groups))
         self._config, self.max_model_len = config, max_model_len
 

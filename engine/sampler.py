@@ -7,7 +7,7 @@ a token by inverting the cumulative distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.request import Request, SamplingParams, TokenLogprobs
+from engine.sampled_row import SampledRow
 from engine.sampling_logprobs import WantedLogprobs
 from engine.sampling_penalties import LogitChanges, logit_changes
 from engine.sampling_staging import Slot, Staging
@@ -77,24 +78,28 @@ class Sampler:
         self._eos = tuple(eos_token_ids)
         self._staging: Staging | None = None
 
-    def sample(self, logits: Tensor, requests: Sequence[Request]) -> SampledTokens:
+    def sample(self, logits: Tensor, requests: Sequence[SampledRow]) -> SampledTokens:
         """Choose the next token of each request, and wait for it: see `launch`."""
         return self.launch(logits, requests).wait()
 
     def launch(
-        self, logits: Tensor, requests: Sequence[Request], greedy: Tensor | None = None
+        self,
+        logits: Tensor,
+        requests: Sequence[SampledRow],
+        greedy: Tensor | None = None,
+        settled: Mapping[int, int] | None = None,
     ) -> PendingTokens:
         """Choose the next token of each request, without waiting for a GPU that has the kernels.
 
         logits: float [S, vocabulary], row i for requests[i]; may be changed in place, and must not
         be by others before `PendingTokens.wait`, except behind the choice on the same stream. A row
         of NaN gives some token of the vocabulary. greedy: int64 [S], the likeliest tokens where
-        they are known already.
+        they are known already. settled: tokens of single rows that were chosen otherwise.
         """
         changes = logit_changes(requests, logits.shape[1], self._eos)
         chance = max(request.sampling.temperature for request in requests) > 0.0
         if sampling.on_device(logits):
-            return self._launch_on_device(logits, requests, changes, greedy, chance)
+            return self._launch_on_device(logits, requests, changes, greedy, chance, settled)
         wanted = WantedLogprobs.of(requests)
         raw = logits
         if changes is not None:
@@ -105,6 +110,8 @@ class Sampler:
             tokens = sampling.draw(logits, self._parameters(requests))
         else:
             tokens = greedy if greedy is not None and changes is None else likeliest(logits)
+        if settled:
+            tokens = _with_settled(tokens, settled)
         results = [tokens]
         if wanted.rows:
             some = None
@@ -112,6 +119,22 @@ class Sampler:
                 some = torch.tensor(wanted.rows, device=raw.device)
             results += wanted.compute(raw, tokens, some)
         return PendingTokens(tokens, results, wanted)
+
+    def probabilities(self, logits: Tensor, requests: Sequence[SampledRow]) -> Tensor:
+        """What each request's next token is drawn from; logits [S, vocabulary] are not changed.
+
+        Returns float32 [S, vocabulary]; see `kernels.sampling.probabilities`.
+        """
+        changes = logit_changes(requests, logits.shape[1], self._eos)
+        if changes is not None:
+            logits = _changeable(logits, keep=True)
+            arrays = (changes.places, changes.factors, changes.amounts)
+            sampling.change_logits(logits, *(torch.from_numpy(a).to(logits.device) for a in arrays))
+        return sampling.probabilities(logits, self._parameters(requests))
+
+    def request_seed(self, request: Request) -> int:
+        """The seed of a request's chance."""
+        return request_seed(request.sampling.seed, self.seed, request.request_id)
 
     def warm_up(self, logits: Tensor) -> None:
         """Have the kernels for logits like these [S, vocabulary] compiled; they are not changed."""
@@ -124,10 +147,11 @@ class Sampler:
     def _launch_on_device(
         self,
         logits: Tensor,
-        requests: Sequence[Request],
+        requests: Sequence[SampledRow],
         changes: LogitChanges | None,
         greedy: Tensor | None,
         chance: bool,
+        settled: Mapping[int, int] | None,
     ) -> PendingTokens:
         """The same with all that the host knows in one copy, and all results in others behind."""
         if self._staging is None or self._staging.device != logits.device:
@@ -153,12 +177,14 @@ class Sampler:
             tokens = sampling.draw_packed(logits, packed)
         else:
             tokens = greedy if greedy is not None and changes is None else likeliest(logits)
+        if settled:
+            tokens = _with_settled(tokens, settled)
         results = [tokens]
         if wanted.rows:
             results += wanted.compute(raw, tokens, some)
         return PendingTokens(tokens, slot.download(results), wanted, self._staging, slot)
 
-    def _parameters(self, requests: Sequence[Request]) -> sampling.DrawParameters:
+    def _parameters(self, requests: Sequence[SampledRow]) -> sampling.DrawParameters:
         params = [request.sampling for request in requests]
         return sampling.DrawParameters(
             [p.temperature for p in params],
@@ -167,9 +193,16 @@ class Sampler:
             [p.min_p for p in params],
             uniforms(
                 [request_seed(r.sampling.seed, self.seed, r.request_id) for r in requests],
-                [len(r.token_ids) for r in requests],
+                [r.num_tokens for r in requests],
             ).tolist(),
         )
+
+
+def _with_settled(tokens: Tensor, settled: Mapping[int, int]) -> Tensor:
+    """The tokens with some rows' others in their places."""
+    rows = torch.tensor(list(settled), device=tokens.device)
+    values = torch.tensor(list(settled.values()), dtype=tokens.dtype, device=tokens.device)
+    return tokens.index_put((rows,), values)
 
 
 def _changeable(logits: Tensor, keep: bool) -> Tensor:

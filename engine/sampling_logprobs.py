@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.request import Request, TokenLogprobs
+from engine.request import TokenLogprobs
+from engine.sampled_row import SampledRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class WantedLogprobs:
     widths: list[int]
 
     @classmethod
-    def of(cls, requests: Sequence[Request]) -> WantedLogprobs:
+    def of(cls, requests: Sequence[SampledRow]) -> WantedLogprobs:
         """What the requests ask for."""
         widths = [r.sampling.logprobs for r in requests]
         rows = [i for i, width in enumerate(widths) if width is not None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.request import Request
+from engine.sampled_row import SampledRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class LogitChanges:
 
 
 def logit_changes(
-    requests: Sequence[Request], vocabulary: int, eos_token_ids: Sequence[int]
+    requests: Sequence[SampledRow], vocabulary: int, eos_token_ids: Sequence[int]
 ) -> LogitChanges | None:
     """What `SamplingParams` says of each row's logits; None if nothing is to change.
 
@@ -42,7 +42,7 @@ def logit_changes(
     )
 
 
-def _changes(request: Request) -> bool:
+def _changes(request: SampledRow) -> bool:
     p = request.sampling
     return (
         p.repetition_penalty != 1.0
@@ -53,7 +53,7 @@ def _changes(request: Request) -> bool:
 
 
 def _changes_of_row(
-    row: int, request: Request, vocabulary: int, eos_token_ids: Sequence[int]
+    row: int, request: SampledRow, vocabulary: int, eos_token_ids: Sequence[int]
 ) -> LogitChanges:
     p = request.sampling
     output, counts = np.unique(
@@ -77,7 +77,7 @@ def _changes_of_row(
 
 
 def _forbidden(
-    request: Request, vocabulary: int, eos_token_ids: Sequence[int]
+    request: SampledRow, vocabulary: int, eos_token_ids: Sequence[int]
 ) -> NDArray[np.int64]:
     """End and stop tokens of a request that is below its `min_tokens`."""
     p = request.sampling

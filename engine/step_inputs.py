@@ -203,12 +203,12 @@ def sampled_tokens(sequences: Sequence[ScheduledSequence], num_tokens: int) -> N
     Of a sequence that samples that is the last; where tokens were drafted, it and all of these.
     """
     if num_tokens == len(sequences):
-        if all([s.samples for s in sequences]):
+        if all(s.samples for s in sequences):
             return np.arange(num_tokens)
         return np.flatnonzero([s.samples for s in sequences])
     lengths = np.array([s.num_tokens for s in sequences])
     ends = lengths.cumsum()
-    if all([s.draft is None for s in sequences]):
+    if all(s.draft is None for s in sequences):
         return (ends - 1)[[s.samples for s in sequences]]
     rows = [
         np.arange(end - 1 - s.num_drafted, end)
@@ -219,7 +219,9 @@ def sampled_tokens(sequences: Sequence[ScheduledSequence], num_tokens: int) -> N
 
 
 def _is_tree(sequence: ScheduledSequence) -> bool:
-    return sequence.draft is not None and sequence.draft.parents is not None
+    """Whether tokens were drafted for one place that must not see each other."""
+    parents = () if sequence.draft is None else sequence.draft.parents or ()
+    return any(parent != index - 1 for index, parent in enumerate(parents))
 
 
 def _write_tree(sequence: ScheduledSequence, first: int, positions: _Int64, trees: _Int64) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from engine.cuda_capture import reason
 from engine.errors import EnvironmentLacks
 from engine.graph_sizes import decode_sizes
-from engine.graphs import DecodeGraphs, NotCapturable
+from engine.graphs import DecodeGraphs, NotCapturable, Scores
 from engine.packed_step import StepTensors
 from engine.step_inputs import StepInputs
 from tests.engine.fake_capture import FakeCapture
@@ -20,7 +19,7 @@ from tests.engine.test_packed_step import CPU, decodes
 GROUPS, WIDTH, VOCABULARY = 2, 8, 11
 
 
-def everything(step: StepTensors) -> Tensor:
+def everything(step: StepTensors) -> Scores:
     """Numbers that depend on all that a real sequence has, and on nothing beyond its context."""
     scores = [step.token_ids, step.positions]
     for layout in step.layouts:
@@ -28,11 +27,12 @@ def everything(step: StepTensors) -> Tensor:
         seen = torch.arange(layout.block_tables.shape[1]) < pages[:, None]
         scores += [layout.slots, (layout.block_tables * seen).sum(-1), layout.context_lens]
     score = torch.stack([s.double() * (i + 1) ** 0.5 for i, s in enumerate(scores)]).sum(0)
-    return torch.sin(score[:, None] * torch.arange(1, VOCABULARY + 1)).float()
+    logits = torch.sin(score[:, None] * torch.arange(1, VOCABULARY + 1)).float()
+    return Scores(logits, torch.cos(score[:, None] * torch.arange(1, 4)))
 
 
 def graphs_of(
-    forward: Callable[[StepTensors], Tensor], sizes: list[int], capture: FakeCapture
+    forward: Callable[[StepTensors], Scores], sizes: list[int], capture: FakeCapture
 ) -> DecodeGraphs:
     return DecodeGraphs(forward, sizes, GROUPS, WIDTH, CPU, capture)
 
@@ -62,16 +62,17 @@ def test_a_padded_step_says_what_the_plain_one_does() -> None:
         before = capture.replayed
         scores = graphs.run(header, buffer)
         assert capture.replayed == before + 1
-        assert torch.equal(scores.logits[: len(lengths)], expected)
+        assert torch.equal(scores.logits[: len(lengths)], expected.logits)
+        assert torch.equal(scores.hidden[: len(lengths)], expected.hidden)
         assert scores.likeliest is not None
-        assert torch.equal(scores.likeliest[: len(lengths)], expected.argmax(-1))
+        assert torch.equal(scores.likeliest[: len(lengths)], expected.logits.argmax(-1))
         assert len(scores.logits) == len(scores.likeliest) == graphs.size_for(len(lengths))
 
 
 def test_nothing_but_padding_runs_until_the_first_step() -> None:
     seen = []
 
-    def forward(step: StepTensors) -> Tensor:
+    def forward(step: StepTensors) -> Scores:
         for layout in step.layouts:
             seen.append((layout.slots.tolist(), layout.context_lens.tolist()))
             assert layout.query_start.tolist() == list(range(len(step.token_ids) + 1))
@@ -94,7 +95,7 @@ def test_nothing_but_padding_runs_until_the_first_step() -> None:
 def test_a_step_that_reads_lengths_from_the_host_is_not_captured(
     read: Callable[[object], object],
 ) -> None:
-    def forward(step: StepTensors) -> Tensor:
+    def forward(step: StepTensors) -> Scores:
         read(step.layouts[0])
         return everything(step)
 

@@ -1,0 +1,55 @@
+"""Drafts for the requests that decode, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from engine.batch import Batch, BatchResult
+from engine.config import EngineConfig
+from engine.request import Request
+from engine.speculate.draft_lengths import DraftLengths
+from engine.speculate.proposer import Proposer
+
+
+class Speculator:
+    """Who drafts, and how much of it is verified.
+
+    Args:
+        proposer: drafts.
+        lengths: says how many tokens pay.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, proposer: Proposer, lengths: DraftLengths, clock: Callable[[], float]
+    ) -> None:
+        self.proposer = proposer
+        self.lengths = lengths
+        self._clock = clock
+
+    def prepare(self, running: Sequence[Request], config: EngineConfig) -> float:
+        """Draft for the running requests that decode; returns the seconds that it took.
+
+        Each one's `draft` is set, to None where nothing is to be verified.
+        """
+        start = self._clock()
+        requests = [r for r in running if len(r.token_ids) - r.num_computed_tokens == 1]
+        if requests:
+            limits = self.lengths.limits(requests, config)
+            if any(limits):
+                asked = self._clock()
+                drafts = self.proposer.propose(requests, limits)
+                seconds = self._clock() - asked
+                kept = self.lengths.keep(requests, drafts, config, seconds)
+                for request, draft, count in zip(requests, drafts, kept, strict=True):
+                    request.draft = draft.first(count) if draft is not None and count else None
+        return self._clock() - start
+
+    def observe(self, batch: Batch, result: BatchResult) -> None:
+        """Take in what became of a step's drafts."""
+        self.lengths.observe(batch, result, result.device_seconds + result.host_seconds)
+
+    def forget(self, request: Request) -> None:
+        """A request left."""
+        self.lengths.forget(request)
+        self.proposer.forget(request)
