@@ -10,7 +10,10 @@ rejected beside what was expected, and become a factor on the odds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import accumulate
+from math import exp
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +22,12 @@ from engine.request import Request
 from engine.speculate.draft import MOST_DRAFTED, Draft
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+_T = TypeVar("_T", float, Floats)
 
 # Verified drafts after which a memory fades to 1/e: of all requests, and of one.
 SHARED_MEMORY = 256.0
 OWN_MEMORY = 16.0
+_OWN_KEPT = exp(-1.0 / OWN_MEMORY)
 # How much evidence, in tokens, weighs as much as what was believed before.
 DEPTH_WEIGHT = 4.0
 BIN_WEIGHT = 4.0
@@ -37,7 +41,7 @@ _LOWEST_LOG_ODDS, _HIGHEST_LOG_ODDS, _NUM_BINS = -6.0, 6.0, 13
 
 
 class Verified(NamedTuple):
-    """A draft that was judged: of which request, how much of it, and which part was right.
+    """A draft that was judged, and which part of it was right.
 
     `path` are the indices of the accepted tokens, in order.
     """
@@ -47,9 +51,7 @@ class Verified(NamedTuple):
     path: Sequence[int]
 
 
-def odds_factor(
-    accepted: Floats, rejected: Floats, expected: Floats, unexpected: Floats, weight: float
-) -> Floats:
+def odds_factor(accepted: _T, rejected: _T, expected: _T, unexpected: _T, weight: float) -> _T:
     """By how much the odds of acceptance differ from those that were expected.
 
     `expected` are the acceptances and `unexpected` the rejections that were expected; `weight` is
@@ -66,50 +68,70 @@ def with_odds_factor(chances: Floats, factor: Floats) -> Floats:
     return scaled / (1.0 - chances + scaled)
 
 
+@dataclass(slots=True)
+class _Own:
+    """One request's account; `factor` is what it comes to. `in_run`: its last draft was right."""
+
+    accepted: float = 0.0
+    rejected: float = 0.0
+    expected: float = 0.0
+    unexpected: float = 0.0
+    factor: float = 1.0
+    in_run: int = 0
+
+    def add(self, accepted: float, tried: float, expected: float) -> None:
+        """So many were accepted of those tried, where its kind of draft promised `expected`."""
+        self.accepted = self.accepted * _OWN_KEPT + accepted
+        self.rejected = self.rejected * _OWN_KEPT + tried - accepted
+        self.expected = self.expected * _OWN_KEPT + expected
+        self.unexpected = self.unexpected * _OWN_KEPT + tried - expected
+        self.factor = odds_factor(
+            self.accepted, self.rejected, self.expected, self.unexpected, OWN_WEIGHT
+        )
+
+
+_NOTHING = _Own()
+
+
 class AcceptanceHistory:
     """Estimates, for each drafted token, the chance that it and all it follows are accepted."""
 
     def __init__(self) -> None:
         # Row 1: of requests whose last draft was accepted whole, row 0: of the others. Text is
         # copied in runs, so that these differ widely.
-        self._tried = np.zeros((2, MOST_DRAFTED))
-        self._accepted = np.zeros((2, MOST_DRAFTED))
+        self._tried = [[0.0] * MOST_DRAFTED, [0.0] * MOST_DRAFTED]
+        self._accepted = [[0.0] * MOST_DRAFTED, [0.0] * MOST_DRAFTED]
+        self._deepest = 0
         # By a tree's index, of all drafts that reached so far, whatever came before.
         self._tree_tried = np.zeros(MOST_DRAFTED)
         self._tree_accepted = np.zeros(MOST_DRAFTED)
         self._bin_tried = np.zeros(_NUM_BINS)
         self._bin_accepted = np.zeros(_NUM_BINS)
         self._bin_expected = np.zeros(_NUM_BINS)
-        self._slots: dict[Request, int] = {}
-        self._free: list[int] = []
-        # Of each request: accepted, rejected, expected, unexpected tokens, its last draft whole.
-        self._own = np.zeros((16, 5))
-        self._hazards: Floats | None = None
+        self._own: dict[Request, _Own] = {}
         self.sees_trees = False
+        self._update_conditional()
 
-    def survival(
-        self, requests: Sequence[Request], depth: int, optimism: float = 0.0
-    ) -> Floats:
+    def survival(self, requests: Sequence[Request], depth: int, optimism: float = 0.0) -> Floats:
         """Chances of a chain's tokens, whose proposer has none of its own: [requests, depth].
 
         `optimism`: so many standard errors above the likeliest.
         """
-        own = self._own_of(requests)
-        shared = self._conditional()[:, :depth]
+        shared = self._conditional[:, :depth]
         if optimism:
-            errors = np.sqrt(shared * (1.0 - shared) / (self._tried[:, :depth] + DEPTH_WEIGHT))
+            tried = np.array([row[:depth] for row in self._tried])
+            errors = np.sqrt(shared * (1.0 - shared) / (tried + DEPTH_WEIGHT))
             shared = np.minimum(shared + optimism * errors, 1.0 - LEAST_CHANCE)
-        hazards = shared[own[:, 4].astype(np.int64)]
-        steps = with_odds_factor(hazards, self._factor(own)[:, None])
-        return np.cumprod(steps, axis=1, out=steps)
+        own = self._owns(requests)
+        factors = np.array([o.factor for o in own])
+        steps = with_odds_factor(shared[[o.in_run for o in own]], factors[:, None])
+        return np.multiply.accumulate(steps, axis=1)
 
     def calibrated(self, requests: Sequence[Request], chances: Floats) -> Floats:
         """What the proposer's own chances, float64 [requests, tokens], come to by experience."""
-        own = self._own_of(requests)
-        calibrated = with_odds_factor(
-            chances, self._bin_factor(chances) * self._factor(own)[:, None]
-        )
-        return np.minimum.accumulate(calibrated, axis=1)
+        factors = np.array([o.factor for o in self._owns(requests)])
+        factors = self._bin_factor(chances) * factors[:, None]
+        return np.minimum.accumulate(with_odds_factor(chances, factors), axis=1)
 
     def of_tree(self, requests: Sequence[Request], size: int) -> Floats:
         """Chances of a tree's tokens before it is drafted: [requests, size]."""
@@ -120,73 +142,67 @@ class AcceptanceHistory:
                 self._tree_tried[i] + DEPTH_WEIGHT
             )
             marginals[i] = chance
-            chance *= 0.8
-        own = self._own_of(requests)
-        return with_odds_factor(np.minimum.accumulate(marginals), self._factor(own)[:, None])
+            chance *= 0.8  # the next is believed to be rarer, until it is seen
+        factors = np.array([o.factor for o in self._owns(requests)])
+        return with_odds_factor(np.minimum.accumulate(marginals), factors[:, None])
 
-    def record(self, verified: Sequence[Verified]) -> None:
-        """Take in a step's judged drafts; of each request at most one."""
-        if not verified:
-            return
-        chains = [v for v in verified if v.draft.parents is None]
-        if chains:
-            self._record_by_depth(chains)
-        claimed = [v for v in verified if v.draft.chances is not None]
-        if claimed:
-            self._record_chances(claimed)
-        for one in verified:
-            if one.draft.parents is not None:
-                self._record_tree(one)
+    def record_chains(
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        accepted: Sequence[int],
+        *,
+        plain: bool,
+    ) -> None:
+        """A step's chains: the chance of each depth, where it was reached.
 
-    def forget(self, request: Request) -> None:
-        """The request left; nothing of it was lost for the others."""
-        slot = self._slots.pop(request, None)
-        if slot is not None:
-            self._own[slot] = 0.0
-            self._free.append(slot)
-
-    def _record_by_depth(self, verified: Sequence[Verified]) -> None:
-        """Chains: the chance of each depth, where it was reached."""
-        hazards = self._conditional()
-        slots = self._slots_of([v.request for v in verified])
-        lengths = np.array([len(v.draft) for v in verified])
-        accepted = np.array([len(v.path) for v in verified])
-        tried = np.minimum(accepted + 1, lengths)
-        own = self._own[slots]
-        runs = own[:, 4].astype(np.int64)
-        plain = np.array([v.draft.chances is None for v in verified])
-        if plain.any():
-            expected = np.cumsum(hazards, axis=1)[runs, tried - 1]
-            self._record_own(
-                slots[plain], own[plain], accepted[plain], tried[plain], expected[plain]
-            )
-        self._own[slots, 4] = accepted == lengths
+        Args:
+            requests: whose they are.
+            lengths: tokens that were verified, at least 1.
+            accepted: tokens that were accepted.
+            plain: their proposer has no chances of its own.
+        """
+        promised, known = self._promised, self._own
+        # Chains by how many of their tokens were tried, and by how many were accepted.
+        tries = [[0] * (MOST_DRAFTED + 1), [0] * (MOST_DRAFTED + 1)]
+        hits = [[0] * (MOST_DRAFTED + 1), [0] * (MOST_DRAFTED + 1)]
+        for request, length, right in zip(requests, lengths, accepted, strict=True):
+            own = known.get(request) or self._begin(request)
+            run = own.in_run
+            tried = right + 1 if right < length else length
+            tries[run][tried] += 1
+            hits[run][right] += 1
+            if plain:
+                own.add(right, tried, promised[run][tried])
+            own.in_run = int(right == length)
+        deepest = self._deepest = max(self._deepest, max(lengths))
         for run in (0, 1):
-            of = runs == run
-            if of.any():
-                kept = np.exp(-np.count_nonzero(of) / SHARED_MEMORY)
-                self._tried[run] = self._tried[run] * kept + _reached(tried[of])
-                self._accepted[run] = self._accepted[run] * kept + _reached(accepted[of])
-        self._hazards = None
+            kept = exp(-sum(tries[run]) / SHARED_MEMORY)
+            tried_here, accepted_here = self._tried[run], self._accepted[run]
+            num_tried = num_accepted = 0
+            for depth in range(deepest, 0, -1):
+                num_tried += tries[run][depth]
+                num_accepted += hits[run][depth]
+                tried_here[depth - 1] = tried_here[depth - 1] * kept + num_tried
+                accepted_here[depth - 1] = accepted_here[depth - 1] * kept + num_accepted
+        self._update_conditional()
 
-    def _record_chances(self, verified: Sequence[Verified]) -> None:
-        """Own chances: whether each token was accepted, whatever came before it."""
-        lengths = np.array([len(v.draft) for v in verified])
-        claimed = np.concatenate([np.asarray(v.draft.chances, np.float64) for v in verified])
+    def record_chances(self, verified: Sequence[Verified]) -> None:
+        """A step's drafts with chances: whether each token was accepted, whatever came before."""
+        claimed = np.array([c for v in verified for c in v.draft.chances or ()])
         claimed = np.clip(claimed, LEAST_CHANCE, 1 - LEAST_CHANCE)
         right = np.zeros(len(claimed))
+        expected = with_odds_factor(claimed, self._bin_factor(claimed)).tolist()
         begin = 0
         for one in verified:
+            end = begin + len(one.draft)
             for index in one.path:
                 right[begin + index] = 1.0
-            begin += len(one.draft)
-        rows = np.repeat(np.arange(len(verified)), lengths)
-        expected = np.bincount(rows, with_odds_factor(claimed, self._bin_factor(claimed)))
-        slots = self._slots_of([v.request for v in verified])
-        accepted = np.bincount(rows, right)
-        self._record_own(slots, self._own[slots], accepted, lengths, expected)
+            own = self._own.get(one.request) or self._begin(one.request)
+            own.add(len(one.path), end - begin, sum(expected[begin:end]))
+            begin = end
         bins = np.rint(_bin_of(claimed)).astype(np.int64)
-        kept = np.exp(-len(verified) / SHARED_MEMORY)
+        kept = exp(-len(verified) / SHARED_MEMORY)
         for memory, values in (
             (self._bin_tried, None),
             (self._bin_accepted, right),
@@ -195,56 +211,46 @@ class AcceptanceHistory:
             memory *= kept
             memory += np.bincount(bins, values, minlength=_NUM_BINS)
 
-    def _record_tree(self, verified: Verified) -> None:
+    def record_tree(self, verified: Verified) -> None:
+        """A tree, whose tokens are told apart by their index."""
         self.sees_trees = True
         size = len(verified.draft)
-        kept = np.exp(-1.0 / SHARED_MEMORY)
+        kept = exp(-1.0 / SHARED_MEMORY)
         self._tree_tried[:size] = self._tree_tried[:size] * kept + 1.0
         self._tree_accepted[:size] *= kept
         self._tree_accepted[list(verified.path)] += 1.0
 
-    def _record_own(
-        self,
-        slots: Ints,
-        own: Floats,
-        accepted: NDArray[np.generic],
-        tried: NDArray[np.generic],
-        expected: Floats,
-    ) -> None:
-        """Add to each request's account what was accepted, and what its kind of draft promised."""
-        own = own * np.exp(-1.0 / OWN_MEMORY)
-        own[:, 0] += accepted
-        own[:, 1] += tried - accepted
-        own[:, 2] += expected
-        own[:, 3] += tried - expected
-        self._own[slots, :4] = own[:, :4]
+    def forget(self, request: Request) -> None:
+        """The request left; nothing of it was lost for the others."""
+        self._own.pop(request, None)
 
-    def _factor(self, own: Floats) -> Floats:
-        return odds_factor(own[:, 0], own[:, 1], own[:, 2], own[:, 3], OWN_WEIGHT)
+    def _owns(self, requests: Sequence[Request]) -> list[_Own]:
+        own = self._own
+        return [own.get(request) or _NOTHING for request in requests]
 
-    def _conditional(self) -> Floats:
-        """The chance at each depth given all before it, [2, depths], for the two kinds of requests.
+    def _begin(self, request: Request) -> _Own:
+        own = self._own[request] = _Own()
+        return own
+
+    def _update_conditional(self) -> None:
+        """Find the chance at each depth given all before it, for the two kinds of requests.
 
         A depth that was seldom reached is believed to be like the one before it, and requests in a
-        run like the others.
+        run at least like the others.
         """
-        if self._hazards is None:
-            chances = np.empty((2, MOST_DRAFTED))
-            believed = [FIRST_CHANCE] * 2
-            for run in (0, 1):
-                tried, accepted = self._tried[run].tolist(), self._accepted[run].tolist()
-                chance = believed[run]
-                for depth in range(MOST_DRAFTED):
-                    seen = tried[depth]
-                    if seen < 1e-3 and depth:  # nor was anything deeper
-                        chances[run, depth:] = chance
-                        break
-                    chance = (accepted[depth] + DEPTH_WEIGHT * chance) / (seen + DEPTH_WEIGHT)
-                    chances[run, depth] = chance
-                believed[1] = max(FIRST_CHANCE, chances[0, 0])
-            np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE, out=chances)
-            self._hazards = chances
-        return self._hazards
+        rows: list[list[float]] = []
+        believed = FIRST_CHANCE
+        for tried, accepted in zip(self._tried, self._accepted, strict=True):
+            row: list[float] = []
+            chance = believed
+            for depth in range(self._deepest):
+                chance = (accepted[depth] + DEPTH_WEIGHT * chance) / (tried[depth] + DEPTH_WEIGHT)
+                row.append(min(max(chance, LEAST_CHANCE), 1.0 - LEAST_CHANCE))
+            rows.append(row + [chance] * (MOST_DRAFTED - self._deepest))
+            believed = max(FIRST_CHANCE, rows[0][0])
+        self._conditional = np.array(rows)
+        # What so many tried tokens of a chain are expected to yield.
+        self._promised = [[0.0, *accumulate(row)] for row in rows]
 
     def _bin_factor(self, chances: Floats) -> Floats:
         """By how much the odds of such chances are to be corrected."""
@@ -263,24 +269,6 @@ class AcceptanceHistory:
         """Each request's account; asked for after its slots, for which the array may grow."""
         slots = self._slots_of(requests)
         return np.asarray(self._own[slots])
-
-    def _slots_of(self, requests: Sequence[Request]) -> Ints:
-        slots = self._slots
-        try:
-            return np.array([slots[r] for r in requests], dtype=np.int64)
-        except KeyError:
-            for request in requests:
-                if request not in slots:
-                    slots[request] = self._free.pop() if self._free else len(slots)
-            while len(slots) + len(self._free) > len(self._own):
-                self._own = np.concatenate([self._own, np.zeros_like(self._own)])
-            return np.array([slots[r] for r in requests], dtype=np.int64)
-
-
-def _reached(lengths: NDArray[np.generic]) -> Floats:
-    """How many of the lengths are at least 1, 2, ... `MOST_DRAFTED`."""
-    counts = np.bincount(lengths.astype(np.int64), minlength=MOST_DRAFTED + 1)[1:]
-    return np.cumsum(counts[::-1])[::-1].astype(np.float64)
 
 
 def _bin_of(chances: Floats) -> Floats:

@@ -69,17 +69,19 @@ class BackOff:
         self._load = max(self._load, load)
         longest = min(LONGEST, int(load * seconds / (WASTED_SHARE * step_seconds)) + 1)
         worth = seconds / self._saved if self._saved > 0.0 else 1.0
+        known, share = self._tries, self._share
         for request, fruitful in tried:
-            one = self._tries.get(request)
+            one = known.get(request)
             if one is None:
-                one = self._tries[request] = _Tries(self._share)
+                one = known[request] = _Tries(share)
             one.share += (fruitful - one.share) / OWN_MEMORY
-            self._share += (fruitful - self._share) / SHARED_MEMORY
+            share += (fruitful - share) / SHARED_MEMORY
             if fruitful:
                 one.wait = one.due = 0
             elif one.share < worth:
                 one.wait = min(2 * one.wait or 1, longest)
                 one.due = self._step + one.wait
+        self._share = share
 
     def saved(self, count: int, seconds: float) -> None:
         """The drafts of `count` requests are verified, which is expected to save `seconds`."""

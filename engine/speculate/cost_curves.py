@@ -10,7 +10,7 @@ import numpy as np
 from engine.speculate.acceptance_history import Floats
 
 # Uses of a curve after which it is asked for again: costs that are measured go on changing.
-REFRESH = 64
+REFRESH = 16
 
 
 class SpeculationCosts(Protocol):

@@ -6,9 +6,11 @@ import math
 from bisect import bisect_left
 from typing import NamedTuple
 
-# Weight of a new observation, and the largest error that one is believed, as a factor.
+# Least weight of a new observation, and the largest error that one is believed, as a factor.
 _RATE = 0.1
-_MOST = math.log(2.0)
+_MOST = math.log(4.0)
+# Steps after which the error of those that are not run any more fades to 1/e.
+_MEMORY = 500.0
 # Drafting is priced by sums, since a first draft for a request may take far longer than others;
 # the weight of what was drafted before after each further one.
 _KEPT = 0.98
@@ -71,30 +73,49 @@ class CostGrid:
         return max(1e-9, seconds[at - 1] + slope * (size - low))
 
 
+class _Error(NamedTuple):
+    """The logarithm of a factor, from how many observations, and the last one's number."""
+
+    value: float = 0.0
+    count: int = 0
+    seen: int = 0
+
+
 class VerifyCorrections:
     """What steps really took beside what was expected, by their sequences and drafted tokens.
 
     A step's error is that of its number of sequences (contexts may be longer than they were when
-    measured) and that of its drafted tokens alike; both forget.
+    measured) and that of its drafted tokens, half and half. The latter fades when no such step is
+    run, as such that seem too dear would never be run again.
     """
 
     def __init__(self) -> None:
         self._shared: dict[int, float] = {}
-        self._cells: dict[tuple[int, int], float] = {}
+        self._cells: dict[tuple[int, int], _Error] = {}
+        self._observed = 0
 
     def factor(self, num_sequences: int, num_drafted: int) -> float:
         """By what the expected seconds are to be multiplied."""
         cell = _cell(num_sequences, num_drafted)
-        return math.exp(self._shared.get(cell[0], 0.0) + self._cells.get(cell, 0.0))
+        return math.exp(self._shared.get(cell[0], 0.0) + self._own(cell))
 
     def learn(self, num_sequences: int, num_drafted: int, ratio: float) -> None:
         """A step took `ratio` times the expected seconds, uncorrected."""
+        self._observed += 1
         cell = _cell(num_sequences, num_drafted)
-        shared, own = self._shared.get(cell[0], 0.0), self._cells.get(cell, 0.0)
+        shared, own, count = self._shared.get(cell[0], 0.0), self._own(cell), 0
+        if cell in self._cells:
+            count = self._cells[cell].count
         error = math.log(max(ratio, 1e-9)) - shared - own
-        change = _RATE * min(max(error, -_MOST), _MOST)
+        change = max(_RATE, 0.5 / (1 + count)) * min(max(error, -_MOST), _MOST)
         self._shared[cell[0]] = shared + change
-        self._cells[cell] = own + change
+        self._cells[cell] = _Error(own + change, count + 1, self._observed)
+
+    def _own(self, cell: tuple[int, int]) -> float:
+        error = self._cells.get(cell)
+        if error is None:
+            return 0.0
+        return error.value * math.exp((error.seen - self._observed) / _MEMORY)
 
 
 class DraftCorrections:

@@ -22,6 +22,7 @@ from engine.config import EngineConfig
 from engine.request import Request
 from engine.speculate.acceptance_history import AcceptanceHistory, Floats, Verified
 from engine.speculate.back_off import BackOff
+from engine.speculate.control_steps import ControlSteps
 from engine.speculate.cost_curves import CostCurves, SpeculationCosts, ladder
 from engine.speculate.draft import MOST_DRAFTED, Draft
 from engine.speculate.unverified import UnverifiedDrafts
@@ -74,6 +75,7 @@ class DraftLengths:
         self._history = AcceptanceHistory()
         self._back_off = BackOff()
         self._unverified = UnverifiedDrafts()
+        self._controls = ControlSteps()
         self._limits: list[int] = []
         self._probing = False
         self._spare_seconds = 0.0
@@ -91,7 +93,9 @@ class DraftLengths:
         ]
         self._probing = False
         if self._curves is not None and config.speculative_adaptive and any(rooms):
-            if self._costs_device:
+            if self._learning is not None and self._controls.due(len(requests)):
+                rooms = [0] * len(rooms)
+            elif self._costs_device:
                 rooms = self._plan(self._curves, requests, rooms, config)
             elif self._conceivable(self._curves, len(requests), max(rooms), config):
                 due = self._back_off.due(requests)
@@ -120,11 +124,14 @@ class DraftLengths:
         asked = [limit for limit in self._limits if limit]
         if draft_seconds is not None and self._learning is not None and asked:
             self._learning.learn_draft(len(asked), max(asked), draft_seconds)
-        if not config.speculative_adaptive:
-            return lengths
-        if self._probing:
-            if draft_seconds is not None:
-                self._spare_seconds += self._probe_seconds - draft_seconds
+        if self._probing and draft_seconds is not None:
+            self._spare_seconds += self._probe_seconds - draft_seconds
+        # How many tokens that were drawn by chance are verified must not depend on which they are:
+        # the distribution of what is generated would change.
+        drawn = self._costs_device and any(
+            draft is not None and draft.probabilities is not None for draft in drafts
+        )
+        if self._probing or drawn or not config.speculative_adaptive:
             return lengths
         rows = [i for i, length in enumerate(lengths) if length]
         kept = [0] * len(lengths)
@@ -143,24 +150,49 @@ class DraftLengths:
 
     def observe(self, batch: Batch, result: BatchResult, seconds: float | None) -> None:
         """Take in what a step's drafts came to; `seconds` is what it took without drafting."""
-        verified: list[Verified] = []
-        followed = len(self._unverified) > 0
+        history, followed = self._history, self._unverified
         num_decodes = batch.num_decodes
-        for i, sequence in enumerate(batch.sequences):
-            if i == num_decodes:
-                break
-            draft = sequence.draft
-            if draft:
-                path = accepted_path(draft, result.tokens[i])
-                verified.append(Verified(sequence.request, draft, path))
-            elif followed:
-                verdict = self._unverified.observe(sequence.request, result.tokens[i])
+        requests: list[Request] = []
+        lengths: list[int] = []
+        accepted: list[int] = []
+        claimed: list[Verified] = []
+        judged: list[Verified] = []
+        follows = len(followed) > 0
+        for sequence, tokens in zip(batch.sequences[:num_decodes], result.tokens, strict=False):
+            request, draft = sequence.request, sequence.draft
+            if follows:
+                verdict = followed.observe(request, tokens)
                 if verdict is not None:
-                    verified.append(verdict)
-        self._history.record(verified)
+                    judged.append(verdict)
+            if draft is None:
+                continue
+            right = len(tokens) - 1
+            if draft.parents is None:
+                requests.append(request)
+                lengths.append(len(draft.token_ids))
+                accepted.append(right)
+                if draft.chances is not None:
+                    claimed.append(Verified(request, draft, range(right)))
+            else:
+                verified = Verified(request, draft, accepted_path(draft, tokens))
+                history.record_tree(verified)
+                if draft.chances is not None:
+                    claimed.append(verified)
+        for verdict in judged:
+            requests.append(verdict.request)
+            lengths.append(len(verdict.draft.token_ids))
+            accepted.append(len(verdict.path))
+            if verdict.draft.chances is not None:
+                claimed.append(verdict)
+        if requests:
+            history.record_chains(requests, lengths, accepted, plain=not claimed)
+        if claimed:
+            history.record_chances(claimed)
         alone = 0 < num_decodes == len(batch.sequences)
         if self._learning is not None and seconds is not None and alone:
-            self._learning.learn_verify(num_decodes, batch.num_tokens, seconds)
+            num_tokens = batch.num_tokens
+            self._learning.learn_verify(num_decodes, num_tokens, seconds)
+            self._controls.observe(num_decodes, num_tokens - num_decodes)
 
     def forget(self, request: Request) -> None:
         """The request left, or will be computed again from the start."""
@@ -203,14 +235,15 @@ class DraftLengths:
             gains = history.survival(requests, deepest, OPTIMISM)
         gains[np.arange(deepest) >= np.asarray(rooms)[:, None]] = 0.0
         verify = curves.verify(n, most)
-        by_gain = np.argsort(-gains.T.ravel(), kind="stable")
+        chances = gains.T.ravel()
+        by_gain = np.argsort(-chances, kind="stable")
         depths = by_gain // n
         best, chosen = n / float(verify[0]) * (1.0 + MARGIN), by_gain[:0]
         for depth in ladder(deepest)[1:]:
             order = by_gain[depths < depth][:most]
             drafted = np.cumsum(order < n)  # requests that have a first token
             seconds = verify[1 : len(order) + 1] + curves.draft(n, depth)[drafted]
-            rates = (n + np.cumsum(gains.T.ravel()[order])) / seconds
+            rates = (n + np.cumsum(chances[order])) / seconds
             at = int(np.argmax(rates))
             if rates[at] > best:
                 best, chosen = float(rates[at]), order[: at + 1]
@@ -267,19 +300,16 @@ class DraftLengths:
                 continue
             deepest = max(deepest, limit)
             tried.append((request, count > 0))
-            if count:
-                self._unverified.forget(request)
-            elif draft is not None:
+            if draft is not None and not count:
                 self._unverified.follow(request, draft)
         n = len(requests)
         seconds = float(curves.draft(n, deepest)[n]) / n
         self._back_off.note(tried, n, float(curves.verify(n, 0)[0]), seconds)
 
 
-def accepted_path(draft: Draft, tokens: Sequence[int]) -> Sequence[int]:
-    """The indices of the accepted tokens of a draft, where a step yielded these tokens."""
-    if draft.parents is None:
-        return range(len(tokens) - 1)
+def accepted_path(draft: Draft, tokens: Sequence[int]) -> list[int]:
+    """The indices of the accepted tokens of a tree, where a step yielded these tokens."""
+    assert draft.parents is not None
     path: list[int] = []
     parent = -1
     for token in tokens[:-1]:

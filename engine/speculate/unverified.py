@@ -30,10 +30,14 @@ class UnverifiedDrafts:
         self._followed: dict[Request, _Followed] = {}
 
     def follow(self, request: Request, draft: Draft) -> None:
-        """Compare what `request` gets from the next step on with this draft."""
+        """Compare what `request` gets from the next step on with this draft.
+
+        One that is followed already goes on: to judge only those that turn out wrong soon would
+        say that they do.
+        """
         if draft.parents is not None or draft.probabilities is not None:
             return
-        if request in self._followed or len(self._followed) < MOST_FOLLOWED:
+        if request not in self._followed and len(self._followed) < MOST_FOLLOWED:
             self._followed[request] = _Followed(draft)
 
     def observe(self, request: Request, tokens: Sequence[int]) -> Verified | None:
