@@ -26,12 +26,14 @@ _T = TypeVar("_T", float, Floats)
 
 # Verified drafts after which a memory fades to 1/e: of all requests, and of one.
 SHARED_MEMORY = 256.0
-OWN_MEMORY = 16.0
+OWN_MEMORY = 8.0
 _OWN_KEPT = exp(-1.0 / OWN_MEMORY)
+# Text is copied in runs, hence the short memory of one: it foretells the drafts of generated
+# documentation better than longer ones do, and better than asking whether the last was right.
 # How much evidence, in tokens, weighs as much as what was believed before.
 DEPTH_WEIGHT = 4.0
 BIN_WEIGHT = 4.0
-OWN_WEIGHT = 4.0
+OWN_WEIGHT = 3.0
 # Believed of a first token before anything was seen: high enough for a try where it may pay.
 FIRST_CHANCE = 0.7
 LEAST_CHANCE = 1e-4
@@ -70,14 +72,13 @@ def with_odds_factor(chances: Floats, factor: Floats) -> Floats:
 
 @dataclass(slots=True)
 class _Own:
-    """One request's account; `factor` is what it comes to. `in_run`: its last draft was right."""
+    """One request's account; `factor` is what it comes to."""
 
     accepted: float = 0.0
     rejected: float = 0.0
     expected: float = 0.0
     unexpected: float = 0.0
     factor: float = 1.0
-    in_run: int = 0
 
     def add(self, accepted: float, tried: float, expected: float) -> None:
         """So many were accepted of those tried, where its kind of draft promised `expected`."""
@@ -90,17 +91,13 @@ class _Own:
         )
 
 
-_NOTHING = _Own()
-
-
 class AcceptanceHistory:
     """Estimates, for each drafted token, the chance that it and all it follows are accepted."""
 
     def __init__(self) -> None:
-        # Row 1: of requests whose last draft was accepted whole, row 0: of the others. Text is
-        # copied in runs, so that these differ widely.
-        self._tried = [[0.0] * MOST_DRAFTED, [0.0] * MOST_DRAFTED]
-        self._accepted = [[0.0] * MOST_DRAFTED, [0.0] * MOST_DRAFTED]
+        # By depth, of the drafts that were right so far.
+        self._tried = [0.0] * MOST_DRAFTED
+        self._accepted = [0.0] * MOST_DRAFTED
         self._deepest = 0
         # By a tree's index, of all drafts that reached so far, whatever came before.
         self._tree_tried = np.zeros(MOST_DRAFTED)
@@ -117,20 +114,17 @@ class AcceptanceHistory:
 
         `optimism`: so many standard errors above the likeliest.
         """
-        shared = self._conditional[:, :depth]
+        shared = self._conditional[:depth]
         if optimism:
-            tried = np.array([row[:depth] for row in self._tried])
+            tried = np.array(self._tried[:depth])
             errors = np.sqrt(shared * (1.0 - shared) / (tried + DEPTH_WEIGHT))
             shared = np.minimum(shared + optimism * errors, 1.0 - LEAST_CHANCE)
-        own = self._owns(requests)
-        factors = np.array([o.factor for o in own])
-        steps = with_odds_factor(shared[[o.in_run for o in own]], factors[:, None])
+        steps = with_odds_factor(shared, self._factors(requests)[:, None])
         return np.multiply.accumulate(steps, axis=1)
 
     def calibrated(self, requests: Sequence[Request], chances: Floats) -> Floats:
         """What the proposer's own chances, float64 [requests, tokens], come to by experience."""
-        factors = np.array([o.factor for o in self._owns(requests)])
-        factors = self._bin_factor(chances) * factors[:, None]
+        factors = self._bin_factor(chances) * self._factors(requests)[:, None]
         return np.minimum.accumulate(with_odds_factor(chances, factors), axis=1)
 
     def of_tree(self, requests: Sequence[Request], size: int) -> Floats:
@@ -143,7 +137,7 @@ class AcceptanceHistory:
             )
             marginals[i] = chance
             chance *= 0.8  # the next is believed to be rarer, until it is seen
-        factors = np.array([o.factor for o in self._owns(requests)])
+        factors = self._factors(requests)
         return with_odds_factor(np.minimum.accumulate(marginals), factors[:, None])
 
     def record_chains(
@@ -164,27 +158,23 @@ class AcceptanceHistory:
         """
         promised, known = self._promised, self._own
         # Chains by how many of their tokens were tried, and by how many were accepted.
-        tries = [[0] * (MOST_DRAFTED + 1), [0] * (MOST_DRAFTED + 1)]
-        hits = [[0] * (MOST_DRAFTED + 1), [0] * (MOST_DRAFTED + 1)]
+        tries = [0] * (MOST_DRAFTED + 1)
+        hits = [0] * (MOST_DRAFTED + 1)
         for request, length, right in zip(requests, lengths, accepted, strict=True):
-            own = known.get(request) or self._begin(request)
-            run = own.in_run
             tried = right + 1 if right < length else length
-            tries[run][tried] += 1
-            hits[run][right] += 1
+            tries[tried] += 1
+            hits[right] += 1
             if plain:
-                own.add(right, tried, promised[run][tried])
-            own.in_run = int(right == length)
-        deepest = self._deepest = max(self._deepest, max(lengths))
-        for run in (0, 1):
-            kept = exp(-sum(tries[run]) / SHARED_MEMORY)
-            tried_here, accepted_here = self._tried[run], self._accepted[run]
-            num_tried = num_accepted = 0
-            for depth in range(deepest, 0, -1):
-                num_tried += tries[run][depth]
-                num_accepted += hits[run][depth]
-                tried_here[depth - 1] = tried_here[depth - 1] * kept + num_tried
-                accepted_here[depth - 1] = accepted_here[depth - 1] * kept + num_accepted
+                own = known.get(request) or self._begin(request)
+                own.add(right, tried, promised[tried])
+        self._deepest = max(self._deepest, *lengths)
+        kept = exp(-len(requests) / SHARED_MEMORY)
+        num_tried = num_accepted = 0
+        for depth in range(self._deepest, 0, -1):
+            num_tried += tries[depth]
+            num_accepted += hits[depth]
+            self._tried[depth - 1] = self._tried[depth - 1] * kept + num_tried
+            self._accepted[depth - 1] = self._accepted[depth - 1] * kept + num_accepted
         self._update_conditional()
 
     def record_chances(self, verified: Sequence[Verified]) -> None:
@@ -224,33 +214,30 @@ class AcceptanceHistory:
         """The request left; nothing of it was lost for the others."""
         self._own.pop(request, None)
 
-    def _owns(self, requests: Sequence[Request]) -> list[_Own]:
+    def _factors(self, requests: Sequence[Request]) -> Floats:
         own = self._own
-        return [own.get(request) or _NOTHING for request in requests]
+        return np.array([own[r].factor if r in own else 1.0 for r in requests])
 
     def _begin(self, request: Request) -> _Own:
         own = self._own[request] = _Own()
         return own
 
     def _update_conditional(self) -> None:
-        """Find the chance at each depth given all before it, for the two kinds of requests.
+        """Find the chance at each depth given all before it.
 
-        A depth that was seldom reached is believed to be like the one before it, and requests in a
-        run at least like the others.
+        A depth that was seldom reached is believed to be like the one before it.
         """
-        rows: list[list[float]] = []
-        believed = FIRST_CHANCE
-        for tried, accepted in zip(self._tried, self._accepted, strict=True):
-            row: list[float] = []
-            chance = believed
-            for depth in range(self._deepest):
-                chance = (accepted[depth] + DEPTH_WEIGHT * chance) / (tried[depth] + DEPTH_WEIGHT)
-                row.append(min(max(chance, LEAST_CHANCE), 1.0 - LEAST_CHANCE))
-            rows.append(row + [chance] * (MOST_DRAFTED - self._deepest))
-            believed = max(FIRST_CHANCE, rows[0][0])
-        self._conditional = np.array(rows)
+        row: list[float] = []
+        chance = FIRST_CHANCE
+        for tried, accepted in zip(
+            self._tried[: self._deepest], self._accepted[: self._deepest], strict=True
+        ):
+            chance = (accepted + DEPTH_WEIGHT * chance) / (tried + DEPTH_WEIGHT)
+            row.append(min(max(chance, LEAST_CHANCE), 1.0 - LEAST_CHANCE))
+        row += [chance] * (MOST_DRAFTED - self._deepest)
+        self._conditional = np.array(row)
         # What so many tried tokens of a chain are expected to yield.
-        self._promised = [[0.0, *accumulate(row)] for row in rows]
+        self._promised = [0.0, *accumulate(row)]
 
     def _bin_factor(self, chances: Floats) -> Floats:
         """By how much the odds of such chances are to be corrected."""

@@ -1,0 +1,79 @@
+"""Whom a look-up is tried for."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from engine.request import Request, SamplingParams
+from engine.speculate.back_off import LONGEST, BackOff
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(str(i), [0], SamplingParams(), 0.0) for i in range(count)]
+
+
+def tries(back_off: BackOff, some: list[Request], steps: int, seconds: float, step: float) -> int:
+    """How many fruitless tries these steps have."""
+    count = 0
+    for _ in range(steps):
+        due = [r for r, asked in zip(some, back_off.due(some), strict=True) if asked]
+        back_off.note([(r, False) for r in due], len(some), step, seconds)
+        count += len(due)
+    return count
+
+
+def test_fruitless_tries_wait_longer_and_longer() -> None:
+    back_off, some = BackOff(), requests(1)
+    asked = []
+    for step in range(200):
+        if back_off.due(some)[0]:
+            asked.append(step)
+            back_off.note([(some[0], False)], 1, 1.0, 1.0)
+    gaps = [b - a for a, b in pairwise(asked)]
+    assert gaps == [1, 2, 4, 8, 16, 32, LONGEST, LONGEST]
+
+
+def test_cheap_tries_do_not_wait() -> None:
+    assert tries(BackOff(), requests(1), 100, 1e-6, 1e-2) == 100
+
+
+def test_what_is_wasted_stays_below_its_share() -> None:
+    # Look-ups for all 64 are worth a tenth of a step.
+    back_off, some = BackOff(), requests(64)
+    tries(back_off, some, 100, 0.1 / 64, 1.0)
+    wasted = tries(back_off, some, 400, 0.1 / 64, 1.0) * 0.1 / 64
+    assert 0 < wasted < 0.01 * 400
+
+
+def test_tries_that_pay_now_and_then_are_made() -> None:
+    # One of ten saves as much as thirty tries take.
+    back_off, some = BackOff(), requests(16)
+    made = 0
+    for step in range(300):
+        due = [r for r, asked in zip(some, back_off.due(some), strict=True) if asked]
+        fruitful = [(r, (step + i) % 10 == 0) for i, r in enumerate(due)]
+        count = sum(f for _, f in fruitful)
+        if count:
+            back_off.saved(count, count * 30 * 0.01)
+        back_off.note(fruitful, len(some), 1.0, 0.01)
+        made += len(due)
+    assert made > 0.8 * 300 * 16
+
+
+def test_success_ends_the_wait_and_forgetting_too() -> None:
+    back_off, some = BackOff(), requests(2)
+    tries(back_off, some, 200, 1.0, 1.0)
+    while not all(due := back_off.due(some)):
+        assert due.count(True) != 1
+    back_off.saved(1, 0.001)
+    back_off.note([(some[0], True), (some[1], False)], 2, 1.0, 1.0)
+    assert back_off.due(some) == [True, False]
+    back_off.forget(some[1])
+    assert back_off.due(some) == [True, True]
+
+
+def test_everybody_is_tried_when_the_load_has_halved() -> None:
+    back_off, some = BackOff(), requests(8)
+    tries(back_off, some, 300, 1.0, 1.0)
+    assert not any(back_off.due(some[:5]))
+    assert all(back_off.due(some[:4]))
