@@ -122,7 +122,7 @@ def _texts(evidence: LoadEvidence) -> list[Text]:
     return [
         (r.request_id, prompts[r.request_id], r.output_token_ids)
         for r in evidence.requests
-        if r.request_id in prompts and len(r.output_token_ids) > 1
+        if r.request_id in prompts and r.output_token_ids
     ]
 
 

@@ -31,12 +31,12 @@ def traces(
     found: dict[str, Trace] = {}
     decodes = 0
     for name, prompt, output in texts:
-        if len(output) < 2:
+        if not output:
             continue
         if decodes >= most_decodes:
             break
         found[name] = _trace(proposer, name, prompt, output)
-        decodes += len(output) - 1
+        decodes += len(output)
     return found
 
 
@@ -55,8 +55,9 @@ def _trace(proposer: Proposer, name: str, prompt: Sequence[int], output: Sequenc
     request = Request(name, list(prompt), SamplingParams(temperature=0.0, max_tokens=None), 0.0)
     right: list[int] = []
     chances: list[tuple[float, ...]] = []
-    for place in range(1, len(output)):
-        request.token_ids.append(output[place - 1])
+    for place in range(len(output)):
+        if place:
+            request.token_ids.append(output[place - 1])
         (draft,) = proposer.propose([request], [LONGEST])
         if draft is None:
             right.append(-1)

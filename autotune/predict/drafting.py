@@ -56,12 +56,20 @@ LOOKUP_COST = DraftCost(base=2e-5, sequence=3e-5)
 class Trace:
     """What a request's drafts would have been, by the number of tokens generated before.
 
-    `right[i]` tokens of a draft after i + 1 generated ones agree with what came, -1 where nothing
-    was drafted; `chances[i]` is what the proposer itself said of it, () where it says nothing.
+    `right[i]` tokens of a draft after i generated ones agree with what came, -1 where nothing was
+    drafted; `chances[i]` is what the proposer itself said of it, () where it says nothing. There is
+    a draft after none where the last token of a prompt is computed alone.
     """
 
     right: tuple[int, ...]
     chances: tuple[tuple[float, ...], ...] = ()
+
+    def place(self, generated: int) -> int:
+        """Where to look after so many tokens; of those beyond the end, earlier ones tell."""
+        count = len(self.right)
+        if generated < count:
+            return generated
+        return 1 + (generated - 1) % (count - 1) if count > 1 else 0
 
 
 @dataclass(frozen=True)

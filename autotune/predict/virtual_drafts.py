@@ -102,11 +102,8 @@ class VirtualProposer:
         generated = request.num_output_tokens
         chances: Sequence[float] | None = None
         if known.trace is not None:
-            rights = known.trace.right
-            if not rights:
-                return None
-            place = (generated - 1) % len(rights)
-            right = rights[place]
+            place = known.trace.place(generated)
+            right = known.trace.right[place]
             if right < 0:
                 return None
             if known.trace.chances:
