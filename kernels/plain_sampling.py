@@ -56,6 +56,14 @@ def likeliest(logits: Tensor) -> Tensor:
     return (begin + logits.gather(1, within).argmax(dim=-1, keepdim=True)).squeeze(1)
 
 
+def likeliest_shares(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token of each row and its share of the softmax."""
+    tokens = likeliest(logits)
+    wide = logits.float()
+    highest = wide.gather(1, tokens.unsqueeze(1))
+    return tokens, (wide - highest).exp_().sum(dim=-1).reciprocal_()
+
+
 def change_logits(logits: Tensor, places: Tensor, factors: Tensor, amounts: Tensor) -> None:
     """Change single logits in place; logits must be contiguous."""
     flat = logits.view(-1)

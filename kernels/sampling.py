@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import plain_sampling
+from kernels.cpu import sampling as cpu_sampling
 from kernels.plain_sampling import DrawParameters, likeliest
 from kernels.triton import runtime
 
@@ -27,6 +28,7 @@ __all__ = [
     "draw_from",
     "draw_packed",
     "likeliest",
+    "likeliest_shares",
     "on_device",
     "pack",
     "probabilities",
@@ -71,6 +73,16 @@ def draw_from(masses: Tensor, uniform: Tensor) -> Tensor:
     Does not wait for the device.
     """
     return plain_sampling.invert(masses, uniform.unsqueeze(1))
+
+
+def likeliest_shares(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token of each row and what it has of the row's softmax.
+
+    logits float [S, vocabulary] -> int64 [S], float32 [S]. Does not wait for the device. A row with
+    a NaN gives some token of the vocabulary.
+    """
+    shares = cpu_sampling.likeliest_shares(logits)
+    return plain_sampling.likeliest_shares(logits) if shares is None else shares
 
 
 def pack(parameters: DrawParameters, vocabulary: int) -> NDArray[np.float64]:

@@ -96,7 +96,7 @@ class DraftChooser:
         if any(chain.penalised for chain in chains):
             logits = self._penalised(logits, chains)
         if all(chain.seed is None for chain in chains):
-            return Choice(*likeliest_shares(logits))
+            return Choice(*sampling.likeliest_shares(logits))
         parameters = _parameters(chains)
         drawn_from = sampling.probabilities(logits, parameters)
         # A distribution of one token gives it whatever the number is.
@@ -104,7 +104,7 @@ class DraftChooser:
         tokens = sampling.draw_from(drawn_from, chance)
         shares = drawn_from.gather(1, tokens.unsqueeze(1)).squeeze(1)
         if any(chain.seed is None for chain in chains):
-            sure, sure_shares = likeliest_shares(logits)
+            sure, sure_shares = sampling.likeliest_shares(logits)
             drawn = torch.tensor([chain.seed is not None for chain in chains])
             drawn = drawn.to(logits.device)
             tokens = torch.where(drawn, tokens, sure)
@@ -119,17 +119,6 @@ class DraftChooser:
         arrays = (changes.places, changes.factors, changes.amounts)
         sampling.change_logits(logits, *(torch.from_numpy(a).to(logits.device) for a in arrays))
         return logits
-
-
-def likeliest_shares(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest token of each row and its share of the softmax.
-
-    logits [S, vocabulary] -> int64 [S], float32 [S].
-    """
-    tokens = sampling.likeliest(logits)
-    wide = logits.float()
-    highest = wide.gather(1, tokens.unsqueeze(1))
-    return tokens, (wide - highest).exp_().sum(dim=-1).reciprocal_()
 
 
 def _parameters(chains: Sequence[Chain]) -> DrawParameters:

@@ -235,7 +235,7 @@ def _call(
     if rows == 0:
         return out  # tiles have at least one row
     native.amx_linear(
-        ctypes.addressof(about := _describe(weight)),
+        ctypes.byref(_describe(weight)),
         DTYPE_CODES[x.dtype],
         x.data_ptr(),
         x.stride(0),
@@ -245,7 +245,6 @@ def _call(
         DTYPE_CODES[out_dtype],
         torch.get_num_threads(),
     )
-    del about  # it had to live until here
     return out
 
 

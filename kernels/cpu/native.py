@@ -4,7 +4,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,8 @@ _SIGNATURES: dict[str, list[type]] = {
     "int4_linear": [_P, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I],
     "panel_embedding": [_P, _P, _L, _L, _P, _I],
     "amx_linear": [_P, _I, _P, _L, _L, _I, _L, _F, _P, _I, _I],
+    "likeliest_shares": [_I, _P, _L, _L, _P, _P, _I],
+    "replay": [_P, _L],
 }
 
 
@@ -97,17 +99,22 @@ def native_status() -> NativeStatus:
 
 
 @contextmanager
-def without_native() -> Iterator[None]:
-    """Plain PyTorch inside the block: for tests and for measuring what the native code gains.
-
-    Weights packed for the native matmuls before the block cannot be used inside it.
-    """
+def replaced(by: ctypes.CDLL | None) -> Iterator[None]:
+    """Another library inside the block."""
     kept = library()
-    _state.library = None
+    _state.library = by
     try:
         yield
     finally:
         _state.library = kept
+
+
+def without_native() -> AbstractContextManager[None]:
+    """Plain PyTorch inside the block: for tests and for measuring what the native code gains.
+
+    Weights packed for the native matmuls before the block cannot be used inside it.
+    """
+    return replaced(None)
 
 
 @contextmanager

@@ -1,0 +1,129 @@
+"""Work that is recorded and replayed against the same work done again."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import cpu, ops
+from kernels.cpu.recording import NotRecordable, record
+from kernels.layer_cache import LayerCache
+from kernels.metadata import build_attention_metadata
+
+pytestmark = pytest.mark.skipif(
+    not cpu.native_status().available, reason="no native kernels on this machine"
+)
+
+
+class Block:
+    """An attention block with a dense or a quantized layer, over memory that stays where it is."""
+
+    def __init__(self, dtype: torch.dtype, cached: torch.dtype) -> None:
+        self.tokens = torch.tensor([3, 1, 2])
+        self.positions = torch.tensor([20, 9, 25])
+        self.metadata = build_attention_metadata(
+            [[1, 2], [4, 0], [3, 5]], [1, 1, 1], [21, 10, 26], 16
+        )
+        self.cache = LayerCache.allocate((6, 1, 16, 64), cached)
+        self.table = torch.randn(64, 64)
+        self.norm = torch.randn(128).to(dtype)
+        self.x = torch.randn(3, 128).to(dtype)
+        self.residual = torch.randn(3, 128).to(dtype)
+
+    def run(self) -> Tensor:
+        x, _ = ops.add_rms_norm(self.x, self.residual, self.norm, 1e-5)
+        q, k = x[:, :64].view(3, 1, 64), x[:, 64:].view(3, 1, 64)
+        ops.rotary_and_write_kv(
+            q, k, k, self.positions, self.table, self.cache, self.metadata.slots
+        )
+        out = ops.paged_attention(q, self.cache, self.metadata, 0.125)
+        return ops.silu_and_mul(out.reshape(3, 64))
+
+    def change(self) -> None:
+        self.x.normal_()
+        self.positions += 1
+        self.metadata.context_lens += 1
+        self.metadata.slots += 1
+        self.residual.normal_()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cached"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.int8),
+        (torch.float16, torch.float8_e4m3fn),
+    ],
+)
+def test_what_is_replayed_is_what_is_computed(dtype: torch.dtype, cached: torch.dtype) -> None:
+    block = Block(dtype, cached)
+    recording = record(block.run)
+    for _ in range(3):
+        block.change()
+        before = block.residual.clone(), block.cache.keys.clone()
+        expected = block.run().clone()
+        after = block.residual.clone(), block.cache.keys.clone()
+        block.residual.copy_(before[0])
+        block.cache.keys.copy_(before[1])
+        recording.result.zero_()
+        assert recording.replay() is recording.result
+        assert torch.equal(recording.result, expected)
+        assert torch.equal(block.residual, after[0])
+        assert torch.equal(block.cache.keys.float(), after[1].float())
+
+
+@pytest.mark.skipif(not cpu.has_amx(), reason="linear layers are native on AMX alone")
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_linear_layers(rows: int) -> None:
+    x = torch.randn(rows, 128).bfloat16()
+    ids = torch.arange(rows)
+    dense = ops.pack_dense(torch.randn(96, 128).bfloat16(), torch.randn(96).bfloat16())
+    whole = ops.pack_int8(
+        torch.randint(-100, 100, (64, 96), dtype=torch.int8), torch.rand(64), None
+    )
+
+    def work() -> tuple[Tensor, Tensor]:
+        return ops.linear(ops.linear(x, dense), whole), ops.embedding(ids, dense)
+
+    recording = record(work)
+    x.normal_()
+    ids.copy_(ids.flip(0))
+    for mine, expected in zip(recording.replay(), work(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_what_pytorch_computes_cannot_be_recorded() -> None:
+    x = torch.randn(4, 64)
+
+    def computed() -> Tensor:
+        return ops.silu_and_mul(x) + 1.0
+
+    def written() -> Tensor:
+        return ops.silu_and_mul(x).mul_(2.0)
+
+    def gathered() -> Tensor:
+        return ops.silu_and_mul(x)[torch.tensor([1, 2])]
+
+    for work, name in ((computed, "add"), (written, "mul_"), (gathered, "index")):
+        with pytest.raises(NotRecordable, match=f"aten::{name} is no native kernel"):
+            record(work)
+    with cpu.without_native(), pytest.raises(NotRecordable):
+        record(lambda: ops.silu_and_mul(x))
+    assert torch.equal(record(lambda: ops.silu_and_mul(x)[1:3]).replay(), ops.silu_and_mul(x)[1:3])
+
+
+def test_calls_of_other_threads_are_theirs() -> None:
+    x, other = torch.randn(4, 64), torch.randn(4, 64)
+
+    def work() -> Tensor:
+        beside = threading.Thread(target=ops.silu_and_mul, args=(other,))
+        beside.start()
+        beside.join()
+        return ops.silu_and_mul(x)
+
+    recording = record(work)
+    assert len(recording) == 1
