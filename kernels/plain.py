@@ -244,8 +244,8 @@ def prefill_chunks(
 ) -> None:
     """Attention of all sequences but the leading decodes, into their rows of ``out``.
 
-    Those of at most ``shortest`` new tokens are left out. With a window, queries are taken in pieces as long as it (or PIECE), so that the work grows
-    with the window, not with the context.
+    Those of at most ``shortest`` new tokens are left out. With a window, queries are taken in
+    pieces as long as it (or PIECE), so that the work grows with the window, not with the context.
     """
     token = metadata.num_single
     for i in range(metadata.num_single, len(metadata.query_lens)):

@@ -44,7 +44,9 @@ def _known(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> bool:
             s.dtype == torch.float32 and s.is_contiguous() for s in scales
         ):
             return False
-    tables = metadata.block_tables
+    tables, trees = metadata.block_tables, metadata.trees
+    if trees is not None and not (trees.dtype == torch.int64 and trees.is_contiguous()):
+        return False
     return (
         tables.dtype == metadata.context_lens.dtype == metadata.query_start.dtype == torch.int32
         and tables.stride(-1) == 1
@@ -64,7 +66,7 @@ def paged_attention(
     Sequences of context 0 (a captured step's padding) get zeros. Nothing but decodes may be
     captured: how many prefill tiles there are is read from the host's lists.
     """
-    if metadata.trees is not None or not _known(q, cache, metadata):
+    if not _known(q, cache, metadata):
         return None
     tokens, heads, head_dim = q.shape
     # A captured step of several tokens a sequence may have tokens that belong to none.

@@ -68,6 +68,13 @@ def scores_of(
 
 
 @triton.jit
+def in_tree(tree, nth):
+    """What masks [M] of 64 bits leave of new tokens [N]: [M, N]; all where `nth` has no bit."""
+    bits = tree[:, None] >> tl.minimum(tl.maximum(nth, 0), 63).to(tl.int64)[None, :]
+    return ((bits & 1) != 0) | (nth < 0)[None, :] | (nth > 63)[None, :]
+
+
+@triton.jit
 def factor_of(row_scale, CAPPED: tl.constexpr):
     """What brings scores to units of log2: the rows' scales, which a cap has already applied."""
     return tl.full(row_scale.shape, 1.0, tl.float32) if CAPPED else row_scale

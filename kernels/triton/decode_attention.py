@@ -21,6 +21,7 @@ from kernels.triton.attention_tile import (
     LOG2_E,
     add_values,
     factor_of,
+    in_tree,
     load_queries,
     scaled_weights_of,
     scores_of,
@@ -55,6 +56,7 @@ def _decode_kernel(
     tables,
     context_lens,
     query_start,
+    trees,
     out,
     log_sums,
     q_stride,
@@ -73,6 +75,7 @@ def _decode_kernel(
     ASSEMBLY: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TREES: tl.constexpr,
     SPLIT: tl.constexpr,
     LEAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -82,8 +85,9 @@ def _decode_kernel(
     """One stretch of one sequence's context for the query heads of one key/value head.
 
     Grid (sequences, kv heads, splits). COLUMNS is a power of two that holds a row of a tile:
-    HEAD_DIM elements, or half as many pairs. `scale` and `soft_cap` include log2(e). `out` holds
-    attention, or if SPLIT float32 stretches [token, q head, split, Dh] with base-2 `log_sums`.
+    HEAD_DIM elements, or half as many pairs. `scale` and `soft_cap` include log2(e). If TREES,
+    `trees` has each token's mask: which new ones of its sequence it sees. `out` holds attention, or
+    if SPLIT float32 stretches [token, q head, split, Dh] with base-2 `log_sums`.
     """
     sequence = tl.program_id(0)
     head = tl.program_id(1)
@@ -115,6 +119,8 @@ def _decode_kernel(
     missing = missing_factor(KIND, ASSEMBLY)
     queries, odd_queries, row_scale = load_queries(q_rows, q_mask, columns, scale * missing, KIND)
     factor = factor_of(row_scale, CAPPED)
+    if TREES:
+        tree = tl.load(trees + first_token + token, mask=in_rows, other=-1)
 
     offsets = tl.arange(0, BLOCK_N)
     table = tables + sequence.to(tl.int64) * table_stride
@@ -152,6 +158,8 @@ def _decode_kernel(
         visible = seen[None, :] <= position[:, None]
         if WINDOWED:
             visible &= seen[None, :] > position[:, None] - window
+        if TREES:
+            visible &= in_tree(tree, seen - (context - new))
         scores = tl.where(visible & in_context[None, :], scores, float("-inf"))
         if KIND == _PLAIN:
             weights, shrink, most = weights_of(scores, factor, most)
@@ -243,6 +251,7 @@ def decode_attention(
     kv_heads, block_size = cache.num_kv_heads, cache.block_size
     group, query_len = heads // kv_heads, metadata.decode_query_len
     sequences = metadata.num_decodes
+    has_trees = metadata.trees is not None and query_len > 1  # a token alone sees itself
     longest = metadata.block_tables.shape[1] * block_size
     if window:
         longest = min(longest, window + query_len)
@@ -266,6 +275,7 @@ def decode_attention(
         metadata.block_tables,
         metadata.context_lens,
         metadata.query_start,
+        metadata.trees if has_trees else None,
         target,
         log_sums,
         q.stride(0),
@@ -284,6 +294,7 @@ def decode_attention(
         ASSEMBLY=assembly_for(kind, facts, q.device),
         WINDOWED=window > 0,
         CAPPED=soft_cap > 0,
+        TREES=has_trees,
         SPLIT=splits > 1,
         LEAST=LEAST_STRETCH,
         BLOCK_M=problem.sizes[1],

@@ -72,6 +72,7 @@ def _prefill_kernel(
     tables,
     context_lens,
     query_start,
+    trees,
     out,
     q_stride,
     table_stride,
@@ -91,6 +92,7 @@ def _prefill_kernel(
     ASSEMBLY: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TREES: tl.constexpr,
     OVERLAPPED: tl.constexpr,
     SPLIT: tl.constexpr,
     LEAST: tl.constexpr,
@@ -142,6 +144,12 @@ def _prefill_kernel(
     end = highest + 1
     # Whole tiles that the first row sees to their last position need no mask on the right.
     full = (lowest + 1) // BLOCK_N * BLOCK_N
+    tree = token
+    if TREES:
+        # Nor do tiles of new tokens, unless every row sees all that came before it.
+        tree = tl.load(trees + first_token + token, mask=in_rows, other=-1)
+        hides = tl.min(tl.where(tree == -1, 1, 0), 0) == 0
+        full = tl.where(hides, tl.minimum(full, (context - new) // BLOCK_N * BLOCK_N), full)
     first = 0
     begin = 0
     if WINDOWED:
@@ -165,11 +173,12 @@ def _prefill_kernel(
         if SPLIT:
             inside = tl.maximum(inside, begin)
         total, odd_total, sums, most = attend(
-            begin, tl.minimum(inside, end), first, position,
+            begin, tl.minimum(inside, end), first, position, tree, context - new,
             queries, odd_queries, row_scale,
             head_keys, head_values, key_scales, value_scales, table, kv_heads,
             window, soft_cap, total, odd_total, sums, most,
-            HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, True, True, CAPPED, BLOCK_N, STAGES,
+            HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, True, True, CAPPED, False,
+            BLOCK_N, STAGES,
         )  # fmt: skip
         begin = inside
     full = tl.maximum(full, begin)
@@ -181,18 +190,20 @@ def _prefill_kernel(
         )  # fmt: skip
     else:
         total, odd_total, sums, most = attend(
-            begin, full, first, position,
+            begin, full, first, position, tree, context - new,
             queries, odd_queries, row_scale,
             head_keys, head_values, key_scales, value_scales, table, kv_heads,
             window, soft_cap, total, odd_total, sums, most,
-            HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, False, False, CAPPED, BLOCK_N, STAGES,
+            HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, False, False, CAPPED, False,
+            BLOCK_N, STAGES,
         )  # fmt: skip
     total, odd_total, sums, most = attend(
-        full, end, first, position,
+        full, end, first, position, tree, context - new,
         queries, odd_queries, row_scale,
         head_keys, head_values, key_scales, value_scales, table, kv_heads,
         window, soft_cap, total, odd_total, sums, most,
-        HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, True, WINDOWED, CAPPED, BLOCK_N, STAGES,
+        HEAD_DIM, COLUMNS, BLOCK_SIZE, KIND, ASSEMBLY, True, WINDOWED, CAPPED, TREES,
+        BLOCK_N, STAGES,
     )  # fmt: skip
 
     inverse = tl.where(sums > 0.0, missing / sums, 0.0)
@@ -264,6 +275,7 @@ def prefill_attention(
         metadata.block_tables,
         metadata.context_lens,
         metadata.query_start,
+        metadata.trees,
         target,
         q.stride(0),
         metadata.block_tables.stride(0),
@@ -283,6 +295,7 @@ def prefill_attention(
         ASSEMBLY=assembly_for(kind, facts, q.device),
         WINDOWED=window > 0,
         CAPPED=soft_cap > 0,
+        TREES=metadata.trees is not None,
         OVERLAPPED=kind == PLAIN and bool(tiles["overlapped"]),
         SPLIT=splits > 1,
         LEAST=LEAST_STRETCH,

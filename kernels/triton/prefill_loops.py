@@ -6,6 +6,7 @@ import triton.language as tl
 from kernels.triton.attention_tile import (
     add_values,
     factor_of,
+    in_tree,
     scaled_weights_of,
     scores_of,
     weights_of,
@@ -21,6 +22,8 @@ def attend(
     end,
     first,
     position,
+    tree,
+    first_new,
     queries,
     odd_queries,
     row_scale,
@@ -44,10 +47,14 @@ def attend(
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TREES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Tiles [begin, end) of the context; not MASKED: every row sees all of them."""
+    """Tiles [begin, end) of the context; not MASKED: every row sees all of them.
+
+    If TREES, the masks `tree` [M] of 64 bits hide some of the positions from `first_new` on.
+    """
     width: tl.constexpr = HEAD_DIM if KIND == _PLAIN else HEAD_DIM // 2
     offsets = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, COLUMNS)
@@ -83,6 +90,8 @@ def attend(
             visible = seen[None, :] <= position[:, None]
             if WINDOWED:
                 visible &= seen[None, :] > position[:, None] - window
+            if TREES:
+                visible &= in_tree(tree, seen - first_new)
             scores = tl.where(visible & in_context[None, :], scores, float("-inf"))
         if KIND == _PLAIN:
             weights, shrink, most = weights_of(scores, factor, most)

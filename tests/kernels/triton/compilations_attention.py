@@ -29,6 +29,7 @@ def _types(kind: int) -> dict[str, str]:
     floats = dict.fromkeys(("log_sums", "stretches"), "*fp32")
     sizes = dict.fromkeys(SIZES, "i32")
     tensors = {"q": "*bf16", "out": "*bf16", "keys": cache, "values": cache}
+    tensors["trees"] = "*i64"
     return {**tensors, **indices, **reals, **scales, **floats, **sizes}
 
 
@@ -44,6 +45,8 @@ def _constants(
         "ASSEMBLY": assembly,
         "WINDOWED": False,
         "CAPPED": False,
+        "TREES": False,
+        "trees": None,
         **({"key_scales": None, "value_scales": None} if kind == PLAIN else {}),
     }
 
@@ -127,6 +130,12 @@ def specialised(what: Compilation, note: str, **constants: Any) -> Compilation:
     return replace(what, constants={**what.constants, **constants}, label=label)
 
 
+def with_trees(what: Compilation) -> Compilation:
+    """With the masks of drafted trees."""
+    constants = {name: value for name, value in what.constants.items() if name != "trees"}
+    return replace(what, constants={**constants, "TREES": True}, label=f"{what.label} trees")
+
+
 def merging(splits: int) -> Compilation:
     """The merge of up to so many stretches."""
     constants = {
@@ -162,6 +171,10 @@ COMPILATIONS = [
     specialised(decoding(64, 4, 16, PLAIN, True), "windowed", WINDOWED=True, CAPPED=True),
     # Triton makes a constant of a size of 1.
     specialised(decoding(128, 4, 16, INT8, True), "one head", kv_heads=1),
+    with_trees(decoding(128, 4, 16, PLAIN, True, query_len=16)),
+    with_trees(decoding(128, 8, 16, INT8, False, query_len=8)),
+    with_trees(prefilling(128, 4, 16, PLAIN)),
+    with_trees(prefilling(64, 7, 16, E4M3, split=True)),
     merging(2),
     merging(64),
     merging_prefills(prefill.LEAST_MERGED),

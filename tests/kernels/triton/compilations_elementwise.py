@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kernels.triton import activation, cache_write, norm, quantize_rows, rotary, route
+from kernels.triton import activation, cache_write, move_kv, norm, quantize_rows, rotary, route
 from tests.kernels.triton.compilation import Compilation
 
 
@@ -110,6 +110,22 @@ def _write(
     )
 
 
+def _move(kind: str, head_dim: int, scatters: bool) -> Compilation:
+    types = dict.fromkeys(("keys", "values", "buffer"), f"*{kind}")
+    types |= dict.fromkeys(("key_scales", "value_scales", "scale_buffer"), "*fp32")
+    types |= {"sources": "*i64", "targets": "*i64"}
+    constants: dict[str, Any] = {"HEADS": 8, "HEAD_DIM": head_dim, "PAGE": 16}
+    constants |= {"SCALED": kind == "u8", "SCATTERS": scatters}
+    constants |= {
+        "BLOCK_D": 1 << (head_dim - 1).bit_length(),
+        "BLOCK_HEADS": rotary.HEADS_PER_PROGRAM,
+    }
+    if kind != "u8":
+        constants |= {"key_scales": None, "value_scales": None, "scale_buffer": None}
+    label = f"{kind} {head_dim} {'scattered' if scatters else 'gathered'}"
+    return Compilation(move_kv._copy_kernel, types, constants, num_warps=2, label=label)
+
+
 def _quantize(kind: str, code: int, width: int, block: int, count: int, least: int) -> Compilation:
     padded = 1 << (block - 1).bit_length()
     return Compilation(
@@ -187,6 +203,10 @@ COMPILATIONS = [
     _write("bf16", -1, 128, 128, norm="bf16"),
     _write("bf16", 1, 128, 128, least=89, norm="bf16"),
     _write("bf16", 0, 128, 64, norm="fp32"),
+    _move("bf16", 128, False),
+    _move("bf16", 80, True),
+    _move("u8", 128, False),
+    _move("u8", 128, True),
     _quantize("bf16", 0, 4096, 4096, 1, 80),
     _quantize("bf16", 0, 14336, 14336, 1, 80),
     _quantize("bf16", 1, 4096, 4096, 1, 89),

@@ -147,6 +147,7 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, new: int
     """A decode beside a chunk, and by windows and caps, of one key/value head."""
     for prefix, window, cap in ((9, 0, 0.0), (9, 64, 20.0), (1500, 0, 0.0)):
         attend_with(dtype, cache_dtype, head_dim, [(1, 700), (new, new + prefix)], window, cap)
+    attend_with(dtype, cache_dtype, head_dim, [(5, 700), (new, new + 1500)], 0, 0.0, True)
 
 
 def attend_with(
@@ -156,11 +157,14 @@ def attend_with(
     sequences: list[tuple[int, int]],
     window: int,
     cap: float,
+    trees: bool = False,
 ) -> None:
-    """Attention of sequences of (new tokens, context)."""
+    """Attention of sequences of (new tokens, context), of which the first may be a tree."""
     tables = [[0] * -(-context // 16) for _, context in sequences]
     lengths = [[sequence[i] for sequence in sequences] for i in (0, 1)]
-    metadata = ops.build_attention_metadata(tables, *lengths, 16)
+    masks = [-1] * sum(lengths[0]) if trees else None
+    new = sequences[0][0]
+    metadata = ops.build_attention_metadata(tables, *lengths, 16, "cpu", new, masks)
     q = torch.zeros(metadata.num_tokens, 2, head_dim, dtype=dtype)
     cache = LayerCache.allocate((1, 1, 16, head_dim), cache_dtype)
     assert attention.paged_attention(q, cache, metadata, 0.1, window, cap) is not None
