@@ -70,7 +70,7 @@ def build_profile(
         return found[0]
 
     cost, fit = kept(_cost(evidence, steps, config, model, machine))
-    error = None if fit is None else fit.p90_error
+    error = None if fit is None else fit.median_error
     arrived = kept(traffic(evidence, _duration(evidence, steps, metrics)))
     cache = kept(kv_cache(evidence, steps, config, model))
     devices = config.tensor_parallel_size if _on_gpu(hardware) else 1

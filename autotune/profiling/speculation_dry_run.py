@@ -41,7 +41,7 @@ def speculation(
         config: the engine's, whose `prompt_lookup_*` say what is looked up.
         steps: the load's.
         cost: of a step; without it nothing is forecast.
-        cost_error: by how much it is off, as a share, nine times in ten; None where not known.
+        cost_error: by how much it is off for a typical step, as a share; None where not known.
     """
     prompts = evidence.prompts
     usable = [
@@ -72,7 +72,6 @@ class Replay:
 
     lookup: Lookup
     generated: list[int] = field(default_factory=list)
-    found: list[int] = field(default_factory=list)
     steps: dict[int, list[int]] = field(default_factory=lambda: {k: [] for k in DRAFT_TOKENS})
     hits: dict[int, list[int]] = field(default_factory=lambda: {k: [] for k in DRAFT_TOKENS})
     drafted: list[list[int]] = field(default_factory=list)
@@ -100,7 +99,6 @@ class Replay:
             self.steps[k].append(steps)
             self.hits[k].append(hits)
         self.generated.append(len(drafts))
-        self.found.append(sum(length > 0 for length, _ in drafts))
         self.drafted.append(drafted)
         self.accepted.append(accepted)
 
@@ -142,15 +140,16 @@ class Replay:
 
     def to_profile(self, *, synthetic: bool = False, loads: Sequence[object] = ()) -> Speculation:
         """The section of the profile."""
-        decodes = sum(self.generated)
+        longest = max(DRAFT_TOKENS)
+        hits, steps = sum(self.hits[longest]), sum(self.steps[longest])
         return Speculation.model_validate(
             {
                 "num_requests": len(self.generated),
                 "min_ngram": self.lookup.shortest,
                 "max_ngram": self.lookup.longest,
                 "tokens_per_step": {k: self.tokens_per_step(k).value for k in DRAFT_TOKENS},
-                "hit_share": sum(self.found) / decodes if decodes else 0.0,
-                "hit_run": sum(self.hits[max(DRAFT_TOKENS)]) / self.runs if self.runs else None,
+                "hit_share": hits / steps if steps else 0.0,
+                "hit_run": hits / self.runs if self.runs else None,
                 "positions": self.positions(),
                 "synthetic_prompts": synthetic,
                 "loads": list(loads),

@@ -43,7 +43,7 @@ def forecast(
         config: the engine's, whose limits bound a step.
         steps: of the load, which tell the decodes' context.
         cost: of a step.
-        cost_error: by how much it is off, as a share, nine times in ten; None where not known.
+        cost_error: by how much it is off for a typical step, as a share; None where not known.
     """
     decodes = float(steps.decodes.sum())
     if not decodes:

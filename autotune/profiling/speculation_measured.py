@@ -39,7 +39,7 @@ def measured_speculation(
         evidence: the load.
         config: the engine's.
         cost: what explains the steps' device seconds; without it nothing is predicted.
-        cost_error: by how much it is off, as a share, nine times in ten; None where not known.
+        cost_error: by how much it is off for a typical step, as a share; None where not known.
     """
     found = speculation_metrics(evidence.steps, config)
     if found is None:

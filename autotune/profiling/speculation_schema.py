@@ -54,9 +54,9 @@ class Speculation(Part):
     """A dry run of prompt lookup on the recorded tokens: what n-gram drafts would have got.
 
     `tokens_per_step` is accepted drafts plus the model's own token, by the number of draft tokens
-    asked for; `hit_share` the share of decode steps at which a draft was found at all, `hit_run`
-    how many steps of a request in a row find one on the mean, with the longest drafts; None where
-    none was found. `loads` tells what the best number of draft tokens would be worth by load.
+    asked for. With the longest drafts, `hit_share` is the share of steps at which a draft is found
+    at all, and `hit_run` how many steps of a request in a row find one on the mean; None where none
+    does. `loads` tells what the best number of draft tokens would be worth by load.
     """
 
     num_requests: int

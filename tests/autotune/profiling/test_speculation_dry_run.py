@@ -109,7 +109,8 @@ def test_an_answer_that_repeats_its_prompt_is_drafted_whole() -> None:
     prompt = list(range(100))
     found = dry_run([(prompt, prompt[10:60])])
     # The second and third token must be there before they can be looked for.
-    assert found.hit_share == pytest.approx(48 / 49)
+    # Then all the others come nine at a time.
+    assert found.hit_share == pytest.approx(6 / 7)
     assert found.tokens_per_step[8] > 6
     assert found.tokens_per_step[1] == pytest.approx(49 / 25)
     first = found.positions[0]
