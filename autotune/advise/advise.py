@@ -16,6 +16,7 @@ from autotune.advise.candidates import (
     effort_here,
     fill,
     open_values,
+    profiled_config,
     symptoms,
     variants,
     why_not_testable,
@@ -33,6 +34,7 @@ from autotune.predict.gain import BETTER_ABOVE, PredictedGain
 from autotune.profiling.schema import Profile
 from autotune.search.methods_offered import Offer, offer_for
 from autotune.slo import Slo
+from autotune.speculative_models import methods_with_models
 
 if TYPE_CHECKING:
     from autotune.predict.predictor import Predictor
@@ -295,7 +297,11 @@ def _offer(profile: Profile) -> Offer | None:
     # A checkpoint that is quantized itself stays as it is; a config's quantization can be changed.
     own = config.get("quantization", "none") == "none"
     quantized = model is not None and own and model.weight_bits < 16
-    return offer_for(profile.hardware, quantized=quantized)
+    offer = offer_for(profile.hardware, quantized=quantized)
+    base = profiled_config(profile)
+    if base is None:
+        return offer
+    return offer.also("speculative_method", methods_with_models(base))
 
 
 def _without_numbers(text: str) -> str:

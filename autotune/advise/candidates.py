@@ -13,8 +13,10 @@ from autotune.advise.facts import Facts
 from autotune.advise.table import KnobSetting, Table, Technique, factor_of, knob_values
 from autotune.diagnose.finding import Diagnosis, Finding
 from autotune.predict.change import Change, Factor, Term
+from autotune.profiling.schema import Profile
 from autotune.search.methods_offered import speed_class
-from engine.config import KNOBS, EngineConfig
+from autotune.speculative_models import folder_for
+from engine.config import KNOBS, MODEL_METHODS, EngineConfig
 from engine.errors import ConfigError
 from engine.quantize.method_table import METHODS
 
@@ -22,7 +24,6 @@ from engine.quantize.method_table import METHODS
 LEAST_SEVERITY = 0.05
 # Findings at least so severe make a symptom: `Finding.level` calls them medium.
 SYMPTOM_SEVERITY = 0.2
-# Knobs whose effect is not the scheduler's and not among what the probes measure.
 # Knobs that say among how many devices the model is divided or copied.
 _DEVICES = (
     "tensor_parallel_size",
@@ -30,6 +31,7 @@ _DEVICES = (
     "context_parallel_size",
     "data_parallel_size",
 )
+# Knobs whose effect is not the scheduler's and not among what the probes measure.
 _UNMEASURED = ("cuda_graphs", "tensor_parallel_size", "num_threads", "gpu_memory_utilization")
 
 
@@ -102,7 +104,12 @@ def variants(row: Technique, facts: Facts) -> list[dict[str, Any]]:
 
 def base_config(facts: Facts) -> EngineConfig | None:
     """The config that was profiled; None where it is another server's."""
-    values = facts.profile.engine_config
+    return profiled_config(facts.profile)
+
+
+def profiled_config(profile: Profile) -> EngineConfig | None:
+    """The config that a profile is of; None where it is another server's."""
+    values = profile.engine_config
     if values is None:
         return None
     try:
@@ -112,12 +119,23 @@ def base_config(facts: Facts) -> EngineConfig | None:
 
 
 def refused(base: EngineConfig, knobs: Mapping[str, Any]) -> str | None:
-    """Why the engine would refuse the base config with these knobs; None: it would not."""
+    """Why the engine would refuse the base config with these knobs; None: it would not.
+
+    For want of a speculative model it is not refused here: that is `why_not_testable`.
+    """
+    known = {name: value for name, value in knobs.items() if name in KNOBS}
     try:
-        base.replace(**{name: value for name, value in knobs.items() if name in KNOBS})
+        base.replace(**{"speculative_model": "any folder", **known, **drafting_model(base, known)})
     except ConfigError as error:
         return str(error)
     return None
+
+
+def drafting_model(base: EngineConfig, knobs: Mapping[str, Any]) -> dict[str, str]:
+    """The folder that the knobs' speculative method would use, as a knob; empty without one."""
+    method = knobs.get("speculative_method")
+    folder = folder_for(method, base) if method in MODEL_METHODS else None
+    return {} if folder is None else {"speculative_model": folder}
 
 
 def why_not_testable(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> str | None:
@@ -147,7 +165,13 @@ def why_not_testable(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> 
 
 
 def effort_here(row: Technique, knobs: Mapping[str, Any], facts: Facts) -> Effort:
-    """What a row takes; where it needs more GPUs than there are, hardware."""
+    """What a row takes; where it needs more GPUs than there are, hardware.
+
+    Speculation whose model is at hand takes loading it.
+    """
+    base = base_config(facts)
+    if base is not None and drafting_model(base, knobs):
+        return "reload"
     gpus = facts.number("gpus")
     needed = max((int(knobs[name]) for name in _DEVICES if name in knobs), default=0)
     return "buy" if gpus is not None and gpus < needed else row.effort
@@ -161,7 +185,9 @@ def changes_of(
     Knobs by themselves where the probes or the replayed scheduler tell what they bring about; then
     with the table's effects; at last these alone, which a prediction takes at their word.
     """
-    usable = dict(knobs) if testable else {}
+    base = base_config(facts)
+    model = {} if base is None else drafting_model(base, knobs)
+    usable = {**knobs, **model} if testable else {}
     factors: dict[Term, Factor] = {}
     for term, effect in row.effects.items():
         factor = factor_of(effect, facts)

@@ -10,6 +10,10 @@ from typing import Any
 
 from autotune.advise.facts import Facts, derived
 from autotune.search.methods_offered import device_abilities
+from autotune.speculative_models import speculative_models
+from engine.checkpoints.model_folder import open_model_folder
+from engine.errors import EngineError
+from engine.models.registry import decoder_spec
 from engine.quantize.method_table import METHODS
 
 # What the KV cache and activations need beside the weights for a model to be of use.
@@ -213,6 +217,32 @@ def best_ngram_tokens(facts: Facts) -> float | None:
     if dry_run is None or not dry_run.tokens_per_step:
         return None
     return max(dry_run.tokens_per_step.values())
+
+
+@derived("number")
+def draft_share(facts: Facts) -> float | None:
+    """Parameters of the smaller model at hand that could draft for this one, over this one's."""
+    folder = _speculative_model(facts, "draft_model")
+    model = facts.profile.model
+    if folder is None or model is None:
+        return None
+    try:
+        return decoder_spec(open_model_folder(folder)).num_parameters / model.parameters
+    except EngineError:
+        return None
+
+
+@derived("truth")
+def has_heads(facts: Facts) -> bool:
+    """Whether heads that were trained for the model are at hand."""
+    return _speculative_model(facts, "medusa") is not None
+
+
+def _speculative_model(facts: Facts, method: str) -> str | None:
+    config = facts.profile.engine_config or {}
+    if not config.get("model"):
+        return None
+    return speculative_models(config["model"], config.get("speculative_model")).get(method)
 
 
 @derived("truth")

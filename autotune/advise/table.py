@@ -28,6 +28,7 @@ from autotune.advise.conditions import Condition, Scalar
 from autotune.advise.facts import Facts, kind_of
 from autotune.advise.formulas import FORMULAS, formula_arguments
 from autotune.advise.knob_formulas import KNOB_FORMULAS
+from autotune.conditional_knobs import idle_because
 from autotune.diagnose.finding import Bottleneck, Metric
 from autotune.errors import BadInput
 from autotune.predict.change import Factor, Term
@@ -221,14 +222,15 @@ def factor_of(effect: Effect, facts: Facts) -> Factor | None:
 def knob_values(name: str, setting: KnobSetting, facts: Facts) -> list[Any]:
     """Values that a row proposes for a knob, best guess first, clipped to what the knob allows.
 
-    The present value is not among them.
+    The present value is not among them, unless the knob does nothing at present.
     """
     if isinstance(setting, KnobValues):
         proposed = KNOB_FORMULAS[setting.formula](facts, knob=name, by=setting.by)
         values = [_within(name, value) for value in proposed]
     else:
         values = list(setting) if isinstance(setting, list) else [setting]
-    now = facts.get(f"config.{name}") if name in KNOBS else None
+    idle = idle_because(name, facts.profile.engine_config or {}) is not None
+    now = facts.get(f"config.{name}") if name in KNOBS and not idle else None
     return [v for v in dict.fromkeys(values) if v is not None and v != now]
 
 

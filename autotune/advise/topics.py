@@ -17,7 +17,7 @@ _OF_HARDWARE = (
     "critical_batch",
     "row_headroom",
 )
-_OF_MODEL = ("quantized", "heads_per_kv_head", "resident_share", "fits")
+_OF_MODEL = ("quantized", "heads_per_kv_head", "resident_share", "fits", "draft_share")
 
 
 def topic_of(fact: str) -> str:

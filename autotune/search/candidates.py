@@ -13,6 +13,7 @@ from autotune.predict.step_cost import StepWork
 from autotune.search.forecast import load_limits
 from autotune.search.methods_offered import speed_class
 from autotune.search.objective import Objective
+from autotune.search.rough_drafts import RoughDrafts, decode_seconds
 from autotune.search.space import SearchSpace
 from autotune.slo import Slo
 from autotune.workload.materialise import LoadRequest
@@ -142,11 +143,13 @@ def rough_worth(
     cache: CacheShape,
     slo: Slo,
     objective: Objective,
+    drafts: RoughDrafts,
 ) -> float:
     """A rough objective, more being better, the less the more rough latencies miss their limits.
 
-    With B sequences decoding, each a token a step, a step takes T(B), and each token of an answer
-    waits for its share of the prompts' steps; below saturation B follows from the rate (Little).
+    With B sequences decoding, a step takes T(B) for each token that it yields one of them, and each
+    token of an answer waits for its share of the prompts' steps; below saturation B follows from
+    the rate (Little). Of numbers of drafts that adapt to the load the best is taken.
     """
     cost, pace = draw.cost, draw.pace.mean
     longest = demand.input_tokens + demand.output_tokens
@@ -157,12 +160,16 @@ def rough_worth(
         chunk = min(chunk, config.long_prefill_token_threshold)
     prompt = pace * _prompt_seconds(demand.input_tokens, chunk, cost)
 
+    depths = drafts.depths(config, draw.drafts)
+
     def step(sequences: float) -> float:
         count = max(1, round(sequences))
         seen = int(count * (demand.input_tokens + demand.output_tokens / 2))
-        work = StepWork(count, 0, count, count, seen, 0, 0)
-        seconds = cost.device_seconds(work) + cost.host_seconds(work)
-        return pace * seconds + draw.times.gap_of(count)
+        seconds = (
+            (decode_seconds(cost, count, seen, depth, draw.drafts), depth.yielded)
+            for depth in depths
+        )
+        return min((pace * s + draw.times.gap_of(count)) / yielded for s, yielded in seconds)
 
     outputs = max(1.0, demand.output_tokens)
     full = seats / (outputs * step(seats) + seats * prompt)  # requests a second at most

@@ -13,12 +13,14 @@ from typing import Any
 
 from autotune.predict.apply import NotPredictable
 from autotune.predict.cost_model import CostModel
+from autotune.predict.drafting import check_drafts
 from autotune.records import TrialRecord
 from autotune.search.acquisition import Reached, choose
 from autotune.search.beliefs import Beliefs, Question
 from autotune.search.candidates import Demand, fastest_methods, neighbours, rough_worth
 from autotune.search.discrepancy import ALIKE_KNOBS, CLASS_KNOBS
 from autotune.search.forecast import Choice, Forecast
+from autotune.search.rough_drafts import RoughDrafts
 from autotune.search.screening import Screened, screen
 from autotune.search.simulated_trials import SimulatedTrials
 from engine.errors import EngineError
@@ -76,6 +78,7 @@ class Guide:
         self._fit = fit
         self._demand = demand
         self._effort = effort
+        self._rough_drafts = RoughDrafts()
         self._fitted: dict[tuple[int, int], SimulatedTrials] = {}
         self._screened: dict[tuple[str, ...], Screened] = {}
         self._beliefs: tuple[int, Beliefs] | None = None
@@ -215,9 +218,11 @@ class Guide:
             if cache is None:
                 return None
             draw = model.middle(config)
+            check_drafts(config, draw.drafts)
         except (NotPredictable, EngineError):
             return None
-        return rough_worth(self._demand, config, draw, cache, question.slo, question.objective)
+        slo, objective = question.slo, question.objective
+        return rough_worth(self._demand, config, draw, cache, slo, objective, self._rough_drafts)
 
     def _simulated(self, forecaster: SimulatedTrials, point: Point) -> float | None:
         config = self._question.space.config_of(point, self._question.base)

@@ -11,6 +11,7 @@ import pytest
 from autotune.advise.advice import Advice, AdviceList
 from autotune.advise.advise import advise, binding_metric
 from autotune.advise.candidates import fill
+from autotune.embedded import DRAFT, TARGET
 from autotune.predict.change import Change
 from autotune.profiling.schema import AttentionProbe, LinearProbe, Probes, Profile, Source
 from autotune.search.methods_offered import Offer
@@ -391,3 +392,53 @@ def test_refusing_requests_is_judged_by_goodput_and_not_by_who_was_let_in() -> N
     assert advice.first != "admission_control"
     useless = advised(profile(), ("ttft", "queue_saturation"), binding="ttft")
     assert "goodput" not in {g.metric for a in useless.advice for g in a.gains}
+
+
+def drafting(model: str, speculative_model: str | None = None) -> Mapping[str, Advice]:
+    served = profile(knobs={"model": model, "speculative_model": speculative_model})
+    return by_name(advised(served, ("tpot", "decode_weights")))
+
+
+def test_a_draft_model_that_is_at_hand_can_be_tested_and_any_other_takes_one() -> None:
+    at_hand = drafting(str(TARGET))["draft_model"]
+    assert at_hand.testable
+    assert at_hand.effort == "reload"
+    # What is known for the model is not for the user to name.
+    assert at_hand.knobs == {"speculative_method": "draft_model", "num_speculative_tokens": 4}
+    bench, search = at_hand.commands
+    assert "--speculative-method draft_model --num-speculative-tokens 4" in bench
+    assert "--search speculative_method=none,draft_model" in search
+    unknown = drafting("m")["draft_model"]
+    assert not unknown.testable
+    assert unknown.effort == "deploy"
+    assert "--speculative-model names no folder of a smaller model" in str(unknown.why_not)
+    assert not unknown.commands
+    named = drafting("m", "small")["draft_model"]
+    assert named.testable
+    assert "--speculative-model small" in named.commands[0]
+
+
+def test_what_drafts_by_itself_is_judged_with_the_model_that_it_would_have() -> None:
+    told = Told()
+    served = profile(knobs={"model": str(TARGET)})
+    advised(served, ("tpot", "decode_weights"), told=told)
+    drafted = [c.knobs for c in told.asked if c.knobs.get("speculative_method") == "draft_model"]
+    assert drafted
+    assert all(knobs["speculative_model"] == str(DRAFT) for knobs in drafted)
+
+
+def test_lookup_keeps_the_number_of_drafts_that_nothing_heeded_so_far() -> None:
+    """4 tokens are the default's, which drafts none of them: they are worth judging."""
+    told = Told(lambda c: 2.0 if c.knobs.get("num_speculative_tokens") == 4 else 1.5)
+    found = by_name(advised(profile(), ("tpot", "decode_weights"), told=told))
+    lookup = found["ngram_speculation"]
+    assert lookup.knobs == {"speculative_method": "ngram", "num_speculative_tokens": 4}
+    assert set(lookup.opens["speculative_method"]) == {"none", "ngram", "suffix"}
+
+
+def test_drafts_in_a_fixed_number_are_advised_to_adapt() -> None:
+    knobs = {"speculative_method": "ngram", "speculative_adaptive": False}
+    found = by_name(advised(profile(knobs=knobs), ("tpot", "decode_compute")))
+    assert found["adaptive_drafts"].knobs == {"speculative_adaptive": True}
+    assert found["adaptive_drafts"].testable
+    assert "adaptive_drafts" not in by_name(advised(profile(), ("tpot", "decode_compute")))

@@ -12,6 +12,7 @@ import pytest
 from autotune.advise.formulas import FORMULAS
 from autotune.advise.knob_formulas import KNOB_FORMULAS
 from autotune.advise.speculation import drafts_for_load, expected_tokens, speculative_speedup
+from autotune.embedded import TARGET
 from autotune.predict.change import Factor
 from autotune.profiling.schema import (
     Breakdown,
@@ -190,6 +191,7 @@ def test_a_formula_without_its_facts_gives_nothing(name: str) -> None:
         "launches": {"kernels": 10},
         "price_ratio": {"low": 1, "usual": 1, "high": 1},
         "price_of_gpus": {"needed": 2},
+        "drafting_by_a_model": {"drafts": 4},
     }.get(name, {})
     found = FORMULAS[name](situations.facts(unknown), **arguments)
     # How often requests repeat is known from published logs where it is not from the profile.
@@ -216,6 +218,19 @@ def test_speculation_follows_theorem_3_8_at_low_load_and_hurts_at_high_load() ->
     batches = [2.0**i for i in range(12)]
     speedups = [speculative_speedup(tokens, k, batch=b, critical=200) for b in batches]
     assert speedups == sorted(speedups, reverse=True)
+
+
+def test_a_draft_model_takes_its_part_of_a_step_for_each_token() -> None:
+    """The embedded draft has a tenth of its target's parameters; else Spec-Bench's is known."""
+    embedded = situations.profile(
+        knobs={"model": str(TARGET)}, model=situations.model(parameters=11_000_000)
+    )
+    share = situations.facts(embedded).number("draft_share")
+    assert share == pytest.approx(0.1, abs=0.02)
+    found = FORMULAS["drafting_by_a_model"](situations.facts(embedded), drafts=4)
+    assert found == Factor(4 * (share + 0.03), 4 * share, 4 * (share + 0.1))
+    unknown = FORMULAS["drafting_by_a_model"](situations.facts(situations.profile()), drafts=4)
+    assert unknown == Factor(0.35, 0.15, 0.6)
 
 
 def test_fewer_drafts_pay_at_higher_load() -> None:

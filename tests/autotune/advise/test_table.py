@@ -14,6 +14,7 @@ from autotune.advise.candidates import candidates, symptoms
 from autotune.advise.facts import Facts
 from autotune.advise.table import Table, load_table
 from autotune.diagnose.finding import METRICS, Bottleneck
+from autotune.embedded import TARGET
 from autotune.errors import BadInput
 from autotune.profiling.schema import Communication, KvCache, Source
 from tests.autotune.advise import situations
@@ -48,6 +49,9 @@ _NAMED = [
     "ngram_speculation",
     "draft_model",
     "medusa_heads",
+    "adaptive_drafts",
+    "fewer_drafts",
+    "no_drafts",
     "continuous_batching",
     "dynamic_batching",
     "chunked_prefill",
@@ -101,7 +105,13 @@ def everywhere() -> list[Facts]:
         situations.BLACKWELL,
         situations.gpu("9.0", count=2),
     ):
-        for knobs in (_OFF, _WITHOUT_CHUNKS, {"block_size": 128}, {"num_threads": 2}):
+        for knobs in (
+            _OFF,
+            _WITHOUT_CHUNKS,
+            {"block_size": 128},
+            {"num_threads": 2},
+            {"speculative_method": "ngram", "speculative_adaptive": False},
+        ):
             for model in ({}, _TOO_LARGE, {"has_windows": True}):
                 found.append(
                     situations.profile(hardware, knobs=knobs, model=situations.model(**model))
@@ -213,6 +223,25 @@ def test_speculation_is_not_offered_where_the_load_leaves_no_room() -> None:
         assert ("ngram_speculation" in rows) is offered
         assert ("draft_model" in rows) is offered
         assert ("medusa_heads" in rows) is offered
+
+
+def test_a_small_model_is_drafted_for_where_what_drafts_is_at_hand(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"medusa_num_heads": 4}')
+    found = situations.diagnosis(situations.finding("tpot", "decode_weights"))
+
+    def offered(model: str, speculative_model: str | None = None) -> set[str]:
+        served = situations.profile(
+            knobs={"model": model, "speculative_model": speculative_model},
+            model=situations.model(parameters=11_000_000),
+        )
+        rows = {c.row.id for c in candidates(situations.facts(served, found), _TABLE)[0]}
+        return rows & {"draft_model", "medusa_heads"}
+
+    assert offered("m") == set()
+    assert offered(str(TARGET)) == {"draft_model"}
+    assert offered("m", str(tmp_path)) == {"medusa_heads"}
+    # A draft of the model's own size drafts at its own price.
+    assert offered("m", str(TARGET)) == set()
 
 
 def test_prefix_caching_is_offered_only_where_prefixes_repeat_and_it_is_off() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from autotune.predict.cost_model import CostDraw
+from autotune.predict.drafting import DraftProfile, Trace
 from autotune.predict.fit import probed_cost
 from autotune.search.candidates import (
     Demand,
@@ -18,6 +20,7 @@ from autotune.search.candidates import (
     rough_worth,
 )
 from autotune.search.objective import Objective
+from autotune.search.rough_drafts import RoughDrafts
 from autotune.search.screening import screen
 from autotune.search.space import SearchSpace
 from autotune.slo import parse_slo
@@ -165,10 +168,57 @@ def test_arithmetic_prefers_faster_weights_and_batches_within_the_limit(
     def rough(limit: str, **knobs: Any) -> float:
         config = BASE.replace(**knobs)
         return rough_worth(
-            demand, config, cost_of(config), cache, parse_slo(limit), Objective("throughput")
+            *(demand, config, cost_of(config), cache, parse_slo(limit)),
+            *(Objective("throughput"), RoughDrafts()),
         )
 
     assert rough("tpot<1s", quantization="int8") >= rough("tpot<1s")
     if rate is None:
         assert rough("tpot<1s", max_num_seqs=64) > rough("tpot<1s", max_num_seqs=4)
         assert rough("tpot<6ms", max_num_seqs=64) < rough("tpot<6ms", max_num_seqs=4)
+
+
+def drafted_worth(
+    sequences: int, tokens: int, share: float = 1.0, *, adaptive: bool = True
+) -> float:
+    config = BASE.replace(
+        max_num_seqs=sequences,
+        speculative_method="ngram",
+        num_speculative_tokens=tokens,
+        speculative_adaptive=adaptive,
+    )
+    draw = dataclasses.replace(cost_of(config), drafts=DraftProfile((0.8,), share=share))
+    return rough_worth(
+        *(Demand(200, 50.0, 60.0, None), config, draw, CacheShape(100_000, 2048)),
+        *(parse_slo("tpot<1s"), Objective("throughput"), RoughDrafts()),
+    )
+
+
+def plain_worth(sequences: int) -> float:
+    config = BASE.replace(max_num_seqs=sequences)
+    return rough_worth(
+        *(Demand(200, 50.0, 60.0, None), config, cost_of(config), CacheShape(100_000, 2048)),
+        *(parse_slo("tpot<1s"), Objective("throughput"), RoughDrafts()),
+    )
+
+
+def test_arithmetic_knows_that_drafts_pay_while_a_step_has_room_for_their_rows() -> None:
+    assert drafted_worth(1, 4) > 1.5 * plain_worth(1)
+    assert drafted_worth(1, 4, share=0.3) < drafted_worth(1, 4)
+    # A full batch is bound by arithmetic, to which every draft adds.
+    assert drafted_worth(256, 8, adaptive=False) < plain_worth(256)
+    assert drafted_worth(256, 8) >= plain_worth(256)
+    assert drafted_worth(1, 1) < drafted_worth(1, 4)
+
+
+def test_what_drafts_yield_is_counted_in_what_was_recorded() -> None:
+    profile = DraftProfile(traces={"a": Trace((3, -1, 0)), "b": Trace((1, -1, 2, 2))})
+    config = BASE.replace(speculative_method="ngram", num_speculative_tokens=2)
+    none, one, two = RoughDrafts().depths(config, profile)
+    assert (none.tokens, none.drafted, none.yielded) == (0, 0.0, 1.0)
+    # Five of seven decodes find something; 4 of the first drafts are right, 3 of the second.
+    assert (one.drafted, one.yielded) == pytest.approx((5 / 7, 1 + 4 / 7))
+    assert (two.drafted, two.yielded) == pytest.approx((10 / 7, 1 + (4 + 3) / 7))
+    fixed = RoughDrafts().depths(config.replace(speculative_adaptive=False), profile)
+    assert fixed == [two]
+    assert RoughDrafts().depths(BASE, None) == [none]

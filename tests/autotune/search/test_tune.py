@@ -44,6 +44,7 @@ def options(**changes: Any) -> TuneOptions:
             "enable_prefix_caching": [True],
             "scheduling_policy": ["fcfs"],
             "watermark": [0.0],
+            "speculative_method": ["none"],
         },
     }
     base = {name: values[0] for name, values in settings["narrowing"].items()}
