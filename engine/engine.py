@@ -202,6 +202,11 @@ class Engine:
         if self._landed is not None:
             self._emit()
         outputs = self._outbox.take()
+        speculator = self._speculator
+        if speculator is not None:
+            for output in outputs:
+                if output.finish_reason is not None:
+                    speculator.forget(output.request)
         if self._in_flight is not None:
             self._in_flight.returned = self.clock()
         return outputs
@@ -363,12 +368,10 @@ class Engine:
             raise
         landed = clock()
         self._in_flight = None
-        finished = self.scheduler.update(step.batch, result)
+        self.scheduler.update(step.batch, result)
         speculator = self._speculator
         if speculator is not None:
             speculator.observe(step.batch, result)
-            for request in finished:
-                speculator.forget(request)
         step.scheduler_seconds += clock() - landed
         self._landed = LandedStep(step, result, step.idle_seconds(asked, result.device_seconds))
         if self._pipelined:

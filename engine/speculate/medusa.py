@@ -21,13 +21,16 @@ class Medusa:
     Args:
         heads: the heads, on the model's device.
         states: what the model made of each request's tokens so far.
+        branches: whether drafts may be trees; those of a model with windowed layers are chains
+            (see `AttentionMetadata.trees`).
     """
 
     costs_device = True
 
-    def __init__(self, heads: MedusaHeads, states: HiddenStates) -> None:
+    def __init__(self, heads: MedusaHeads, states: HiddenStates, *, branches: bool = True) -> None:
         self._heads = heads
         self._states = states
+        self._most_ranks = MOST_RANKS if branches else 1
         self._calibration = _table(heads.calibration)
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
@@ -42,7 +45,7 @@ class Medusa:
                 return drafts
             places = [asked[place] for place in known]
             most = [limits[place] for place in places]
-            guesses = self._heads.guesses(hidden, min(MOST_RANKS, max(most)))
+            guesses = self._heads.guesses(hidden, min(self._most_ranks, max(most)))
             # One transfer: token ids are exact in float64.
             both = torch.stack([guesses.token_ids.double(), guesses.probabilities.double()])
             token_ids, probabilities = both.cpu().numpy()
@@ -56,7 +59,8 @@ class Medusa:
         return drafts
 
     def forget(self, request: Request) -> None:
-        """Nothing is kept here by request: hidden states are the runner's."""
+        """See `Proposer`."""
+        self._states.forget(request)
 
 
 def _table(calibration: Sequence[Sequence[float]]) -> NDArray[np.float32] | None:

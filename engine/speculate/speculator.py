@@ -34,6 +34,8 @@ class Speculator:
         """
         start = self._clock()
         requests = [r for r in running if len(r.token_ids) - r.num_computed_tokens == 1]
+        for request in requests:
+            request.draft = None
         if requests:
             limits = self.lengths.limits(requests, config)
             if any(limits):

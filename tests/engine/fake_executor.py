@@ -4,11 +4,15 @@ Every step writes the tokens of its sequences to their slots, once for each grou
 a hash of all tokens up to there, as the keys of a real model depend on them. Then each new token
 reads what its groups let it see back through the block tables and checks it. The next token is a
 hash of all tokens, so any wrong block, wrong position, stale content or missing computation shows.
+
+Drafted tokens are written behind the others, as those of a tree depend on the branch they are on;
+of an accepted branch they are moved to where they belong.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 import zlib
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -20,7 +24,9 @@ from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.engine import CacheShape, Engine
 from engine.output import RequestOutput
-from engine.request import SamplingParams
+from engine.request import Request, SamplingParams
+from engine.speculate.accepted import accepted_places
+from engine.speculate.draft import Draft
 
 VOCABULARY = 50
 
@@ -48,6 +54,55 @@ class VirtualClock:
         return self.now
 
 
+class FakeSpeculator:
+    """Drafts chains or trees of which some first part is right; remembers what it was told.
+
+    Deterministic: a request's draft depends on its tokens alone. Every third request or so gets
+    none.
+    """
+
+    def __init__(self, longest: int, *, trees: bool = False) -> None:
+        self.longest = longest
+        self.trees = trees
+        self.forgotten: list[str] = []
+        self.observed = 0
+
+    def prepare(self, running: Sequence[Request], config: EngineConfig) -> float:
+        for request in running:
+            if request.num_pending_tokens == 1:
+                request.draft = self.draft(request.token_ids)
+        return 0.0
+
+    def draft(self, token_ids: Sequence[int]) -> Draft | None:
+        chance = random.Random(next_token(token_ids) + len(token_ids))
+        if chance.random() < 0.3:
+            return None
+        right, length = chance.randint(0, self.longest), chance.randint(1, self.longest)
+        if not self.trees:
+            tokens = expected_output(token_ids, length)
+            return Draft([t if i < right else (t + 1) % VOCABULARY for i, t in enumerate(tokens)])
+        # Each token follows one that came before; of the right path one may be among them.
+        tokens, parents = [], []
+        contexts = [list(token_ids)]
+        for _ in range(length):
+            parent = chance.randint(-1, len(tokens) - 1)
+            token = next_token(contexts[parent + 1])
+            while (parent, token) in zip(parents, tokens, strict=True) or chance.random() < 0.3:
+                token = chance.randrange(VOCABULARY)
+            parents.append(parent)
+            tokens.append(token)
+            contexts.append([*contexts[parent + 1], token])
+        return Draft(tokens, parents)
+
+    def observe(self, batch: Batch, result: BatchResult) -> None:
+        for sequence, tokens in zip(batch.sequences, result.tokens, strict=True):
+            if sequence.draft is not None:
+                self.observed += len(tokens) - 1
+
+    def forget(self, request: Request) -> None:
+        self.forgotten.append(request.request_id)
+
+
 class FakeExecutor:
     def __init__(
         self,
@@ -63,7 +118,7 @@ class FakeExecutor:
         self.fail_at_launch = False
         self.pipelined = False
         self.keep_batches = True
-        self.tokens_per_step = 1  # more, as speculation yields
+        self.speculator: FakeSpeculator | None = None
         self.reshape(num_blocks, block_size)
 
     def reshape(self, num_blocks: int, block_size: int) -> None:
@@ -73,8 +128,15 @@ class FakeExecutor:
     @staticmethod
     def prefix_hashes(sequence: ScheduledSequence) -> list[int]:
         """For each position a hash of all tokens up to it."""
-        tokens = sequence.request.token_ids[: sequence.end]
-        return list(accumulate((bytes([token]) for token in tokens), _hash, initial=0))[1:]
+        tokens = sequence.request.token_ids[: sequence.known]
+        hashes = list(accumulate((bytes([token]) for token in tokens), _hash, initial=0))[1:]
+        draft = sequence.draft
+        if draft is not None:
+            last = sequence.known - 1
+            for i, token in enumerate(draft.token_ids):
+                parent = i - 1 if draft.parents is None else draft.parents[i]
+                hashes.append(_hash(hashes[last + 1 + parent], bytes([token])))
+        return hashes
 
     def launch(self, batch: Batch) -> Deferred:
         """What is computed of the batch as it is now, but as late as can be."""
@@ -112,14 +174,32 @@ class FakeExecutor:
             if not s.samples:
                 tokens.append([])
                 continue
-            context = s.request.token_ids[: s.end]
-            for _ in range(self.tokens_per_step):
-                context.append(next_token(context))
-            tokens.append(context[s.end :])
+            tokens.append(self.choose(s))
         seconds = 0.001 + 1e-5 * batch.num_tokens
         if self.clock is not None:
             self.clock.now += seconds
         return BatchResult(tokens, device_seconds=seconds)
+
+    def choose(self, sequence: ScheduledSequence) -> list[int]:
+        """The accepted tokens, moved to where they belong, and one more."""
+        context = sequence.request.token_ids[: sequence.known]
+        draft = sequence.draft
+        if draft is None:
+            return [next_token(context)]
+        chosen = [next_token(context)]
+        for i in range(len(draft)):
+            path = [draft.token_ids[j] for j in draft.path(i)]
+            chosen.append(next_token([*context, *path]))
+        places = accepted_places(draft, chosen)
+        for table in sequence.request.tables.groups:
+            slots = [
+                table[position // self.block_size] * self.block_size + position % self.block_size
+                for position in range(sequence.known, sequence.end)
+            ]
+            moved = [self.slots[slots[place]] for place in places]
+            for slot, content in zip(slots, moved, strict=False):
+                self.slots[slot] = content
+        return [chosen[row] for row in (0, *(place + 1 for place in places))]
 
 
 class Deferred:
@@ -140,7 +220,7 @@ def as_packed(batch: Batch) -> Batch:
         request = copy.copy(s.request)
         request.token_ids = list(request.token_ids)
         request.tables = BlockTables([list(table) for table in request.tables.groups])
-        sequences.append(ScheduledSequence(request, s.start, s.num_tokens, s.samples))
+        sequences.append(ScheduledSequence(request, s.start, s.num_tokens, s.samples, s.draft))
     return Batch(sequences, batch.num_decodes, batch.num_preemptions)
 
 

@@ -276,3 +276,22 @@ def test_the_integrity_check_sees_each_kind_of_damage(damage) -> None:  # type: 
     pool.check_integrity([table])
     with pytest.raises(BlockPoolCorrupt):
         pool.check_integrity(damage(pool, table))
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 9)])
+def test_blocks_behind_the_last_token_are_given_back(windows: tuple[int, ...]) -> None:
+    pool = BlockPool(20, 4, windows=windows)
+    tables = pool.new_tables()
+    tokens = list(range(9))
+    assert pool.allocate(tables, Prefix(0, tuple([] for _ in windows)), 9)
+    pool.register(tables, tokens, 8)
+    kept = [list(table) for table in tables.groups]
+    assert pool.extend(tables, 30)
+    pool.shrink(tables, 9)
+    assert [list(table) for table in tables.groups] == kept
+    assert tables.capacity == 12
+    pool.check_integrity([tables])
+    pool.shrink(tables, 12)  # nothing is behind
+    assert pool.num_used == 3 * len(windows)
+    pool.free(tables)
+    assert pool.match_prefix(pool.new_tables(), tokens).num_blocks == 2

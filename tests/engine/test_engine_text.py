@@ -6,6 +6,7 @@ from engine.request import FinishReason, TokenLogprobs
 from tests.engine.fake_detokenizer import FakeDetokenizer, as_text
 from tests.engine.fake_executor import (
     FakeExecutor,
+    FakeSpeculator,
     VirtualClock,
     assert_idle,
     expected_output,
@@ -39,15 +40,15 @@ def test_text_is_complete_whatever_the_reason() -> None:
     assert (detokenizer.open, detokenizer.finished) == ({}, 1)
 
 
-@pytest.mark.parametrize("tokens_per_step", [1, 4])
+@pytest.mark.parametrize("drafted", [0, 3])
 @pytest.mark.parametrize("min_tokens", [0, 6])
-def test_a_stop_text_ends_the_output_before_it(tokens_per_step: int, min_tokens: int) -> None:
+def test_a_stop_text_ends_the_output_before_it(drafted: int, min_tokens: int) -> None:
     output = expected_output([1], 12)
     stop = as_text(output)[7:11]  # begins in the fourth token and ends in the sixth
     assert as_text(output).find(stop) == 7
     engine, detokenizer = text_engine()
     assert isinstance(engine.executor, FakeExecutor)
-    engine.executor.tokens_per_step = tokens_per_step
+    engine.executor.speculator = FakeSpeculator(drafted) if drafted else None
     request = engine.add("a", [1], greedy(12, stop=[stop], min_tokens=min_tokens))
     outputs = run(engine)["a"]
     assert text_of(outputs) == as_text(output)[:7]
@@ -112,7 +113,7 @@ def test_logprobs_stand_beside_the_tokens_kept() -> None:
 
     config = EngineConfig(block_size=8)
     executor = WithLogprobs(64, 8)
-    executor.tokens_per_step = 4
+    executor.speculator = FakeSpeculator(3)
     engine = Engine(config, executor, CacheShape(64, 256))
     engine.add("a", [1], greedy(6, logprobs=0))
     outputs = []

@@ -31,6 +31,7 @@ from tests.engine.fake_executor import (
     VOCABULARY,
     Deferred,
     FakeExecutor,
+    FakeSpeculator,
     VirtualClock,
     next_token,
 )
@@ -64,10 +65,11 @@ class StrictExecutor(FakeExecutor):
             request = s.request
             assert s.start == request.num_computed_tokens
             assert s.num_tokens >= 1
-            assert s.samples is (s.end == len(request.token_ids))
-            assert s.end < self.max_model_len
+            assert s.samples is (s.known == len(request.token_ids))
+            assert s.known < self.max_model_len
+            assert s.end <= self.max_model_len
             if i < batch.num_decodes:
-                assert s.num_tokens == 1
+                assert s.num_tokens == 1 + s.num_drafted
                 assert s.samples
             elif config.enable_chunked_prefill and config.long_prefill_token_threshold:
                 assert s.num_tokens <= config.long_prefill_token_threshold
@@ -147,7 +149,8 @@ class EngineMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([8, 16]),
         num_blocks=st.integers(2, 14),
         max_model_len=st.sampled_from([40, 90]),
-        tokens_per_step=st.sampled_from([1, 1, 3]),
+        drafted=st.sampled_from([0, 0, 3, 9]),
+        trees=st.booleans(),
         windows=st.sampled_from([(0,), (0,), (0,), (13,), (0, 10), (0, 20, 20, 20), (7, 24)]),
         pipelined=st.booleans(),
     )
@@ -157,7 +160,8 @@ class EngineMachine(RuleBasedStateMachine):
         block_size: int,
         num_blocks: int,
         max_model_len: int,
-        tokens_per_step: int,
+        drafted: int,
+        trees: bool = False,
         windows: tuple[int, ...] = (0,),
         pipelined: bool = False,
     ) -> None:
@@ -168,7 +172,9 @@ class EngineMachine(RuleBasedStateMachine):
         groups = tuple(BlockGroup(window, (i,)) for i, window in enumerate(windows))
         self.executor.keep_batches = False
         self.executor.pipelined = pipelined
-        self.executor.tokens_per_step = tokens_per_step
+        if drafted:  # trees are for models of one group without window
+            trees = trees and windows == (0,)
+            self.executor.speculator = FakeSpeculator(drafted, trees=trees)
         self.executor.max_model_len = max_model_len
         self.num_blocks = num_blocks
 
@@ -320,6 +326,8 @@ def heavy_load(
     num_blocks: int,
     max_tokens: int = 30,
     pipelined: bool = False,
+    drafted: int = 0,
+    trees: bool = False,
     **knobs: object,
 ) -> EngineMachine:
     """Forty requests with common prefixes, one a step, on a cache that holds few of them."""
@@ -329,7 +337,8 @@ def heavy_load(
         block_size=8,
         num_blocks=num_blocks,
         max_model_len=90,
-        tokens_per_step=1,
+        drafted=drafted,
+        trees=trees,
         windows=windows,
         pipelined=pipelined,
     )
@@ -357,6 +366,46 @@ def test_a_tiny_cache_under_heavy_load_serves_all_alike(
     )
     assert sum(r.num_preemptions for r in machine.requests) > 0
     assert (machine.engine.pool.hit_tokens > 0) is prefix_caching
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "sjf"])
+@pytest.mark.parametrize("trees", [False, True])
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("max_num_batched_tokens", [7, 32])
+def test_drafts_on_a_tiny_cache_change_no_output(
+    policy: str, trees: bool, pipelined: bool, max_num_batched_tokens: int
+) -> None:
+    machine = heavy_load(
+        (0,),
+        12,
+        pipelined=pipelined,
+        drafted=6,
+        trees=trees,
+        scheduling_policy=policy,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )
+    drafted = sum(record.drafted_tokens for record in machine.records)
+    accepted = sum(record.accepted_tokens for record in machine.records)
+    speculator = machine.executor.speculator
+    assert speculator is not None
+    assert drafted > accepted == speculator.observed > 50
+    assert sum(r.num_preemptions for r in machine.requests) > 0
+    assert machine.engine.pool.hit_tokens > 0
+    assert set(speculator.forgotten) == {r.request_id for r in machine.requests}
+    for record in machine.records:
+        assert record.accepted_tokens == sum(record.accepted_by_depth)
+        assert len(record.accepted_by_depth) == len(record.drafted_by_depth)
+        deeper = pairwise(record.drafted_by_depth)
+        assert all(first >= second for first, second in deeper)
+
+
+@pytest.mark.parametrize(("windows", "num_blocks"), [((12,), 5), ((0, 12), 15), ((0, 5, 5), 16)])
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_drafts_beside_windows(
+    windows: tuple[int, ...], num_blocks: int, prefix_caching: bool
+) -> None:
+    machine = heavy_load(windows, num_blocks, drafted=6, enable_prefix_caching=prefix_caching)
+    assert sum(record.accepted_tokens for record in machine.records) > 50
 
 
 @pytest.mark.parametrize(
