@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
-# Streams of a request beside its own, from which its tokens are drawn: for a draft's tokens, for
-# whether they are accepted, and for what comes in the place of one that is not.
-DRAFT, ACCEPTANCE, REDRAW = 1, 2, 3
+# Streams of a request beside its own, from which its tokens are drawn: for whether a drafted token
+# is accepted, and for what comes in the place of one that is not.
+ACCEPTANCE, REDRAW = 1, 2
 
 
 def _mix(value: int) -> int:

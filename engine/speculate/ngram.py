@@ -22,6 +22,7 @@ from engine.speculate.token_buffer import TokenBuffer
 # Tokens that are compared at first, from the end backwards, then eight times as many and so on: a
 # match of full length spares the rest, which bounds the work where a text goes round in a loop.
 _FIRST_STRETCH = 1024
+_NOWHERE = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +52,38 @@ def latest_match(tokens: NDArray[np.int32], lookup: Lookup) -> int | None:
 
     tokens: int32 [n]. The occurrence may overlap the ending, and lies in the window as a whole.
     """
+    ends = longest_matches(tokens, lookup)[1]
+    return int(ends[-1]) + 1 if len(ends) else None
+
+
+def longest_matches(tokens: NDArray[np.int32], lookup: Lookup) -> tuple[int, NDArray[np.int64]]:
+    """The length of the longest known ending, and the places of its occurrences' last tokens.
+
+    The places rise. Of an ending of full length those far back may be left out.
+    """
     last = len(tokens) - 1
     begin = 0 if lookup.window == 0 else max(0, last - lookup.window)
     at_once = min(lookup.shortest, 2)  # of these no places are made: most are wrong
-    best, found = lookup.shortest - 1, None
+    best, found = lookup.shortest - 1, _NOWHERE
     end, stretch = last, _FIRST_STRETCH
     while end - begin > best:
         start = max(begin + at_once - 1, end - stretch)
         equal = tokens[start:end] == tokens[last]
         if at_once == 2:
             equal &= tokens[start - 1 : end - 1] == tokens[last - 1]
-        # Ends of occurrences, of `length` tokens so far.
         places = equal.nonzero()[0]
         places += start
         length = at_once
         while len(places):
             if length > best:
-                best, found = length, int(places[-1]) + 1
+                best, found = length, places
                 if best == lookup.longest:
-                    return found
+                    return best, found
             places = places[places >= begin + length]
             places = places[tokens[places - length] == tokens[last - length]]
             length += 1
         end, stretch = start, 8 * stretch
-    return found
+    return best, found
 
 
 def continuation(tokens: NDArray[np.int32], match: int, count: int) -> list[int]:
