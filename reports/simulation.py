@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
+from reports.charts.acceptance import SIMULATED, acceptance_by_position
 from reports.charts.forecast import latency_forecast
 from reports.estimate import read_estimate
 from reports.formatting import (
@@ -24,6 +25,7 @@ from reports.limits import LATENCIES, limit_value
 from reports.page import finite, render_page
 from reports.plan.evidence import read_plan_limits
 from reports.plan.money import chance
+from reports.speculation import drafts_table, simulated_drafts
 
 _RATES = {
     "requests_per_s": ("Finished requests", "requests/s"),
@@ -60,6 +62,8 @@ def simulation_page(run: Mapping[str, Any], simulation: Mapping[str, Any]) -> st
         # Where the program lay on this machine does not matter on another.
         command[0] = PurePath(command[0]).name
     draws = number(simulation.get("draws"))
+    drafts = simulated_drafts(run, simulation)
+    draft_columns, draft_rows = drafts_table(drafts)
     tone, badge, headline = _say(share, draws)
     return render_page(
         "simulation.html.j2",
@@ -74,6 +78,9 @@ def simulation_page(run: Mapping[str, Any], simulation: Mapping[str, Any]) -> st
         notes=[str(note) for note in sequence(simulation.get("notes")) if note],
         latency=latency_forecast(simulation, limits),
         rates=_rates(simulation),
+        draft_columns=draft_columns,
+        draft_rows=draft_rows,
+        acceptance=acceptance_by_position(drafts, SIMULATED),
         costs=_costs(simulation),
         knobs=[
             (name, knob_value(name, value))

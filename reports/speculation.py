@@ -32,12 +32,15 @@ DRAFT_KNOBS = (
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Acceptance of the tokens at one place of the drafts, from 1, with its 95% interval."""
+    """Acceptance of the tokens at one place of the drafts, from 1, with its interval.
+
+    How many were drafted and accepted is not known of simulated ones.
+    """
 
     position: int
-    drafted: float
-    accepted: float
     share: Estimate
+    drafted: float | None = None
+    accepted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,20 @@ def read_drafts(evidence: Evidence) -> list[Drafts]:
     return found
 
 
+def simulated_drafts(run: Mapping[str, Any], simulation: Mapping[str, Any]) -> list[Drafts]:
+    """Those of a simulation, if it drafted; the intervals are of its draws."""
+    facts = mapping(simulation.get("speculation"))
+    if not facts:
+        return []
+    positions = [
+        Position(int(place), share)
+        for place, value in mapping(facts.get("acceptance")).items()
+        if place.isdecimal() and (share := read_estimate(value)) is not None
+    ]
+    how = how_drafted(mapping(run.get("engine_config")))
+    return [Drafts("simulated", how, True, facts, positions, ())]
+
+
 def drafts_table(drafts: Sequence[Drafts]) -> tuple[list[str], list[list[str]]]:
     """What was drafted, a column for each that drafted: (columns, rows)."""
     measured = [item for item in drafts if item.measured]
@@ -107,13 +124,13 @@ def drafts_table(drafts: Sequence[Drafts]) -> tuple[list[str], list[list[str]]]:
         ("Method", lambda item: item.how or MISSING),
         ("Tokens a step", lambda item: _estimate(item.facts.get("tokens_per_step"))),
         ("Tokens a step, by request", lambda item: _by_request(item.facts)),
-        ("Decodes with a draft", lambda item: percent(number(item.facts.get("hit_share")))),
-        ("Drafted tokens of a decode", lambda item: _plain(item.facts.get("verified_tokens"))),
+        ("Decodes with a draft", lambda item: _estimate(item.facts.get("hit_share"), percent)),
+        ("Drafted tokens of a decode", lambda item: _estimate(item.facts.get("verified_tokens"))),
         ("Drafted tokens", lambda item: _plain(item.facts.get("drafted_tokens"))),
         ("Accepted tokens", lambda item: _plain(item.facts.get("accepted_tokens"))),
         (
             "Drafting, of step time",
-            lambda item: percent(number(item.facts.get("draft_time_share"))),
+            lambda item: _estimate(item.facts.get("draft_time_share"), percent),
         ),
     )
     rows = []
@@ -157,7 +174,7 @@ def _position(item: Mapping[str, Any]) -> Position | None:
     if place is None or not drafted or accepted is None:
         return None
     share = read_estimate(item.get("share")) or read_estimate(accepted / drafted)
-    return None if share is None else Position(int(place), drafted, accepted, share)
+    return None if share is None else Position(int(place), share, drafted, accepted)
 
 
 def _load(item: Mapping[str, Any]) -> Load | None:
@@ -175,9 +192,9 @@ def _load(item: Mapping[str, Any]) -> Load | None:
     )
 
 
-def _estimate(value: object) -> str:
+def _estimate(value: object, write: Callable[[float | None], str] = significant) -> str:
     estimate = read_estimate(value)
-    return MISSING if estimate is None else estimate.written(significant)
+    return MISSING if estimate is None else estimate.written(write, "%")
 
 
 def _by_request(facts: Mapping[str, Any]) -> str:

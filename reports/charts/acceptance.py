@@ -13,8 +13,14 @@ from reports.speculation import Drafts
 _MOST_POSITIONS = 16
 
 
-def acceptance_by_position(drafts: Sequence[Drafts]) -> Figure | None:
-    """A line for each that drafted; None where nobody did."""
+MEASURED = (
+    "The upright lines are 95% intervals that know of runs: drafts that are right come together."
+)
+SIMULATED = "The upright lines are the 90% intervals of the draws."
+
+
+def acceptance_by_position(drafts: Sequence[Drafts], intervals: str = MEASURED) -> Figure | None:
+    """A line for each that drafted; None where nobody did. `intervals` says what they are."""
     shown = [item for item in drafts if item.positions][: len(SERIES)]
     if not shown:
         return None
@@ -45,10 +51,9 @@ def acceptance_by_position(drafts: Sequence[Drafts]) -> Figure | None:
             at = p.position + aside
             if p.share.spread:
                 plot.line([(at, p.share.low), (at, p.share.high)], f"{series} whisker")
-            tip = (
-                f"{item.label}, position {p.position}: {p.share.written(percent, '%')}, "
-                f"{significant(p.accepted, 9)} of {significant(p.drafted, 9)}"
-            )
+            tip = f"{item.label}, position {p.position}: {p.share.written(percent, '%')}"
+            if p.drafted is not None:
+                tip += f", {significant(p.accepted, 9)} of {significant(p.drafted, 9)}"
             plot.mark(at, p.share.value, shape, series, tip)
             rows.append(
                 [
@@ -64,11 +69,10 @@ def acceptance_by_position(drafts: Sequence[Drafts]) -> Figure | None:
         title="Acceptance by position",
         caption=(
             "Of the drafts that had a token at a position, the share that was right there and "
-            "before. The upright lines are 95% intervals that know of runs: drafts that are right "
-            "come together."
+            f"before. {intervals}"
         ),
         drawings=[plot.render()],
-        columns=["Drafts", "Position", "Drafted", "Accepted", "Share (95% interval)"],
+        columns=["Drafts", "Position", "Drafted", "Accepted", "Share (interval)"],
         rows=rows,
         layout="narrow",
         legend=[mark_key(*SERIES[i], _name(item)) for i, item in enumerate(shown)],

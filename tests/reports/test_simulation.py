@@ -106,3 +106,20 @@ def test_a_folder_without_its_numbers_and_hostile_ones_are_reported(tmp_path: Pa
     for element in page.elements:
         assert not any(name.startswith("on") for name in element.attributes)
         assert element.attributes.get("href", "#").startswith("#")
+
+
+def test_drafts_that_were_simulated_are_shown_with_their_bounds(tmp_path: Path) -> None:
+    drafts = {
+        "tokens_per_step": interval(1.8, 0.1),
+        "hit_share": interval(0.4, 0.1),
+        "acceptance": {"1": interval(0.8, 0.05), "2": interval(0.6, 0.05), "3": None},
+    }
+    page = render(tmp_path / "with", simulation(speculation=drafts))
+    shown = page.root.one("section", id="speculation")
+    assert "1.8 (1.62–1.98)" in shown.text
+    assert "40% (36–44)" in shown.text
+    rows = shown.one("figure").text
+    assert "90% intervals of the draws" in rows
+    assert "80% (76–84)" in shown.text
+    without = render(tmp_path / "without", simulation(speculation=None))
+    assert not [e for e in without.root.all("section") if e.attributes["id"] == "speculation"]
