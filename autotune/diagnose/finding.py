@@ -22,6 +22,7 @@ Bottleneck = Literal[
     "queue_bursts",  # served on the whole, but not when it arrives
     "host_bound",  # the device waits for the host
     "step_overhead",  # device time beyond reading and arithmetic: small kernels, or others here
+    "speculation_overhead",  # drafting, and verifying drafts that are rejected
     "communication",  # ranks wait for each other
     "low_batch",  # few sequences a step although more wait or could
     "low_load",  # few sequences a step because few arrive

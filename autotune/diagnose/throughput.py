@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from autotune.diagnose.cause import Cause, Causes
+from autotune.diagnose.drafts import draft_causes
 from autotune.diagnose.parts import DECODE_PARTS, parts_of, total
 from autotune.diagnose.sentences import joined, number, percent
 from autotune.diagnose.thresholds import IDLE, LONG_TAIL, LOSS, WORK
@@ -63,6 +64,7 @@ def _causes(profile: Profile, metric: Literal["throughput", "cost"]) -> Causes:
         _take(parts, tail.share, DECODE_PARTS)
     found += prefill_causes(profile, metric, parts)
     found += decode_causes(profile, metric, parts)
+    found += draft_causes(profile, metric, parts)
     found.append(host_cause(profile, metric, parts.get("host", 0.0)))
     found += overhead_causes(profile, metric, parts.get("other", 0.0))
     found += communication_causes(profile, metric, parts.get("communication", 0.0))

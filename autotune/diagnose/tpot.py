@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotune.diagnose.cause import Cause, Causes
+from autotune.diagnose.drafts import draft_causes
 from autotune.diagnose.parts import parts_of
 from autotune.diagnose.sentences import joined, percent, seconds
 from autotune.diagnose.thresholds import LOSS
@@ -30,6 +31,7 @@ def tpot_causes(profile: Profile) -> Causes:
     parts = {n: v if n == "host" else v * (1 - slowed) for n, v in parts.items()}
     found = decode_causes(profile, "tpot", parts)
     found.append(_interference(profile, parts.get("interference", 0.0)))
+    found += draft_causes(profile, "tpot", parts)
     found.append(host_cause(profile, "tpot", host))
     found += overhead_causes(profile, "tpot", parts["other"])
     found += communication_causes(profile, "tpot", parts.get("communication", 0.0))

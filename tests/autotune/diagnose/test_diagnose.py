@@ -11,8 +11,10 @@ import pytest
 from autotune.diagnose.diagnose import diagnose
 from autotune.diagnose.finding import METRICS
 from autotune.profiling.schema import (
+    Bounded,
     Communication,
     Gpu,
+    MeasuredSpeculation,
     Profile,
     StepFit,
 )
@@ -267,6 +269,48 @@ def test_device_time_that_no_work_explains_is_named_as_such() -> None:
     erratic = profile(breakdowns=unexplained, step_fit=fit(median_error=0.8))
     assert "measure again" in first(diagnose(erratic), "tpot").sentence
     assert "step_overhead" not in named(profile(breakdowns=unexplained), "tpot")
+
+
+def drafts(accepted: int) -> MeasuredSpeculation:
+    tokens = 1 + accepted / 100
+    return MeasuredSpeculation(
+        method="ngram",
+        num_speculative_tokens=4,
+        adaptive=False,
+        decodes=100,
+        drafted_decodes=100,
+        drafted_tokens=400,
+        accepted_tokens=accepted,
+        hit_share=1.0,
+        tokens_per_step=Bounded(value=tokens, low=tokens, high=tokens),
+        verified_tokens=4.0,
+    )
+
+
+def test_drafts_that_are_rejected_are_named_and_a_loss_where_they_do_not_pay() -> None:
+    spent = breakdowns(
+        tpot=parts(weights=0.4, drafting=0.2, verification=0.3),
+        throughput=parts(weights=0.1, drafting=0.05, verification=0.2, idle=0.5),
+    )
+    bad = profile(breakdowns=spent, measured_speculation=drafts(40))
+    worst = first(diagnose(bad), "tpot")
+    assert worst.bottleneck == "speculation_overhead"
+    # 1.4 tokens in twice the time of a step without drafts.
+    assert worst.share == pytest.approx(0.2 + 0.3 * 0.9)
+    assert "without drafts" in worst.sentence
+    assert "speculation_overhead" in named(bad, "throughput")
+    good = profile(breakdowns=spent, measured_speculation=drafts(200))
+    found = next(f for f in diagnose(good).of("tpot") if f.bottleneck == "speculation_overhead")
+    assert found.share == pytest.approx(0.2 + 0.3 * 0.5)
+    assert found.severity < 0.5 * worst.severity
+    assert "more than it costs" in found.sentence
+    for name in found.evidence:
+        assert name.split(".")[0] in Profile.model_fields
+    idle = profile(
+        breakdowns=spent, measured_speculation=drafts(0).model_copy(update={"drafted_tokens": 0})
+    )
+    assert "speculation_overhead" not in named(idle, "tpot")
+    assert "speculation_overhead" not in named(profile(breakdowns=spent), "tpot")
 
 
 def test_long_prompts_are_named_behind_the_work_that_they_make() -> None:
