@@ -15,18 +15,29 @@ _CPU_DEFAULT_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A configuration with its model's facts under it, and its layers in groups."""
+    """A configuration with its model's facts under it, and its layers in groups.
+
+    `draft` are those of a model that drafts, whose cache holds as many tokens.
+    """
 
     config: EngineConfig
     model: ModelFacts
     groups: tuple[BlockGroup, ...] = ONE_GROUP
+    draft: ModelFacts | None = None
 
     @property
     def block_bytes(self) -> float:
         """Bytes of one block: of all ranks together, for the layers of one group."""
         largest = max(len(group.layers) for group in self.groups)
         layers = sum(len(group.layers) for group in self.groups)
-        return self.config.block_size * self.model.kv_bytes_per_token * largest / layers
+        drafting = self.draft.kv_bytes_per_token if self.draft else 0.0
+        a_token = self.model.kv_bytes_per_token * largest / layers + drafting
+        return self.config.block_size * a_token
+
+    @property
+    def draft_bytes(self) -> int:
+        """Memory of the weights that draft."""
+        return self.draft.resident_bytes if self.draft else 0
 
     @property
     def most_blocks(self) -> int:
@@ -90,7 +101,8 @@ def _same_cache(base: Served, changed: Served) -> bool:
 
 
 def _weights_differ(base: Served, changed: Served, resident: float) -> bool:
-    return changed.model.resident_bytes * resident != base.model.resident_bytes
+    before = base.model.resident_bytes + base.draft_bytes
+    return changed.model.resident_bytes * resident + changed.draft_bytes != before
 
 
 def _budget(
@@ -113,6 +125,7 @@ def _budget(
         was_asked = base.config.kv_cache_memory_bytes is not None
         return max(had, _CPU_DEFAULT_BYTES) if was_capped or was_asked else had
     freed = base.model.resident_bytes - changed.model.resident_bytes * resident
+    freed += base.draft_bytes - changed.draft_bytes
     share = changed.config.gpu_memory_utilization - base.config.gpu_memory_utilization
     more = share * gpu_bytes * ranks if gpu_bytes else 0.0
     return had + freed + more

@@ -131,6 +131,8 @@ class Calibration:
                 "max_num_batched_tokens",
                 "max_model_len",
                 "tensor_parallel_size",
+                "speculative_method",
+                "speculative_model",
             )
         )
         if key not in self._caches:

@@ -31,8 +31,11 @@ def memory_gain(
     tokens = peak * kv.blocks_total * kv.block_size
 
     def need(served: Served, resident: float, capacity: float) -> float:
-        weights = served.model.resident_bytes * resident
-        return weights + tokens * served.model.kv_bytes_per_token / capacity
+        weights = served.model.resident_bytes * resident + served.draft_bytes
+        a_token = served.model.kv_bytes_per_token
+        if served.draft is not None:
+            a_token += served.draft.kv_bytes_per_token
+        return weights + tokens * a_token / capacity
 
     resident = factors.get("resident_weights")
     capacity = factors.get("kv_capacity")

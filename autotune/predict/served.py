@@ -32,14 +32,30 @@ def served(
         groups = block_groups(spec.layer_windows, facts.max_model_len)
     except (EngineError, OSError, ValueError):
         if model is not None:
-            return Served(config, model, ONE_GROUP)
+            return Served(config, model, ONE_GROUP, _draft(config))
         if base is None or _other_weights(config, base.config):
             return None
         longest = config.max_model_len or base.model.max_model_len
         return replace(
-            base, config=config, model=base.model.model_copy(update={"max_model_len": longest})
+            base,
+            config=config,
+            model=base.model.model_copy(update={"max_model_len": longest}),
+            draft=_draft(config),
         )
-    return Served(config, facts, groups)
+    return Served(config, facts, groups, _draft(config))
+
+
+def _draft(config: EngineConfig) -> ModelFacts | None:
+    """Facts of the model that drafts; None where none does, or it is not readable."""
+    from autotune.profiling.model_facts import model_facts
+
+    if config.speculative_method != "draft_model" or config.speculative_model is None:
+        return None
+    alone = {"speculative_method": "none", "quantization": "none", "max_model_len": None}
+    try:
+        return model_facts(config.replace(model=config.speculative_model, tokenizer=None, **alone))
+    except (EngineError, OSError, ValueError):
+        return None
 
 
 def _other_weights(config: EngineConfig, base: EngineConfig) -> bool:

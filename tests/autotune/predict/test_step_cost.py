@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -207,3 +208,15 @@ def test_a_whole_prompt_has_the_pairs_of_a_triangle() -> None:
     assert work.prefill_pairs == sum(range(61, 101))
     assert (work.rows, work.sampled, work.prefill_kv_tokens) == (40, 1, 100)
     assert math.isclose(StepWork.of_prompt(7).prefill_pairs, 28)
+
+
+def test_drafted_tokens_pay_their_rows_and_their_pairs() -> None:
+    cost = dataclasses.replace(_cost(), coefficients=Coefficients())
+    plain, verified = StepWork.of_decodes(4, 2000), StepWork.of_decodes(4, 2000, 12)
+    more = cost.layers.at(16) - cost.layers.at(4) + cost.head.at(16) - cost.head.at(4)
+    more += cost.prefill_attention.pair * 12 * 500
+    assert cost.prefill_attention.pair > 0
+    taken = cost.device_seconds(verified) - cost.device_seconds(plain)
+    assert taken == pytest.approx(more)
+    assert sum(cost.terms(verified).values()) == pytest.approx(cost.device_seconds(verified))
+    assert verified.prompt_tokens == 0
