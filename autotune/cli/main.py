@@ -19,6 +19,7 @@ from autotune.cli.quantize import quantize
 from autotune.cli.report import report as report_command
 from autotune.cli.run import run
 from autotune.cli.simulate import simulate
+from autotune.cli.train_medusa import train_medusa
 
 app = typer.Typer(
     name="autotune",
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "plan": plan,
     "quantize": quantize,
+    "train-medusa": train_medusa,
     "export": export,
     "report": report_command,
     "doctor": doctor,

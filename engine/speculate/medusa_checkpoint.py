@@ -119,36 +119,6 @@ def _whole_output(config: EngineConfig, decoder: Decoder) -> LinearWeight:
     return output
 
 
-def describe_medusa(weights: MedusaWeights, spec: DecoderSpec, base: str) -> dict[str, Any]:
-    """What `config.json` says of heads that were trained for the model `base`."""
-    described: dict[str, Any] = {
-        "model_type": "medusa",
-        "base_model_name_or_path": base,
-        "medusa_num_heads": len(weights.heads),
-        "medusa_num_layers": weights.num_layers,
-        "hidden_size": spec.hidden_size,
-        "vocab_size": spec.vocab_size,
-    }
-    if weights.heads[0].output is None:
-        described["version"] = "2"  # Text Generation Inference's word for shared outputs
-    if weights.calibration:
-        described[CALIBRATION] = [list(row) for row in weights.calibration]
-    return described
-
-
-def stored_tensors(weights: MedusaWeights) -> dict[str, Tensor]:
-    """The tensors of `HEADS_FILE` by name."""
-    tensors = {}
-    for index, head in enumerate(weights.heads):
-        for depth, layer in enumerate(head.layers):
-            tensors[f"{index}.{depth}.linear.weight"] = layer.weight.contiguous()
-            if layer.bias is not None:
-                tensors[f"{index}.{depth}.linear.bias"] = layer.bias.contiguous()
-        if head.output is not None:
-            tensors[f"{index}.{len(head.layers)}.weight"] = head.output.contiguous()
-    return tensors
-
-
 @dataclass(frozen=True, slots=True)
 class _Names:
     """What a checkpoint calls the parts of heads, by head and depth; None where it has none."""

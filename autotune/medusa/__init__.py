@@ -1,0 +1,1 @@
+"""Training Medusa heads: what they learn from, how they learn it, and how often they are right."""
