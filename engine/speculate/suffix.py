@@ -32,7 +32,7 @@ _NOVELTY = 2.0
 class SuffixProposer:
     """Drafts from each request's own tokens, and from what requests that left have generated.
 
-    In others' outputs at least two last tokens must occur, whatever `prompt_lookup_min` says.
+    Others' outputs are looked up by two tokens at least, and not if `prompt_lookup_max` is 1.
     """
 
     costs_device = False
@@ -67,7 +67,7 @@ class SuffixProposer:
         lookup = self._lookup
         length, ends = longest_matches(tokens, lookup)
         source = None
-        if length < lookup.longest:
+        if max(1, length) < lookup.longest:
             for array, places in self._others.occurrences(tokens):
                 found, places = _longest(tokens, array, places, lookup.longest)
                 if found > length and found >= lookup.shortest:
