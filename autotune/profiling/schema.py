@@ -266,7 +266,7 @@ class Host(Part):
 
     `share` is host seconds over step seconds, `per_step_s` the median of a step's host time,
     `scheduler_share` the scheduler's part of step time, `decode_share` the share within pure decode
-    steps.
+    steps. Drafting is not among them.
     """
 
     share: float

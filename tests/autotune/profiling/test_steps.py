@@ -39,6 +39,13 @@ def test_the_hosts_share_is_of_all_steps_and_of_decodes() -> None:
     assert only_prompt.decode_share is None
 
 
+def test_drafting_is_no_time_that_the_device_waits_for_the_host() -> None:
+    steps = [step(0.0, 1.0, 1.0, decode_sequences=1, draft_seconds=0.75) for _ in range(4)]
+    found = host(StepColumns.of(steps))
+    assert found is not None
+    assert (found.share, found.decode_share, found.per_step_s) == (0.125, 0.125, 0.25)
+
+
 def test_collectives_are_a_share_of_device_time_and_partly_waiting() -> None:
     steps = [
         step(i, 1.0, 0.5, decode_sequences=1, communication_seconds=0.4, waiting_seconds=0.1)
