@@ -37,6 +37,11 @@ class Chain:
     chances: list[float] = field(default_factory=list)
     drawn_from: list[Tensor] = field(default_factory=list)
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the likeliest token is taken as the model has it."""
+        return self.seed is None and not self.penalised
+
     def append(self, token: int, share: float, drawn_from: Tensor | None = None) -> None:
         """Add a token that has `share` of the distribution, [vocabulary], that it is drawn from."""
         self.token_ids.append(token)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +25,21 @@ from engine.speculate.draft_cache import DraftCache, DraftedSequence
 from engine.speculate.draft_choice import Chain, Choice, DraftChooser
 from engine.speculate.short_step import Int64s, ShortStep
 from engine.step_inputs import TABLE_MULTIPLE, StepInputs
+from kernels import sampling
+from kernels.cpu.recording import Recordings
 
 # A step takes as long for one token as for so many.
 _FEW_TOKENS = 16
-# Steps of so many shapes keep their inputs.
+# Steps of so many shapes keep their inputs, and what they compute in between takes so much at most.
 _MOST_SHAPES = 64
+_RECORDED_BYTES = 64 << 20
+
+
+class _Outcome(NamedTuple):
+    """What a step says: logits [S, vocabulary], and the choice of those who take the likeliest."""
+
+    logits: Tensor
+    likeliest: Choice
 
 
 class DraftModel:
@@ -74,6 +86,9 @@ class DraftModel:
         self._inputs = StepInputs(config.block_size, self._longest, decoder.device)
         self._followed = StepBuffer(decoder.device), StepBuffer(decoder.device)
         self._shapes: dict[tuple[int, ...], ShortStep] = {}
+        self._recordings: Recordings[_Outcome] | None = None
+        if decoder.device.type == "cpu" and decoder.ranks.size == 1:
+            self._recordings = Recordings(_RECORDED_BYTES)
         self._chooser = DraftChooser(config.seed, eos_token_ids)
         self._step_tokens = config.max_num_batched_tokens
         # Tokens that a GPU has chosen need not be waited for, unless others are to be told.
@@ -133,7 +148,9 @@ class DraftModel:
             self._followed = other, buffer
             buffer.words(header).copy_(words)
             step = buffer.tensors(header)
-            self._forward(step)
+            hidden = self._hidden(step)
+            if len(step.last):
+                self.decoder.logits(hidden[step.last])
 
     def _catch_up(self, sequences: Sequence[DraftedSequence]) -> None:
         """Compute the tokens that the requests got meanwhile, but for the last few.
@@ -155,7 +172,7 @@ class DraftModel:
                     room -= count
             header, buffer = self._inputs.pack(Batch(chunks, 0))
             self.decoder.ranks.step(header, buffer.words(header), draft=True)
-            self._forward(buffer.tensors(header))
+            self._hidden(buffer.tensors(header))
             for chunk, sequence in zip(chunks, behind, strict=False):
                 sequence.computed(chunk.start + chunk.num_tokens)
                 self._sequences.register(sequence)
@@ -190,9 +207,7 @@ class DraftModel:
             if tokens is None:
                 step.tensors.token_ids.copy_(chosen[-1].tokens[:count])
             self.decoder.ranks.step(step.header, step.words, draft=True)
-            logits = self._forward(step.tensors)
-            assert logits is not None
-            choice = self._chooser.choose(logits, chains[:count])
+            choice = self._choose(step, chains[:count])
             tokens = None
             if self._waits or any(chain.penalised for chain in chains):
                 tokens = self._append(chains, choice)
@@ -215,15 +230,29 @@ class DraftModel:
         owned = np.take_along_axis(tables, np.minimum(blocks, tables.shape[1] - 1), 1)
         return owned.astype(np.int64) * self._block_size + offsets
 
-    def _forward(self, step: StepTensors) -> Tensor | None:
-        """Logits [samples, vocabulary] of a step; None if nothing samples."""
-        decoder, caches = self.decoder, self._cache.layers
-        hidden = decoder.forward(step.token_ids, step.positions, caches, step.layouts * len(caches))
-        if not len(step.last):
-            return None
-        if len(step.last) != len(hidden):
-            hidden = hidden[step.last]
-        return decoder.logits(hidden)
+    def _hidden(self, step: StepTensors) -> Tensor:
+        """Compute a step: hidden states [T, hidden] after the last norm."""
+        caches = self._cache.layers
+        layouts = step.layouts * len(caches)
+        return self.decoder.forward(step.token_ids, step.positions, caches, layouts)
+
+    def _choose(self, step: ShortStep, chains: Sequence[Chain]) -> Choice:
+        """Compute a step that was written and choose a token for each of its sequences."""
+        if self._recordings is None:
+            return self._chooser.choose(self._logits(step), chains)
+        outcome = self._recordings.run(step, partial(self._likeliest, step))
+        if all(chain.takes_likeliest for chain in chains):
+            return outcome.likeliest
+        return self._chooser.choose(outcome.logits, chains)
+
+    def _likeliest(self, step: ShortStep) -> _Outcome:
+        logits = self._logits(step)
+        return _Outcome(logits, Choice(*sampling.likeliest_shares(logits)))
+
+    def _logits(self, step: ShortStep) -> Tensor:
+        """Scores [count, vocabulary] of what follows each sequence's last token."""
+        hidden = self._hidden(step.tensors)
+        return self.decoder.logits(hidden[step.query_len - 1 :: step.query_len])
 
     def _append(self, chains: Sequence[Chain], choice: Choice) -> list[int]:
         tokens: list[int] = choice.tokens.tolist()

@@ -7,9 +7,10 @@ not be gone through again: what CUDA graphs are to a GPU.
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,17 +55,26 @@ class Recording(Generic[T]):
     ``result`` is what it returned; tensors in it are written anew each time.
     """
 
-    def __init__(self, result: T, calls: list[_Call], kept: list[Any]) -> None:
+    def __init__(
+        self, result: T, calls: list[_Call], arguments: list[Any], made: list[Tensor]
+    ) -> None:
         self.result = result
         self._calls = (_Call * len(calls))(*calls)
         self._count = len(calls)
-        self._kept = kept  # whose addresses the calls have
+        self._kept = arguments  # the calls have their addresses, as they have those of
+        self._made = made
         library = native.library()
         assert library is not None
         self._replay = library.replay
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what the work makes, which stay taken."""
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in self._made}
+        return sum(storage.nbytes() for storage in storages.values())
 
     def replay(self) -> T:
         """Do the work again, on what its inputs now hold."""
@@ -81,15 +91,64 @@ def record(work: Callable[[], T]) -> Recording[T]:
     Raises:
         NotRecordable: there is no native library, or PyTorch itself computes something.
     """
+    outcome = _attempt(work)
+    if not isinstance(outcome, Recording):
+        raise NotRecordable(outcome[1])
+    return outcome
+
+
+def _attempt(work: Callable[[], T]) -> Recording[T] | tuple[T, str]:
+    """Do the work once; its recording, or its result and why it has none."""
     library = native.library()
     if library is None:
-        raise NotRecordable(native.native_status().reason)
+        return work(), native.native_status().reason
     recorder = _Recorder(library)
     with _only_one, native.replaced(cast("ctypes.CDLL", recorder)), _Watch() as watch:
         result = work()
     if watch.foreign is not None:
-        raise NotRecordable(f"{watch.foreign} is no native kernel")
-    return Recording(result, recorder.calls, [recorder.kept, watch.made])
+        return result, f"{watch.foreign} is no native kernel"
+    return Recording(result, recorder.calls, recorder.kept, watch.made)
+
+
+class Recordings(Generic[T]):
+    """Recorded work by a key, as much of it as ``most_bytes`` hold; the oldest goes first.
+
+    Work that cannot be recorded, or is too large for that to matter, is simply done.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._known: dict[Hashable, Recording[T] | None] = {}
+        self._held = 0
+        self._refused = False
+
+    def run(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What ``work`` returns, be it done or replayed: a tensor may be written anew by the next.
+
+        Of a key the work is always the same, on memory that lives at least as long as the key.
+        """
+        if self._refused:
+            return work()
+        key = key, torch.get_num_threads()
+        if key in self._known:
+            known = self._known[key]
+            return work() if known is None else known.replay()
+        outcome = _attempt(work)
+        if not isinstance(outcome, Recording):
+            self._refused = True
+            return outcome[0]
+        recording = outcome
+        size = recording.nbytes
+        if size > self._most_bytes // 8:
+            self._known[key] = None
+            return recording.result
+        while self._held + size > self._most_bytes:
+            oldest = next(k for k, held in self._known.items() if held is not None)
+            gone = self._known.pop(oldest)
+            self._held -= 0 if gone is None else gone.nbytes
+        self._known[key] = recording
+        self._held += size
+        return recording.result
 
 
 _only_one = threading.Lock()
@@ -118,7 +177,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_view = bool(made) and all(_shares(args[0], x) for x in made)
         if name not in _HARMLESS and (func._schema.is_mutable or not is_view):
             self.foreign = self.foreign or name
-        self.made += made
+        if not is_view:
+            self.made += made
         return out
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import cpu, ops
-from kernels.cpu.recording import NotRecordable, record
+from kernels.cpu.recording import NotRecordable, Recordings, record
 from kernels.layer_cache import LayerCache
 from kernels.metadata import build_attention_metadata
 
@@ -127,3 +127,51 @@ def test_calls_of_other_threads_are_theirs() -> None:
 
     recording = record(work)
     assert len(recording) == 1
+
+
+def test_recordings_are_kept_as_far_as_they_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 64)
+    done: list[int] = []
+
+    def work(rows: int) -> Tensor:
+        done.append(rows)
+        return ops.silu_and_mul(x[:rows])
+
+    def ran(rows: int) -> bool:
+        """Whether the work itself was done, its result being right in any case."""
+        done.clear()
+        result = recordings.run(rows, lambda: work(rows))
+        assert torch.equal(result, ops.silu_and_mul(x[:rows]))
+        return bool(done)
+
+    recordings: Recordings[Tensor] = Recordings(most_bytes=8 * 2 * 32 * 4)
+    assert [ran(1), ran(1), ran(2), ran(1), ran(2)] == [True, False, True, False, False]
+    assert [ran(3), ran(3)] == [True, True]  # too large
+    for rows in (1, 2):
+        x.normal_()
+        assert not ran(rows)
+    narrow: Recordings[Tensor] = Recordings(most_bytes=8 * 32 * 4)
+    for _ in range(2):
+        for key in range(9):  # the ninth takes the place of the first
+            done.clear()
+            narrow.run(key, lambda: work(1))
+            assert done == [1]
+    recordings = Recordings(1 << 20)
+    assert [ran(1), ran(1)] == [True, False]
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    assert [ran(1), ran(1)] == [True, False]  # by other threads
+
+
+def test_work_that_cannot_be_recorded_is_done_once_each_time() -> None:
+    x = torch.randn(4, 64)
+    done: list[int] = []
+
+    def work() -> Tensor:
+        done.append(1)
+        return x + 1.0
+
+    recordings: Recordings[Tensor] = Recordings(1 << 20)
+    for count in (1, 2, 3):
+        assert torch.equal(recordings.run("a", work), x + 1.0)
+        assert len(done) == count
