@@ -18,8 +18,8 @@ from engine.speculate.proposer import Proposer
 
 # Seconds that measuring may take, roughly; what it does not come to is extrapolated.
 BUDGET = 1.5
-# Runs of a step that takes less than so many seconds, the first of which does not count.
-_RUNS = ((0.02, 4), (0.1, 3), (float("inf"), 2))
+# Runs of a step, as far as there is time.
+_MOST_RUNS = 5
 # Tokens of the sequences that are measured; longer ones are learned from.
 _CONTEXT = 256
 # Tokens that they get meanwhile.
@@ -100,8 +100,11 @@ def measure_costs(
         return None
     measuring = _Measuring(runner, proposer, config, max_model_len, clock)
     end = clock() + budget
-    for count in _sequence_counts(config.max_num_seqs):
-        if not measuring.row(count, tokens, end):
+    counts = list(_sequence_counts(config.max_num_seqs))
+    for place, count in enumerate(counts):
+        # Small rows leave the larger ones more than their share.
+        now = clock()
+        if not measuring.row(count, tokens, now + (end - now) / (len(counts) - place), end):
             break
     return MeasuredCosts(measuring.steps, measuring.drafting)
 
@@ -133,15 +136,18 @@ class _Measuring:
         self.steps = CostGrid()
         self.drafting = CostGrid()
 
-    def row(self, count: int, tokens: int, end: float) -> bool:
-        """Measure steps and drafting of `count` sequences; False if there was no time for it."""
+    def row(self, count: int, tokens: int, share: float, end: float) -> bool:
+        """Measure steps and drafting of `count` sequences; False if there was no time for it.
+
+        Each step is run once until `end`, and more often until `share`.
+        """
         first = not self._dearest
-        # At least two steps without drafts and two with some, no dearer for each token than before.
-        if not first and self._clock() + 6 * count * self._dearest > end:
+        # At least one step without drafts and one with some, no dearer for each token than before.
+        if not first and self._clock() + 3 * count * self._dearest > end:
             return False
         requests = self._requests(count, tokens)
         try:
-            self._steps_of(requests, tokens, end, first)
+            self._steps_of(requests, tokens, share, end, first)
             self._drafting_of(requests, tokens, end, first)
         finally:
             for request in requests:
@@ -149,28 +155,34 @@ class _Measuring:
                 self._proposer.forget(request)
         return True
 
-    def _steps_of(self, requests: list[Request], tokens: int, end: float, first: bool) -> None:
+    def _steps_of(
+        self, requests: list[Request], tokens: int, share: float, end: float, first: bool
+    ) -> None:
         count = len(requests)
-        last = 0.0
-        for drafted in self._drafted_tokens(count, tokens):
-            if last and not first and self._clock() + 2 * last > end:
-                break
-            last = self._fastest(self._batch(requests, drafted))
-            self.steps.add(count, drafted / count, last)
-            if not drafted:
-                self._dearest = last / count
+        sizes = self._drafted_tokens(count, tokens)
+        fastest: dict[int, float] = {}
+        # In turns, so that whatever else the machine does for a while meets all sizes alike.
+        for place in range(_MOST_RUNS):
+            for drafted in sizes:
+                most = max(fastest.values(), default=0.0)
+                sure = not fastest or (first and not place)
+                if not sure and self._clock() + most > (share if place else end):
+                    break
+                seconds = self._execute(self._batch(requests, drafted))
+                # The first of several does not count: its code and data are yet to be fetched.
+                if place == 1:
+                    fastest[drafted] = seconds
+                fastest[drafted] = min(fastest.get(drafted, seconds), seconds)
+        for drafted in sizes:
+            if drafted in fastest:
+                self.steps.add(count, drafted / count, fastest[drafted])
+        self._dearest = fastest[0] / count
 
     def _drafted_tokens(self, count: int, tokens: int) -> list[int]:
         """Numbers of drafted tokens in a step: none, a single one, and some for each."""
         room = self._config.max_num_batched_tokens - count
         sizes = {count * size for size in ladder(tokens)} | {1}
         return sorted(size for size in sizes if size <= room)
-
-    def _fastest(self, batch: Batch) -> float:
-        """Seconds of a step, as it reports them itself."""
-        seconds = self._execute(batch)
-        runs = next(runs for most, runs in _RUNS if seconds < most)
-        return min(self._execute(batch) for _ in range(runs - 1))
 
     def _execute(self, batch: Batch) -> float:
         result = self._runner.execute(batch)
