@@ -63,6 +63,12 @@ def _lines(outcome: SimulateOutcome) -> Iterator[tuple[str, str]]:
         yield "found in the cache", _cell(hits, 100, "%")
     if engine["preemptions"] is not None and engine["preemptions"].high > 0:
         yield "preemptions", _cell(engine["preemptions"])
+    drafts = metrics.get("speculation")
+    if drafts is not None:
+        yield "tokens a step", _cell(drafts["tokens_per_step"])
+        shares = [_cell(share, 100, "%") for share in drafts["acceptance"].values() if share]
+        if shares:
+            yield "accepted by position", ", ".join(shares)
 
 
 def _chances(outcome: SimulateOutcome) -> Iterator[str]:
