@@ -267,7 +267,7 @@ static void attend_all(const AttentionStep& step, int threads) {
     if (count == 1) threads = 1;
 #pragma omp parallel num_threads(threads)
     {
-        configure_tiles(16);
+        configure_tiles(16, 16);
         int64_t own = ITEM_COLUMNS / COLUMNS * state_floats * 4;
         float* states = (float*)scratch<4>(own + Workspace::bytes(dh));
         Workspace ws((char*)states + own, dh);

@@ -265,7 +265,7 @@ static void run(const Rows& x, const Weight& w, Output out, int threads) {
     int64_t m = x.m, step_k = k_per_step(KIND), steps = (w.k + step_k - 1) / step_k;
     int64_t panels = (w.n + PANEL - 1) / PANEL;
     int64_t row_blocks = (m + 15) / 16;
-    bool direct = x.kind == ROW_BF16 && std::is_same<T, bf16>::value && m <= 16 && w.k % 32 == 0;
+    bool direct = x.kind == ROW_BF16 && std::is_same<T, bf16>::value && m <= 32 && w.k % 32 == 0;
     int64_t packed_bytes = row_blocks * steps * 1024;
     char* packed = direct ? nullptr : scratch<0>(packed_bytes + (m + 1) * 16);
     int64_t* outliers = (int64_t*)(packed + packed_bytes);
@@ -297,15 +297,16 @@ static void run(const Rows& x, const Weight& w, Output out, int threads) {
                 out.outliers = gather_outliers<T>(x, w.k, outliers);
             }
         }
-        configure_tiles(m < 16 ? (int)m : 16);
+        // Packed rows are padded to whole tiles, those that lie with the caller are not.
+        configure_tiles(m < 16 ? (int)m : 16, direct && m > 16 ? (int)m - 16 : 16);
         char* widened = widens(KIND) ? scratch<1>(steps * STEP_BYTES) : nullptr;
         for (int64_t row = 0; row < m; row += block_rows) {
             int64_t rows = m - row < block_rows ? m - row : block_rows;
 #pragma omp for schedule(static) nowait
             for (int64_t p = 0; p < panels; p++) {
                 if (direct)
-                    run_panel<KIND>((const char*)x.data, x.stride * 2, 64, 0, 0, m, w, p, steps,
-                                    widened, out);
+                    run_panel<KIND>((const char*)x.data, x.stride * 2, 64, x.stride * 32, 0, m, w,
+                                    p, steps, widened, out);
                 else
                     run_panel<KIND>(packed + row / 16 * steps * 1024, 64, 1024, steps * 1024, row,
                                     rows, w, p, steps, widened, out);

@@ -11,8 +11,9 @@
 #endif
 
 #if AMX_KERNELS
-// Tiles 0..3 accumulate, 4 and 5 hold left operands of `rows` rows, 6 and 7 right operands.
-static inline void configure_tiles(int rows) {
+// Tiles 0..3 accumulate, 4 and 5 hold left operands, 6 and 7 right operands. Left operands have
+// `rows` rows, that of tile 5, for which 2 and 3 accumulate, `second_rows`.
+static inline void configure_tiles(int rows, int second_rows) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t bytes[16];
@@ -21,7 +22,7 @@ static inline void configure_tiles(int rows) {
     config.palette = 1;
     for (int t = 0; t < 8; t++) {
         config.bytes[t] = 64;
-        config.rows[t] = t < 6 ? rows : 16;
+        config.rows[t] = t > 5 ? 16 : t == 2 || t == 3 || t == 5 ? second_rows : rows;
     }
     _tile_loadconfig(&config);
 }

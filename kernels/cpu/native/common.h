@@ -143,11 +143,16 @@ static inline float reduce_max(vf v) {
 }
 
 // exp by range reduction to [-ln2/2, ln2/2] and Cephes' polynomial (expf.c); relative error about
-// 1e-7. Below -87.3 the result is 0, above 88.7 it saturates near the largest float.
+// 1e-7. Below -87.3 the result is 0; above 88.7 it is infinite, in the general form from 88.4 on.
 static inline vf vexp(vf x) {
+#if defined(__AVX512F__)
+    __mmask16 kept = _mm512_cmp_ps_mask(bit_copy<__m512>(x), _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
+    x = bit_copy<vf>(_mm512_min_ps(_mm512_set1_ps(89.0f), bit_copy<__m512>(x)));
+#else
     vi zero = x < splat(-87.3f);
     x = select(x > splat(88.7f), splat(88.7f), x);
     x = select(zero, splat(0.0f), x);
+#endif
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     vf n = (x * 1.44269504088896341f + magic) - magic;
     vf r = x - n * 0.693359375f;
@@ -159,8 +164,12 @@ static inline vf vexp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+    return bit_copy<vf>(_mm512_maskz_scalef_ps(kept, bit_copy<__m512>(p), bit_copy<__m512>(n)));
+#else
     vi scale = (__builtin_convertvector(n, vi) + 127) << 23;
     return select(zero, splat(0.0f), p * bit_copy<vf>(scale));
+#endif
 }
 
 // tanh with an absolute error of about 1e-7: close to 0 that is not relative, which nobody needs.
