@@ -246,3 +246,33 @@ def test_profile_is_offered_by_the_package() -> None:
     import autotune
 
     assert autotune.profile is profile
+
+
+def test_a_load_that_drafts_tells_what_was_accepted_as_its_answers_do(tmp_path: Path) -> None:
+    drafting = {"speculative_method": "ngram", "speculative_adaptive": False}
+    traffic = TrafficOptions(rate=30.0, length_factor=0.1, duration_s=1.0)
+    path = tmp_path / "out"
+    outcome = profile({**KNOBS, **drafting}, traffic, slo=SLO, calibrate=False, output=path)
+    found = outcome.profile.measured_speculation
+    assert found is not None
+    steps, requests = RunFolder(path).read_steps(0), RunFolder(path).read_requests(0)
+    assert found.decodes == sum(step.decode_sequences for step in steps)
+    # Every token but a request's first is a decode's own or an accepted one.
+    answered = sum(request.output_tokens - 1 for request in requests)
+    assert found.decodes + found.accepted_tokens == answered
+    assert found.accepted_tokens == sum(position.accepted for position in found.positions) > 0
+    assert found.drafted_tokens == sum(position.drafted for position in found.positions)
+    # Tokens of one step come at one moment.
+    moments = sum(len(set(request.token_times)) - 1 for request in requests)
+    assert found.tokens_per_step.value == pytest.approx(answered / moments)
+    assert all(step.draft_seconds <= step.host_seconds for step in steps)
+    assert found.draft_seconds == pytest.approx(sum(step.draft_seconds for step in steps))
+    # The dry run goes by the same rule along the same tokens.
+    dry_run = outcome.profile.speculation
+    assert dry_run is not None
+    assert dry_run.tokens_per_step[4] == pytest.approx(found.tokens_per_step.value)
+    metrics = outcome.profile.metrics
+    assert metrics is not None
+    assert metrics["speculation"]["drafted_tokens"] == found.drafted_tokens
+    again = profile_records(path).profile
+    assert again.measured_speculation == found
