@@ -36,7 +36,12 @@ from engine.request import Request, SamplingParams
 from engine.speculate.draft import Draft
 from engine.step_record import StepRecord
 
-DRAFT_MODEL = {"speculative_method": "draft_model", "speculative_model": "small"}
+DRAFT_MODEL = EngineConfig(
+    speculative_method="draft_model",
+    speculative_model="small",
+    num_speculative_tokens=4,
+    speculative_adaptive=False,
+)
 COST = DraftCost(base=1e-3, sequence=2e-4, depth=3e-3, depth_sequence=1e-4)
 
 
@@ -175,7 +180,7 @@ def test_tokens_of_a_step_are_as_played(drafted: int) -> None:
 
 def test_what_was_played_is_measured() -> None:
     """Chances within their sampling error, costs but for rounding."""
-    config = EngineConfig(**DRAFT_MODEL, num_speculative_tokens=4, speculative_adaptive=False)
+    config = DRAFT_MODEL
     truth = DraftProfile((0.8, 0.7, 0.6, 0.5), cost=COST, costs_device=True)
     found = measured_drafts(played(config, truth).steps, config)
     assert found is not None
@@ -192,7 +197,7 @@ def test_what_was_played_is_measured() -> None:
 
 
 def test_prompts_that_a_draft_model_computes_are_told_from_its_drafts() -> None:
-    config = EngineConfig(**DRAFT_MODEL, num_speculative_tokens=4, speculative_adaptive=False)
+    config = DRAFT_MODEL
     cost = dataclasses.replace(COST, prompt_token=2e-5)
     steps = played(config, DraftProfile((0.7,), cost=cost, costs_device=True)).steps
     found = draft_cost(steps, costs_device=True)
@@ -212,7 +217,7 @@ def test_looking_up_takes_as_long_whatever_is_found() -> None:
 
 
 def test_few_drafts_tell_nothing() -> None:
-    config = EngineConfig(**DRAFT_MODEL)
+    config = DRAFT_MODEL
     steps = played(config, DraftProfile((0.7,), costs_device=True), count=1).steps
     assert measured_drafts(steps[:5], config) is None
     assert draft_cost(steps[:5], costs_device=True) is None
@@ -288,7 +293,7 @@ def evidence(steps: Sequence[StepRecord] = (), texts: int = 8) -> LoadEvidence:
 
 def test_knowledge_is_of_texts_and_of_loads_that_drafted() -> None:
     plain = EngineConfig()
-    drafting = EngineConfig(**DRAFT_MODEL, speculative_adaptive=False)
+    drafting = DRAFT_MODEL
     steps = played(drafting, DraftProfile((0.8,), cost=COST, costs_device=True)).steps
     knowledge = DraftKnowledge.of([(plain, evidence()), (drafting, evidence(steps, 0))])
     cost = RowsCost()
