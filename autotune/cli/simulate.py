@@ -82,8 +82,9 @@ def simulate(
         typer.Option(
             "--speculative-acceptance",
             metavar="P1,P2,..",
-            help="Decode with drafts of so many tokens, each right with this chance once those "
-            "before it were, for instance 0.8,0.6,0.4 as a profile measures them.",
+            help="The chance of each drafted token to be right once those before it were, for "
+            "instance 0.8,0.6,0.4 as a profile measures them. Without --speculative-method as many "
+            "are drafted in every step.",
             rich_help_panel=_FLEET,
         ),
     ] = None,

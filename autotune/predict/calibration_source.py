@@ -75,9 +75,12 @@ def calibration_of_profile(path: Path) -> Calibration:
             engine_version=str(version or "unknown"),
             created_at=profile.created_at,
         )
-        return dataclasses.replace(calibration, drafts=DraftKnowledge.of(told))
     except ValueError as error:
         raise BadInput(f"{path} tells nothing of the cost of steps: {error}") from None
+    drafts = DraftKnowledge.of(told)
+    if profile.speculation is not None:
+        drafts = drafts.with_dry_run(profile.speculation)
+    return dataclasses.replace(calibration, drafts=drafts)
 
 
 def _load(folder: RunFolder, trial: int, config: dict[str, Any]) -> CalibrationLoad:

@@ -9,10 +9,11 @@ from typing import Any
 
 from autotune.predict.draft_traces import Text, traces
 from autotune.predict.drafting import LOOKUP_COST, MEASURED_ERROR, DraftCost, DraftProfile
-from autotune.predict.measured_drafts import measured_drafts, pooled
+from autotune.predict.measured_drafts import conditional, measured_drafts, pooled
 from autotune.predict.step_cost import StepWork
 from autotune.predict.virtual_speculation import CONTEXT, Cost
 from autotune.profiling.evidence import LoadEvidence
+from autotune.profiling.speculation_schema import Speculation
 from engine.config import EngineConfig
 
 # Whose drafts follow from the tokens of prompts and answers.
@@ -64,6 +65,21 @@ class DraftKnowledge:
                     found.setdefault(_key(config), []).append(profile)
             texts = texts or _texts(evidence)
         return cls({key: pooled(profiles) for key, profiles in found.items()}, texts, guesses)
+
+    def with_dry_run(self, found: Speculation) -> DraftKnowledge:
+        """With what a profile's dry run of lookups says, where its texts are not there."""
+        survival = [p.accepted / p.drafted for p in found.positions if p.drafted]
+        if self.texts or not survival or found.num_requests < FEWEST_TEXTS:
+            return self
+        config = EngineConfig(
+            speculative_method="ngram",
+            prompt_lookup_min=found.min_ngram,
+            prompt_lookup_max=found.max_ngram,
+        )
+        profile = DraftProfile(
+            conditional(survival), found.hit_share, found.hit_run, error=MEASURED_ERROR
+        )
+        return dataclasses.replace(self, measured={_key(config): profile, **self.measured})
 
     def profile(self, config: EngineConfig, cost: Cost) -> DraftProfile | None:
         """How the drafts of a config fare; None where it has none, or nothing is known of them.

@@ -40,7 +40,7 @@ def measured_drafts(steps: Sequence[StepRecord], config: EngineConfig) -> DraftP
     error = 1.0 / math.sqrt(max(trials * first * (1.0 - first), 1.0))
     is_tree = config.speculative_method == "medusa"
     return DraftProfile(
-        acceptance=_conditional(survival),
+        acceptance=conditional(survival),
         # A model drafts whenever it is asked.
         share=1.0 if costs_device else totals.drafted_decodes / totals.decodes,
         cost=cost or (DraftCost() if costs_device else LOOKUP_COST),
@@ -90,7 +90,7 @@ def pooled(profiles: Sequence[DraftProfile]) -> DraftProfile:
     return dataclasses.replace(best, cost=DraftCost(*(float(c) for c in costs.mean(axis=0))))
 
 
-def _conditional(survival: Sequence[float]) -> tuple[float, ...]:
+def conditional(survival: Sequence[float]) -> tuple[float, ...]:
     """Chances given that the tokens before were accepted, from those that all are."""
     chances, before = [], 1.0
     for share in survival:

@@ -75,7 +75,7 @@ class StepWork(NamedTuple):
         work = attention_work(batch, groups, uniform=uniform)
         sequences, decodes = batch.sequences, batch.num_decodes
         chunks = sequences[decodes:]
-        drafted = batch.num_drafted_tokens
+        drafted = sum([s.num_tokens for s in sequences[:decodes]]) - decodes
         return cls(
             decodes + drafted + sum([s.num_tokens for s in chunks]),
             len(chunks),

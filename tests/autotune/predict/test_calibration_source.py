@@ -13,6 +13,7 @@ from autotune.predict.step_cost import StepWork
 from autotune.profiling.evidence import LoadEvidence
 from autotune.profiling.file import write_profile
 from autotune.profiling.schema import Profile
+from autotune.profiling.speculation_schema import AcceptancePosition, Speculation
 from autotune.records import SCHEMA_VERSION, RunFolder
 from engine.config import EngineConfig
 from tests.autotune.predict.calibrated_loads import MACHINE
@@ -41,6 +42,31 @@ def test_a_profile_calibrates(tmp_path: Path) -> None:
     shape = found.cache(config)
     assert shape is not None
     assert shape.num_blocks == 4096
+
+
+def test_a_profiles_dry_run_tells_of_lookups(tmp_path: Path) -> None:
+    profile, evidence = profiled(requests(80, 3.0), max_num_seqs=32)
+    dry_run = Speculation(
+        num_requests=80,
+        min_ngram=2,
+        max_ngram=4,
+        tokens_per_step={1: 1.3},
+        hit_share=0.4,
+        hit_run=3.0,
+        positions=[
+            AcceptancePosition(position=1, drafted=100, accepted=80),
+            AcceptancePosition(position=2, drafted=100, accepted=60),
+        ],
+    )
+    told = {"ceilings": MACHINE.ceilings, "speculation": dry_run}
+    _write(tmp_path, profile.model_copy(update=told), evidence)
+    found = load_calibration(tmp_path)
+    config = EngineConfig(max_num_seqs=32, speculative_method="ngram")
+    drafts = found.middle(config).drafts
+    assert drafts is not None
+    assert drafts.acceptance == pytest.approx((0.8, 0.75))
+    assert (drafts.share, drafts.run) == (0.4, 3.0)
+    assert found.middle(config.replace(prompt_lookup_max=5)).drafts is None
 
 
 def test_a_profile_without_what_is_needed_says_what_is_missing(tmp_path: Path) -> None:

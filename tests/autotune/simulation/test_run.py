@@ -111,6 +111,19 @@ def test_fleets_and_drafts_reach_the_simulation(file: Path) -> None:
     assert tpots[1] < 0.7 * tpots[0]
 
 
+def test_speculation_is_simulated_where_its_chances_are_told(file: Path) -> None:
+    knobs = {"max_num_seqs": 16, "speculative_method": "ngram"}
+    with pytest.raises(BadInput, match="chances of their tokens by --speculative-acceptance"):
+        run(calibration=file, knobs=knobs)
+    outcome = run(calibration=file, knobs=knobs, acceptance=(0.9, 0.8))
+    assert outcome.config.speculative_adaptive
+    told = outcome.to_json()["speculation"]
+    assert told["acceptance"]["1"]["value"] == pytest.approx(0.9, abs=0.05)
+    assert told["acceptance"]["3"] is None
+    low, value, high = (told["tokens_per_step"][name] for name in ("low", "value", "high"))
+    assert 1.0 < low <= value <= high < 1 + 0.9 + 0.72 + 0.2
+
+
 def test_an_unknown_method_is_a_sentence(file: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot be simulated: .*nf4"):
         run(calibration=file, knobs={"quantization": "nf4"})
