@@ -82,6 +82,16 @@ GLOSSARY: Sequence[tuple[str, str]] = (
         "the same token likeliest.",
     ),
     (
+        "Speculation",
+        "Tokens are guessed (drafted) to follow a request’s last one, and one step verifies them all: "
+        "those that the model itself would have chosen are accepted, and it adds one of its own. "
+        "What is generated stays what it was.",
+    ),
+    (
+        "Tokens a step",
+        "What a decode gets from a step on the mean: its own token and the accepted ones.",
+    ),
+    (
         "Preemption",
         "A running request gives its KV blocks back when the cache is full and is computed again "
         "later.",
