@@ -83,7 +83,7 @@ GLOSSARY: Sequence[tuple[str, str]] = (
     ),
     (
         "Speculation",
-        "Tokens are guessed (drafted) to follow a request’s last one, and one step verifies them all: "
+        "Tokens are guessed (drafted) to follow a request’s last one, and one step verifies them: "
         "those that the model itself would have chosen are accepted, and it adds one of its own. "
         "What is generated stays what it was.",
     ),
