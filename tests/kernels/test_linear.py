@@ -83,6 +83,20 @@ def test_int4(backend, generator, dtype, group_size):
         assert error(ops.linear(x, packed), expected) < allowed
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_number_of_few_rows(backend, generator, bias):
+    """As many as drafted tokens are: without tiles each number has a loop of its own."""
+    n, k = 70, 192
+    q, scales, zeros, _ = random_int4(n, k, 32, generator)
+    added = torch.randn(n, generator=generator) if bias else None
+    packed = ops.pack_int4(q, scales, zeros, 32, added)
+    used = ops.dequantize(packed).double()
+    for rows in range(1, 10):
+        x = torch.randn(rows, k, generator=generator)
+        expected = reference.linear(x.double(), used, None if added is None else added.double())
+        assert error(ops.linear(x, packed), expected) < RELATIVE_ERROR[torch.float32]
+
+
 @pytest.mark.parametrize("kind", ["dense", "int8", "int4"])
 def test_a_row_does_not_depend_on_the_other_rows(generator, kind):
     """Bit for bit, from one row to several blocks of rows: what batching invariance rests on."""

@@ -58,20 +58,18 @@ static void row_products(const float* x, const uint8_t* data, const float* scale
 EXPORT void int4_linear(const float* x, int64_t m, const uint8_t* data, const float* scales,
                         const float* zeros, int64_t n, int64_t k, int64_t group, const float* bias,
                         float* out, int threads) {
+    constexpr decltype(&row_products<1>) of_rows[] = {
+        row_products<1>, row_products<2>, row_products<3>, row_products<4>,
+        row_products<5>, row_products<6>, row_products<7>, row_products<8>};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < n; r++) {
         const uint8_t* row = data + r * k / 2;
         const float *s = scales + r * (k / group), *z = zeros + r * (k / group);
-        for (int64_t i = 0; i < m; i += 4) {
-            float products[4];
-            const float* from = x + i * k;
-            switch (m - i) {
-                case 1: row_products<1>(from, row, s, z, k, group, products); break;
-                case 2: row_products<2>(from, row, s, z, k, group, products); break;
-                case 3: row_products<3>(from, row, s, z, k, group, products); break;
-                default: row_products<4>(from, row, s, z, k, group, products);
-            }
-            for (int64_t j = 0; j < 4 && i + j < m; j++)
+        for (int64_t i = 0; i < m; i += 8) {
+            float products[8];
+            int64_t rows = m - i < 8 ? m - i : 8;
+            of_rows[rows - 1](x + i * k, row, s, z, k, group, products);
+            for (int64_t j = 0; j < rows; j++)
                 out[(i + j) * n + r] = products[j] + (bias ? bias[r] : 0.0f);
         }
     }

@@ -58,8 +58,8 @@ def test_bits_of_the_upper_half_are_read(device, generator):
 @pytest.mark.parametrize("splits", [2, 5])
 def test_split_contexts(device, generator, monkeypatch, splits):
     """Stretches of which a tree's row may see nothing, and the one that holds the tree."""
-    sequences = [(6, 530, True), (17, 257, True), (24, 24, True)]
-    for query_len, run in ((24, decode.decode_attention), (1, prefill.prefill_attention)):
+    sequences = [(6, 230, True), (17, 90, True), (12, 12, True)]
+    for query_len, run in ((17, decode.decode_attention), (1, prefill.prefill_attention)):
         monkeypatch.setattr(decode, "LEAST_STRETCH", 32)
         monkeypatch.setattr(prefill, "LEAST_STRETCH", 32)
         case = make_tree_case(BF16, 64, 1, 2, 16, sequences, generator, decode_query_len=query_len)
