@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
 # Streams of a request beside its own, from which its tokens are drawn: for whether a drafted token
-# is accepted, and for what comes in the place of one that is not.
-ACCEPTANCE, REDRAW = 1, 2
+# is accepted, for what comes in the place of one that is not, and for what a model drafts.
+ACCEPTANCE, REDRAW, DRAFTING = 1, 2, 3
 
 
 def _mix(value: int) -> int:

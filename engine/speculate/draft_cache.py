@@ -7,7 +7,7 @@ behind what the request had then; if the request went another way, it is compute
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from engine.blocks import BlockPool
@@ -52,6 +52,11 @@ class DraftedSequence:
                 count += 1
             self.drafted.clear()
         self.computed(min(count, len(tokens) - 1))
+
+    def followed_by(self, guesses: Sequence[int]) -> None:
+        """Note that tokens were drafted: all but the last of them are computed."""
+        self.computed(len(self.request.token_ids))
+        self.drafted[:] = guesses[:-1]
 
     def computed(self, count: int) -> None:
         """Note that the keys and values of the first `count` tokens of the request are there."""

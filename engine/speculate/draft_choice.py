@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.request import Request
 from engine.sampling_penalties import logit_changes
 from engine.speculate.draft import Draft
-from engine.uniform import request_seed, uniforms
+from engine.uniform import DRAFTING, request_seed, stream_seed, uniforms
 from kernels import sampling
 from kernels.sampling import DrawParameters
 
@@ -43,7 +43,14 @@ class Chain:
         return self.seed is None and not self.penalised
 
     def append(self, token: int, share: float, drawn_from: Tensor | None = None) -> None:
-        """Add a token that has `share` of the distribution, [vocabulary], that it is drawn from."""
+        """Add a token that has `share` of the distribution, [vocabulary], that it is drawn from.
+
+        The likeliest token is right about as often as its share says. A drawn one is accepted with
+        min(1, p / q): about half the time where its share is small, and always where it has all; a
+        straight line between the two fitted the embedded pair.
+        """
+        if drawn_from is not None:
+            share = (1.0 + share) / 2.0
         self.token_ids.append(token)
         self.chances.append(share * self.chances[-1] if self.chances else share)
         if drawn_from is not None:
@@ -83,7 +90,7 @@ class DraftChooser:
         seed = None
         if params.temperature > 0.0 and params.seed is None:
             # Of its own: what is drafted must tell nothing of the numbers that accept it.
-            seed = request_seed(None, self.seed, f"draft {request.request_id}")
+            seed = stream_seed(request_seed(None, self.seed, request.request_id), DRAFTING)
         penalised = (
             params.repetition_penalty != 1.0
             or params.presence_penalty != 0.0

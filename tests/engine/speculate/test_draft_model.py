@@ -13,7 +13,7 @@ from engine.models.decoder import Decoder
 from engine.request import Request, SamplingParams
 from engine.speculate.draft import Draft
 from engine.speculate.draft_model import DraftModel
-from engine.uniform import request_seed, uniform
+from engine.uniform import DRAFTING, request_seed, stream_seed, uniform
 from kernels import sampling
 from tests.engine.tiny_models import VOCABULARY, TinyModel, make_tiny, paged_logits
 
@@ -33,7 +33,8 @@ def llama(models: dict[str, TinyModel]) -> Decoder:
 
 
 def draft_model(decoder: Decoder, num_blocks: int = 200, **knobs: object) -> DraftModel:
-    config = EngineConfig.from_mapping({"device": "cpu", "block_size": 8, **knobs})
+    fixed = {"device": "cpu", "block_size": 8, "speculative_adaptive": False}
+    config = EngineConfig.from_mapping({**fixed, **knobs})
     return DraftModel(decoder, config, LONGEST, num_blocks, eos_token_ids=(1,))
 
 
@@ -186,7 +187,7 @@ def test_draws_follow_the_request_s_own_parameters(llama: Decoder) -> None:
     assert q is not None
     assert q.shape == (4, VOCABULARY)
     tokens = list(drawn.token_ids)
-    seed = request_seed(None, 3, "draft drawn")
+    seed = stream_seed(request_seed(None, 3, "drawn"), DRAFTING)
     share = 1.0
     assert drafts[0].chances is not None
     for row, token, told in zip(q, drafts[0].token_ids, drafts[0].chances, strict=True):
@@ -197,7 +198,7 @@ def test_draws_follow_the_request_s_own_parameters(llama: Decoder) -> None:
         expected = sampling.probabilities(logits[None], one)[0]
         torch.testing.assert_close(row, expected, rtol=1e-3, atol=1e-5)
         assert token == int(sampling.draw(logits[None], one))
-        share *= float(expected[token])
+        share *= (1.0 + float(expected[token])) / 2.0
         assert told == pytest.approx(share, rel=1e-2)
         tokens.append(token)
 
@@ -218,6 +219,27 @@ def test_end_tokens_are_not_drafted_before_min_tokens(tmp_path: Path) -> None:
     assert end not in draft.token_ids[:2]
     second = int(said(decoder, prompt).topk(2).indices[1])
     assert draft.token_ids[0] == second
+
+
+def test_chains_that_have_no_chance_end_where_lengths_are_adaptive(llama: Decoder) -> None:
+    model = draft_model(llama, speculative_adaptive=True)
+    rng = random.Random(6)
+    requests = [request(str(i), random_tokens(rng, 20)) for i in range(6)]
+    limits = [8, 2, 8, 8, 1, 8]
+    drafts = model.propose(requests, limits)
+    lengths = set()
+    for each, limit, draft in zip(requests, limits, drafts, strict=True):
+        assert draft is not None
+        assert draft.chances is not None
+        check_chain(llama, each.token_ids, draft)
+        assert all(chance >= 0.05 for chance in draft.chances[:-1])
+        assert len(draft) == limit or draft.chances[-1] < 0.05
+        lengths.add(len(draft))
+        each.token_ids += [*draft.token_ids, 3]
+    assert len(lengths) > 2
+    for each, draft in zip(requests, model.propose(requests, limits), strict=True):
+        assert draft is not None
+        check_chain(llama, each.token_ids, draft)
 
 
 def test_live_knobs(llama: Decoder) -> None:
