@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ class Samples:
 
 
 def cut_windows(
-    texts: Iterable[Sequence[int]], length: int, most_tokens: int, seed: int
+    texts: Sequence[Sequence[int]], length: int, most_tokens: int, seed: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Windows of texts of token ids, to learn from and held out, as `seed` draws them.
 
@@ -71,7 +71,7 @@ def cut_windows(
     ]
     if len(windows) < LEAST_WINDOWS:
         raise BadInput(
-            f"the text has {sum(map(len, windows))} tokens, too few to learn from: give at least "
+            f"the text has {sum(map(len, texts))} tokens, too few to learn from: give at least "
             f"{LEAST_WINDOWS * length}, and better some ten thousand"
         )
     random.Random(seed).shuffle(windows)

@@ -27,6 +27,8 @@ def hidden_states(decoder: Decoder, sequences: Sequence[Sequence[int]]) -> Itera
         if batches[-1] and sum(map(len, batches[-1])) + len(sequence) > _TOKENS_AT_ONCE:
             batches.append([])
         batches[-1].append(sequence)
+    if not batches[0]:
+        return
     most = max(sum(_num_blocks(sequence) for sequence in batch) for batch in batches)
     cache = KVCache.allocate(decoder.spec, most, _BLOCK_SIZE, decoder.dtype, decoder.device)
     for batch in batches:

@@ -52,12 +52,17 @@ def write_medusa(
 
 
 def _tensors(weights: MedusaWeights) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for index, head in enumerate(weights.heads):
         for depth, layer in enumerate(head.layers):
-            tensors[f"{index}.{depth}.linear.weight"] = layer.weight.contiguous()
+            tensors[f"{index}.{depth}.linear.weight"] = layer.weight
             if layer.bias is not None:
-                tensors[f"{index}.{depth}.linear.bias"] = layer.bias.contiguous()
+                tensors[f"{index}.{depth}.linear.bias"] = layer.bias
         if head.output is not None:
-            tensors[f"{index}.{len(head.layers)}.weight"] = head.output.contiguous()
+            tensors[f"{index}.{len(head.layers)}.weight"] = head.output
+    # A file has no word for tensors that are one.
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.clone() if tensor.data_ptr() in stored else tensor.contiguous()
+        stored.add(tensor.data_ptr())
     return tensors
