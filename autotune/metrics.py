@@ -6,7 +6,7 @@ Names differ between tools; the formulas are what to compare. Ours and theirs:
 |---|---|---|---|
 | `ttft`, from the *intended* send | `ttft`, from the send | `time_to_first_token` | the same |
 | `tpot` = (e2e - ttft) / (n - 1) | `tpot` | `inter_token_latency` | `inter_token_latency` |
-| `itl`, each gap, pooled | `itl` | - | `inter_chunk_latency` |
+| `itl`, each gap between chunks, pooled | `itl` | - | `inter_chunk_latency` |
 | `e2e`, from the intended send | `e2el`, from the send | `request_latency` | `request_latency` |
 | `goodput_requests_per_s` | `request_goodput` | - | `goodput` |
 
@@ -122,11 +122,12 @@ def compute_metrics(
 def latencies(metric: str, records: Sequence[RequestRecord]) -> tuple[Floats, npt.NDArray[Any]]:
     """All values of a latency in seconds, and for each the index of its request in `records`.
 
-    TTFT, TPOT and E2E have at most one value a request; ITL has one for each gap between its
-    streamed tokens, pooled over requests, as in vLLM: tokens that arrive together are 0 apart.
+    TTFT, TPOT and E2E have at most one value a request; ITL has one for each gap in its stream,
+    pooled over requests. Tokens that arrive together, as drafted ones do, are one chunk, and gaps
+    are between chunks, as in vLLM: gaps of 0 would hide how long a reader waits.
     """
     if metric == "itl":
-        gaps = [np.diff(np.asarray(r.token_times, dtype=np.float64)) for r in records]
+        gaps = [np.diff(np.unique(np.asarray(r.token_times, dtype=np.float64))) for r in records]
         owners = np.repeat(np.arange(len(records)), [len(g) for g in gaps])
         return (np.concatenate(gaps) if gaps else np.empty(0)), owners
     pairs = [

@@ -154,6 +154,14 @@ def test_statistics_that_the_slo_names_are_computed() -> None:
 _times = st.lists(st.floats(0.0, 5.0), min_size=0, max_size=6)
 
 
+def test_tokens_that_arrive_together_are_one_chunk() -> None:
+    records = [request(0.0, (0.1, 0.3, 0.3, 0.3, 0.4)), request(0.0, (0.2, 0.2))]
+    values, owners = latencies("itl", records)
+    assert values.tolist() == pytest.approx([0.2, 0.1])
+    assert owners.tolist() == [0, 0]
+    assert latencies("tpot", records)[0].tolist() == pytest.approx([0.075, 0.0])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
@@ -185,7 +193,7 @@ def test_against_brute_force(
         end = times[-1] - r.intended_send
         ttfts.append(ttft)
         ends.append(end)
-        gaps += [b - a for a, b in pairwise(times)]
+        gaps += [b - a for a, b in pairwise(times) if b > a]
         tpot = None
         if len(times) > 1:
             tpot = (times[-1] - times[0]) / (len(times) - 1)
