@@ -1,0 +1,361 @@
+"""What speculative decoding brings the embedded pair, alone and under load, and what is foretold.
+
+Requests continue Python source that the model has not seen. At each number of requests at once, all
+methods and none take turns, so that a speed-up is a ratio of moments next to each other. What the
+drafts are like is learned from other requests than those that are foretold: of the methods with
+weights from a load of their own, of looking up from the texts of a load without drafts.
+
+    python -m benchmarks.speculation [--medusa FOLDER] [--rounds 5] [--out speculation.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotune.embedded import DRAFT, HELD_OUT, TARGET
+from autotune.hardware.detect import describe_hardware
+from autotune.hardware.versions import library_versions
+from autotune.load.open_loop import LoadResult, run_load
+from autotune.loaded_engines import LoadedEngines
+from autotune.predict.calibration import Calibration
+from autotune.predict.calibration_run import calibrate
+from autotune.predict.draft_knowledge import DraftKnowledge
+from autotune.profiling.evidence import LoadEvidence, prompts_of
+from autotune.profiling.model_facts import model_facts
+from autotune.records import utc_now
+from autotune.simulation.interval import Interval
+from autotune.simulation.speedup import predicted_speedup
+from autotune.workload.materialise import LoadRequest
+from benchmarks.quiet_machine import undisturbed
+from engine.config import EngineConfig
+from engine.request import Request, SamplingParams
+from engine.speculate.ngram import NgramProposer
+from engine.tokenizer import Tokenizer, load_tokenizer
+
+OUTPUT = 128
+# Requests at once; the last is more than get a seat.
+BATCHES = (1, 4, 16, 64, 256)
+SEATS = 128
+# One after another, to learn from and to be measured.
+ALONE = 16
+# Seconds between requests that are played one after another.
+APART = 100.0
+CALIBRATION_S = 40.0
+LOOKUP_CONTEXT = 8192
+RESAMPLES = 4000
+
+
+def variants(medusa: str | None) -> dict[str, dict[str, Any]]:
+    """The methods, each with as many tokens as it can use on this text."""
+    found: dict[str, dict[str, Any]] = {
+        "none": {},
+        "ngram": {"speculative_method": "ngram", "num_speculative_tokens": 8},
+        "suffix": {"speculative_method": "suffix", "num_speculative_tokens": 8},
+        "draft_model": {
+            "speculative_method": "draft_model",
+            "speculative_model": str(DRAFT),
+            "num_speculative_tokens": 5,
+        },
+    }
+    if medusa is not None:
+        found["medusa"] = {
+            "speculative_method": "medusa",
+            "speculative_model": medusa,
+            "num_speculative_tokens": 12,
+        }
+    found["ngram, always 8"] = {**found["ngram"], "speculative_adaptive": False}
+    return found
+
+
+class Texts:
+    """Python source of the held-out text, as token ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._files: list[list[int]] = []
+        name = ""
+        lines: list[str] = []
+        for line in [*HELD_OUT.read_text().splitlines(keepends=True), "===== end =====\n"]:
+            if line.startswith("===== ") and line.endswith(" =====\n"):
+                if name.endswith(".py"):
+                    self._files.append(tokenizer.encode("".join(lines)))
+                name, lines = line[6:-7], []
+            else:
+                lines.append(line)
+
+    def requests(self, count: int, seed: int) -> list[LoadRequest]:
+        """Prompts of 100 to 400 tokens from random places, all at once."""
+        rng = np.random.default_rng(seed)
+        weights = np.array([len(file) for file in self._files], dtype=float)
+        found = []
+        for i in range(count):
+            file = self._files[rng.choice(len(self._files), p=weights / weights.sum())]
+            size = int(rng.integers(100, 401))
+            start = int(rng.integers(0, max(1, len(file) - size)))
+            found.append(LoadRequest(f"{seed}-{i}", 0.0, tuple(file[start : start + size]), OUTPUT))
+        return found
+
+
+class Bench:
+    """Engines of the embedded model that serve one load after another."""
+
+    def __init__(self, medusa: str | None) -> None:
+        self.base = EngineConfig(
+            model=str(TARGET), max_num_seqs=SEATS, kv_cache_memory_bytes=512 << 20
+        )
+        self.configs = {
+            name: self.base.replace(**knobs) for name, knobs in variants(medusa).items()
+        }
+        self.engines = LoadedEngines(keep=True)
+        self.texts = Texts(load_tokenizer(str(TARGET)))
+
+    def serve(self, name: str, loads: Sequence[Sequence[LoadRequest]]) -> LoadResult:
+        """Serve loads one after another; the records of all, and their seconds together."""
+        engine = self.engines.engine(self.configs[name])
+        results = []
+        for load in loads:
+            engine.clear_prefix_cache()
+            results.append(run_load(engine, load, drain_limit=600.0))
+        first = results[0]
+        return dataclasses.replace(
+            first,
+            records=[record for result in results for record in result.records],
+            steps=[step for result in results for step in result.steps],
+            duration=sum(result.duration for result in results),
+        )
+
+
+def loads_of(batch: int, texts: Texts, seed: int) -> list[list[LoadRequest]]:
+    """So many requests at once; single ones come one after another."""
+    if batch == 1:
+        return [[request] for request in texts.requests(ALONE, seed)]
+    return [texts.requests(max(batch, 8) if batch < 8 else batch, seed)[:batch]]
+
+
+def tpot(result: LoadResult) -> float:
+    """Mean seconds a token after the first."""
+    return statistics.fmean(
+        (r.token_times[-1] - r.token_times[0]) / (r.output_tokens - 1) for r in result.records
+    )
+
+
+def throughput(result: LoadResult) -> float:
+    """Output tokens a second."""
+    return sum(r.output_tokens for r in result.records) / result.duration
+
+
+def drafts(result: LoadResult) -> dict[str, Any]:
+    """What was drafted and accepted, for the record."""
+    steps = [s for s in result.steps if s.decode_sequences]
+    decodes = sum(s.decode_sequences for s in steps)
+    accepted = sum(s.accepted_tokens for s in steps)
+    return {
+        "tokens_per_step": (decodes + accepted) / decodes,
+        "drafted_per_decode": sum(s.drafted_tokens for s in steps) / decodes,
+        "accepted_share": accepted / max(1, sum(s.drafted_tokens for s in steps)),
+        "draft_share_of_time": sum(s.draft_seconds for s in steps) / sum(s.seconds for s in steps),
+    }
+
+
+def measured(bench: Bench, rounds: int) -> dict[str, Any]:
+    """Every method at every number of requests, in turns."""
+    names = list(bench.configs)
+    for name in names:  # what is done once, such as measuring costs, is done
+        bench.serve(name, loads_of(4, bench.texts, 99))
+    found: dict[str, Any] = {}
+    for batch in BATCHES:
+        loads = loads_of(batch, bench.texts, 1000 + batch)
+        runs: dict[str, list[LoadResult]] = {name: [] for name in names}
+        most_by_others = 0.0
+        for turn in range(rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                result, others = undisturbed(partial(bench.serve, name, loads))
+                most_by_others = max(most_by_others, others or 0.0)
+                runs[name].append(result)
+        found[str(batch)] = {
+            "others": most_by_others,
+            "methods": {name: summary(runs["none"], runs[name]) for name in names},
+        }
+        for name, told in found[str(batch)]["methods"].items():
+            print(
+                f"{batch:4} at once  {name:16} tpot {told['tpot_s'] * 1e3:7.2f} ms  "
+                f"{told['tpot_speedup']:.2f}x ({told['tpot_low']:.2f} to {told['tpot_high']:.2f})  "
+                f"throughput {told['throughput_speedup']:.2f}x  "
+                f"{told['tokens_per_step']:.2f} tokens a step",
+                flush=True,
+            )
+    return found
+
+
+def summary(plain: Sequence[LoadResult], runs: Sequence[LoadResult]) -> dict[str, Any]:
+    """A method beside none, round by round: medians, and an interval of the median."""
+    by_tpot = [tpot(a) / tpot(b) for a, b in zip(plain, runs, strict=True)]
+    by_throughput = [throughput(b) / throughput(a) for a, b in zip(plain, runs, strict=True)]
+    low, high = median_interval(by_tpot)
+    slow, fast = median_interval(by_throughput)
+    return {
+        "tpot_s": statistics.median(tpot(r) for r in runs),
+        "tpot_speedup": statistics.median(by_tpot),
+        "tpot_low": low,
+        "tpot_high": high,
+        "tpot_speedups": by_tpot,
+        "throughput_speedup": statistics.median(by_throughput),
+        "throughput_low": slow,
+        "throughput_high": fast,
+        "throughput_speedups": by_throughput,
+        **drafts(runs[-1]),
+    }
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% of the medians of resampled values."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(np.array(values), (RESAMPLES, len(values))), axis=1)
+    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+
+
+def learned(bench: Bench) -> tuple[Calibration, dict[str, DraftKnowledge]]:
+    """What steps cost, and how each method's drafts fare: from other requests."""
+    config = bench.base
+    calibration = calibrate(
+        config,
+        model_facts(config),
+        bench.engines,
+        hardware=describe_hardware("cpu"),
+        budget_s=CALIBRATION_S,
+    )
+    loads = [*loads_of(1, bench.texts, 1), *loads_of(16, bench.texts, 2)]
+    prompts = prompts_of([request for load in loads for request in load])
+    knowledge = {}
+    plain = bench.serve("none", loads)
+    for name in bench.configs:
+        if name == "none":
+            continue
+        served = [(bench.configs["none"], LoadEvidence(plain.records, plain.steps, prompts))]
+        drafting = bench.serve(name, loads)
+        evidence = LoadEvidence(drafting.records, drafting.steps, prompts)
+        knowledge[name] = DraftKnowledge.of([*served, (bench.configs[name], evidence)])
+    return calibration, knowledge
+
+
+def foretold(
+    bench: Bench, calibration: Calibration, knowledge: Mapping[str, DraftKnowledge]
+) -> dict[str, Any]:
+    """The speed-up of every method at every number of requests, before it is looked at."""
+    found: dict[str, Any] = {}
+    for batch in BATCHES:
+        load = [request for load in loads_of(batch, bench.texts, 1000 + batch) for request in load]
+        if batch == 1:
+            load = [dataclasses.replace(r, arrival_s=i * APART) for i, r in enumerate(load)]
+        found[str(batch)] = {}
+        for name, known in knowledge.items():
+            config = bench.configs[name]
+            model = dataclasses.replace(calibration, drafts=known)
+            told: dict[str, Interval] = {
+                metric: predicted_speedup(load, bench.base, config, model, metric=metric)
+                for metric in ("tpot", "throughput")
+            }
+            found[str(batch)][name] = {
+                metric: {"value": i.value, "low": i.low, "high": i.high}
+                for metric, i in told.items()
+            }
+    return found
+
+
+def compared(predictions: Mapping[str, Any], measurements: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors of what was foretold; throughput where more requests come than have seats."""
+    lines = []
+    for batch, methods in predictions.items():
+        metric = "throughput" if int(batch) > SEATS else "tpot"
+        for name, told in methods.items():
+            got = measurements[batch]["methods"][name][f"{metric}_speedup"]
+            interval = told[metric]
+            lines.append(
+                {
+                    "batch": int(batch),
+                    "method": name,
+                    "metric": metric,
+                    "predicted": interval,
+                    "measured": got,
+                    "error": interval["value"] / got - 1.0,
+                    "inside": interval["low"] <= got <= interval["high"],
+                }
+            )
+            print(
+                f"{batch:>4} at once  {name:16} {metric:10} foretold {interval['value']:.2f}x "
+                f"({interval['low']:.2f} to {interval['high']:.2f}), measured {got:.2f}x"
+            )
+    errors = [abs(line["error"]) for line in lines]
+    return {
+        "lines": lines,
+        "median_error": statistics.median(errors),
+        "largest_error": max(errors),
+        "within_10_percent": sum(e <= 0.1 for e in errors) / len(errors),
+        "inside": sum(line["inside"] for line in lines) / len(lines),
+    }
+
+
+def lookup_seconds() -> dict[str, float]:
+    """Seconds that n-gram drafting takes a request and step, by the text, at a long context."""
+    rng = np.random.default_rng(0)
+    texts: dict[str, Callable[[], list[int]]] = {
+        "random tokens": lambda: rng.integers(0, 4096, LOOKUP_CONTEXT).tolist(),
+        "few different tokens": lambda: rng.integers(0, 8, LOOKUP_CONTEXT).tolist(),
+        "a loop": lambda: (rng.integers(0, 4096, 37).tolist() * 300)[:LOOKUP_CONTEXT],
+    }
+    found = {}
+    for name, text in texts.items():
+        proposer = NgramProposer(EngineConfig(speculative_method="ngram"))
+        request = Request("0", text(), SamplingParams(temperature=0.0), 0.0)
+        proposer.propose([request], [8])
+        taken = []
+        for _ in range(2000):
+            request.token_ids.append(request.token_ids[-37])
+            began = time.perf_counter()
+            proposer.propose([request], [8])
+            taken.append(time.perf_counter() - began)
+        found[name] = statistics.median(taken)
+        print(f"looking up in {LOOKUP_CONTEXT} tokens, {name}: {found[name] * 1e6:.1f} us")
+    return found
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--medusa", help="folder of `autotune train-medusa`")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    bench = Bench(options.medusa)
+    lookup, _ = undisturbed(lookup_seconds)
+    (calibration, knowledge), _ = undisturbed(partial(learned, bench))
+    predictions = foretold(bench, calibration, knowledge)
+    measurements = measured(bench, options.rounds)
+    report = {
+        "machine": describe_hardware("cpu"),
+        "versions": library_versions(),
+        "at": utc_now(),
+        "output_tokens": OUTPUT,
+        "seats": SEATS,
+        "rounds": options.rounds,
+        "configs": variants(options.medusa and "heads"),
+        "measured": measurements,
+        "predicted": compared(predictions, measurements),
+        "ngram_seconds": lookup,
+    }
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
