@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.embedded import DRAFT, TARGET
 from engine.config import KNOBS, MODEL_METHODS, EngineConfig
+
+if TYPE_CHECKING:
+    from engine.models.spec import DecoderSpec
 
 
 def with_speculative_model(knobs: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +47,30 @@ def methods_with_models(config: EngineConfig) -> tuple[str, ...]:
     )
 
 
+def check_speculative_models(
+    config: EngineConfig, methods: Collection[str], spec: DecoderSpec
+) -> None:
+    """Check that what some speculative methods would draft with fits a config's model, of `spec`.
+
+    Raises:
+        engine.errors.ConfigError: a smaller model of another vocabulary.
+        engine.errors.ModelError: a folder that is missing or broken, or heads of another model.
+    """
+    # What reads weights takes long to import.
+    from engine.checkpoints.model_folder import open_model_folder
+    from engine.models.registry import decoder_spec
+    from engine.speculate.load_draft import check_same_vocabulary
+    from engine.speculate.medusa_checkpoint import read_medusa
+
+    for method in MODEL_METHODS:
+        path = folder_for(method, config) if method in methods else None
+        if path is not None and method == "medusa":
+            read_medusa(path, spec, config.model)
+        elif path is not None:
+            draft, model = open_model_folder(path), open_model_folder(config.model)
+            check_same_vocabulary(draft, decoder_spec(draft), model, spec)
+
+
 @functools.cache
 def speculative_models(model: str, given: str | None) -> Mapping[str, str]:
     """Folders by speculative method: the one that is given, and those known for the model.
@@ -66,4 +93,6 @@ def _holds_heads(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and "medusa_num_heads" in config
+    return isinstance(config, dict) and (
+        "medusa_num_heads" in config or config.get("model_type") == "medusa"
+    )

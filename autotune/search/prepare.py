@@ -27,7 +27,7 @@ from autotune.search.schedule import Schedule, plan_schedule
 from autotune.search.sizes_offered import sizes_offered
 from autotune.search.space import SearchSpace, load_space
 from autotune.search.windows import write_windows
-from autotune.speculative_models import methods_with_models
+from autotune.speculative_models import check_speculative_models, methods_with_models
 from autotune.traffic import Traffic, load_traffic
 from engine.checkpoints.model_folder import open_model_folder
 from engine.config import EngineConfig
@@ -163,6 +163,8 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
     else:
         space = SearchSpace({name: tuple(v) for name, v in run["search_space"].items()})
     probes = CAPACITY_PROBES if options.objective == "capacity" else 1
+    drafting = {base.speculative_method, *space.values.get("speculative_method", ())}
+    check_speculative_models(base, drafting, spec)
     traffic_options = options.traffic
     schedule = plan_schedule(
         options.budget_s,

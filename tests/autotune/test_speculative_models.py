@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,16 @@ from autotune.cli.knob_options import chosen_knobs
 from autotune.embedded import DRAFT, TARGET
 from autotune.model_info import with_default_model
 from autotune.search.options import TuneOptions
-from autotune.speculative_models import folder_for, methods_with_models, with_speculative_model
+from autotune.speculative_models import (
+    check_speculative_models,
+    folder_for,
+    methods_with_models,
+    with_speculative_model,
+)
+from engine.checkpoints.model_folder import open_model_folder
 from engine.config import EngineConfig
-from engine.errors import ConfigError
+from engine.errors import ConfigError, ModelError
+from engine.models.registry import decoder_spec
 
 
 @pytest.mark.parametrize("model", ["", str(TARGET)])
@@ -47,13 +55,18 @@ def test_another_model_has_none_and_its_user_is_told() -> None:
 
 
 def test_what_is_given_is_heads_if_its_files_say_so(tmp_path: Path) -> None:
-    small, heads, published = (tmp_path / name for name in ("small", "heads", "published"))
-    for folder, content in ((small, {"hidden_size": 8}), (heads, {"medusa_num_heads": 4})):
+    small, heads, other, published = (tmp_path / n for n in ("small", "heads", "other", "pt"))
+    for folder, content in (
+        (small, {"hidden_size": 8}),
+        (heads, {"medusa_num_heads": 4}),
+        (other, {"model_type": "medusa"}),
+    ):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(content))
     published.mkdir()
     (published / "medusa_lm_head.safetensors").write_bytes(b"")
-    for folder, method in ((small, "draft_model"), (heads, "medusa"), (published, "medusa")):
+    for folder in (small, heads, other, published):
+        method = "draft_model" if folder == small else "medusa"
         config = EngineConfig(model="m", speculative_model=str(folder))
         assert methods_with_models(config) == ("none", "ngram", "suffix", method)
         assert folder_for(method, config) == str(folder)
@@ -73,3 +86,26 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     config = EngineConfig(speculative_method="draft_model", speculative_model="small")
     assert with_default_model(config).speculative_model == str(tmp_path / "small")
+
+
+def test_what_would_not_fit_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    embedded = EngineConfig(model=str(TARGET))
+    spec = decoder_spec(open_model_folder(TARGET))
+    every = ("none", "ngram", "draft_model", "medusa")
+    check_speculative_models(embedded, every, spec)
+    other = tmp_path / "other"
+    shutil.copytree(DRAFT, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 4095}))
+    mine = embedded.replace(speculative_model=str(other))
+    with pytest.raises(ConfigError, match=r"4095 tokens and the model .* 4096"):
+        check_speculative_models(mine, every, spec)
+    check_speculative_models(mine, ("none", "ngram"), spec)
+    absent = embedded.replace(speculative_model=str(tmp_path / "absent"))
+    with pytest.raises(ModelError, match="absent"):
+        check_speculative_models(absent, every, spec)
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "medusa_lm_head.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"medusa_lm_head\.pt"):
+        check_speculative_models(embedded.replace(speculative_model=str(pickled)), every, spec)
