@@ -30,7 +30,7 @@ GUESSED = {
     "suffix": (0.7,),
 }
 GUESSED_SHARE = {"ngram": 0.3, "suffix": 0.3}
-GUESS_ERROR = 0.8
+GUESS_ERROR = 1.2
 # Of a step of the model that is drafted for, by each token of a draft; heads draft all at once.
 GUESSED_COST = {"draft_model": 0.15, "medusa": 0.15}
 

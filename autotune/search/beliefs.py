@@ -207,8 +207,11 @@ class Beliefs:
         return rows
 
     def _offsets_at(self, point: Point) -> list[Mapping[str, float]]:
-        """Logarithms of drawn over likeliest quantities; a class's points share those of one."""
-        key = tuple(point.get(name) for name in ALIKE_KNOBS)
+        """Logarithms of drawn over likeliest quantities; a class's points share those of one.
+
+        What drafts are worth is the less certain the more of them there are.
+        """
+        key = tuple(point.get(name) for name in (*ALIKE_KNOBS, "num_speculative_tokens"))
         if key not in self._offsets:
             config = self._config(point)
             middle = self._forecaster.simulate(config) or {}

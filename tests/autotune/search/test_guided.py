@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import Interrupted
+from autotune.predict.drafting import DraftCost, DraftProfile
 from autotune.records import RunFolder, TrialRecord
 from autotune.search import prepare
 from autotune.search.events import Silent
@@ -98,6 +99,43 @@ def test_a_few_trials_come_near_the_best_of_the_space(tmp_path: Path) -> None:
     reached = max(t.objective for t in records if t.slo_met and t.objective is not None)
     assert reached > 0.98 * best  # type: ignore[operator]
     assert len(records) == 7 < len(configs) / 10
+
+
+@pytest.mark.parametrize(("chance", "method"), [(0.9, "ngram"), (0.05, "none")])
+def test_drafts_are_chosen_where_they_pay(tmp_path: Path, chance: float, method: str) -> None:
+    """What is accepted is guessed at before a trial drafts, and known from then on."""
+    space: dict[str, list[Any]] = {
+        "quantization": ["none"],
+        "kv_cache_dtype": ["auto"],
+        "max_num_seqs": [1, 2, 8],
+        "max_num_batched_tokens": [128],
+        "speculative_method": ["none", "ngram"],
+        "num_speculative_tokens": [1, 3, 7],
+        "speculative_adaptive": [False],
+        "prompt_lookup_max": [4],
+    }
+    drafts = {"ngram": DraftProfile((chance,), share=0.9, cost=DraftCost(2e-4, 1e-4))}
+    asked = options(
+        config={
+            "device": "cpu",
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 128,
+            "speculative_adaptive": False,
+        },
+        traffic=TrafficOptions(source="chat", rate=1.0, length_factor=0.1, requests=24),
+        slo="tpot<1s",
+        objective="latency",
+        narrowing={**FIXED, **space},
+    )
+    run(tmp_path / "out", asked, drafts=drafts)
+    records = searched(tmp_path / "out")
+    best = min((t for t in records if t.objective is not None), key=lambda t: t.objective or 0.0)
+    assert best.config["speculative_method"] == method
+    assert {t.config["speculative_method"] for t in records} == {"none", "ngram"}
+    told = [t for t in records[1:] if t.config["speculative_method"] == "ngram"]
+    assert all(t.predicted is not None for t in told)
+    if method == "ngram":
+        assert best.config["num_speculative_tokens"] == 7
 
 
 def test_every_trial_tells_what_was_predicted_before_it_ran(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from autotune.errors import Interrupted
 from autotune.measure import at_rate
 from autotune.metrics import compute_metrics
+from autotune.predict.drafting import DraftProfile
 from autotune.predict.fit import probed_cost
 from autotune.predict.pace import Pace
 from autotune.predict.replay import replay
@@ -65,6 +66,7 @@ class VirtualTrials:
         fails: the answer of a failing configuration, None where it runs.
         most: trials before the user stops the run; None never stops it.
         kl: harm by quantization; without it none is measured.
+        drafts: how they fare, by `speculative_method`.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class VirtualTrials:
         most: int | None = None,
         kl: Mapping[str, float] | None = None,
         steps: bool = True,
+        drafts: Mapping[str, DraftProfile] | None = None,
     ) -> None:
         self._folder = RunFolder(path)
         self._slower = slower or {}
@@ -83,6 +86,7 @@ class VirtualTrials:
         self._left = most
         self._kl = kl or {}
         self._steps = steps
+        self._drafts = drafts or {}
         self.stop = threading.Event()
         self.seconds = 0.0
         self.probed = 0
@@ -121,6 +125,7 @@ class VirtualTrials:
             drain_limit=command.drain_limit,
             # No two windows are quite alike.
             pace=Pace(mean=self._slower.get(config.quantization, 1.0) + 0.002 * command.window),
+            drafts=self._drafts.get(config.speculative_method),
             keep_steps=True,
         )
         self.seconds += played.duration
