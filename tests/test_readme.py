@@ -72,7 +72,7 @@ def test_qualities_are_those_on_file(method: str) -> None:
 
 
 def test_commands_in_the_readme_exist() -> None:
-    commands = set(re.findall(r"^    (?:\.venv/bin/)?autotune (\w+)", README, re.MULTILINE))
+    commands = set(re.findall(r"^    (?:\.venv/bin/)?autotune ([\w-]+)", README, re.MULTILINE))
     assert commands
     assert commands <= set(COMMANDS)
 
