@@ -41,8 +41,8 @@ class BackOff:
         self._saved = 0.0
         self._load = 0
 
-    def due(self, requests: Sequence[Request]) -> list[bool]:
-        """Begin a step that decodes these: who is to be tried."""
+    def due(self, requests: Sequence[Request]) -> list[int]:
+        """Begin a step that decodes these: the places of those that are to be tried."""
         self._step += 1
         step, tries = self._step, self._tries
         if 2 * len(requests) <= self._load:
@@ -50,9 +50,10 @@ class BackOff:
             for one in tries.values():
                 one.wait = one.due = 0
         due = []
-        for request in requests:
+        for place, request in enumerate(requests):
             one = tries.get(request)
-            due.append(one is None or one.due <= step)
+            if one is None or one.due <= step:
+                due.append(place)
         return due
 
     def note(

@@ -35,6 +35,7 @@ class CostCurves:
         self._costs = costs
         self._verify: dict[int, tuple[int, Floats]] = {}
         self._draft: dict[tuple[int, int], tuple[int, Floats]] = {}
+        self._conceivable: dict[tuple[int, int], tuple[int, bool]] = {}
 
     def verify(self, num_sequences: int, most: int) -> Floats:
         """Seconds of a step with 0, 1, ... `most` drafted tokens; float64 [most + 1]."""
@@ -47,6 +48,22 @@ class CostCurves:
             uses = REFRESH
         self._verify[num_sequences] = uses - 1, curve
         return curve[: most + 1]
+
+    def conceivable(self, num_sequences: int, most: int, budget: int, gain: float) -> bool:
+        """Whether some drafts of up to `most` tokens for each would pay if all were accepted.
+
+        A step has at most `budget` tokens; `gain` is what they have to yield, in relation to none.
+        """
+        n = num_sequences
+        uses, pays = self._conceivable.get((n, most), (0, False))
+        if not uses:
+            uses = REFRESH
+            room = min(n * most, budget - n)
+            seconds = self.verify(n, max(0, room))
+            tokens = np.arange(n, n + len(seconds))
+            pays = bool((tokens * seconds[0] > n * gain * seconds).any())
+        self._conceivable[n, most] = uses - 1, pays
+        return pays
 
     def draft(self, num_sequences: int, num_drafted: int) -> Floats:
         """Seconds of drafting so many tokens for each of 0, 1, ... `num_sequences`."""

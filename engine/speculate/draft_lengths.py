@@ -83,27 +83,33 @@ class DraftLengths:
 
     def limits(self, requests: Sequence[Request], config: EngineConfig) -> list[int]:
         """Most tokens to draft for each request that decodes; all 0: do not propose now."""
-        most = config.num_speculative_tokens
-        # A step yields one token beyond what it accepts, so that drafts end one before the end.
-        rooms = [
-            min(most, max(0, r.max_total_tokens - len(r.token_ids) - 1))
-            if r.max_total_tokens
-            else most
-            for r in requests
-        ]
+        most, n = config.num_speculative_tokens, len(requests)
+        curves = self._curves
         self._probing = False
-        if self._curves is not None and config.speculative_adaptive and any(rooms):
-            if self._learning is not None and self._controls.due(len(requests)):
-                rooms = [0] * len(rooms)
-            elif self._costs_device:
-                rooms = self._plan(self._curves, requests, rooms, config)
-            elif self._conceivable(self._curves, len(requests), max(rooms), config):
-                due = self._back_off.due(requests)
-                rooms = [room if asked else 0 for room, asked in zip(rooms, due, strict=True)]
-            else:
-                rooms = [0] * len(rooms)
-        self._limits = rooms
-        return rooms
+        self._limits = limits = [0] * n
+        asked: Sequence[int] = range(n)
+        adapts = curves is not None and config.speculative_adaptive
+        if adapts and not self._costs_device:
+            assert curves is not None
+            if self._is_control(n) or not curves.conceivable(
+                n, most, config.max_num_batched_tokens, 1.0 + MARGIN
+            ):
+                return limits
+            asked = self._back_off.due(requests)
+        for i in asked:
+            request = requests[i]
+            # A step yields one token beyond what it accepts: a draft ends one before the end.
+            left = request.max_total_tokens - len(request.token_ids) - 1
+            if left >= most or not request.max_total_tokens:
+                limits[i] = most
+            elif left > 0:
+                limits[i] = left
+        if adapts and self._costs_device and any(limits):
+            assert curves is not None
+            planned = not self._is_control(n)
+            limits = self._plan(curves, requests, limits, config) if planned else [0] * n
+            self._limits = limits
+        return limits
 
     def keep(
         self,
@@ -117,13 +123,13 @@ class DraftLengths:
         `requests` and the limits that `drafts` were made by are those of the last `limits`.
         `draft_seconds` is what proposing took.
         """
-        lengths = [0 if draft is None else len(draft) for draft in drafts]
+        lengths = [0 if draft is None else len(draft.token_ids) for draft in drafts]
         curves = self._curves
         if curves is None:
             return lengths
-        asked = [limit for limit in self._limits if limit]
+        asked = [i for i, limit in enumerate(self._limits) if limit]
         if draft_seconds is not None and self._learning is not None and asked:
-            self._learning.learn_draft(len(asked), max(asked), draft_seconds)
+            self._learning.learn_draft(len(asked), max(self._limits), draft_seconds)
         if self._probing and draft_seconds is not None:
             self._spare_seconds += self._probe_seconds - draft_seconds
         # How many tokens that were drawn by chance are verified must not depend on which they are:
@@ -145,7 +151,7 @@ class DraftLengths:
             if saved > 0.0:
                 self._back_off.saved(len(rows) - counts.count(0), saved)
         if not self._costs_device:
-            self._note(curves, requests, drafts, kept)
+            self._note(curves, requests, drafts, kept, asked)
         return kept
 
     def observe(self, batch: Batch, result: BatchResult, seconds: float | None) -> None:
@@ -160,7 +166,7 @@ class DraftLengths:
         follows = len(followed) > 0
         for sequence, tokens in zip(batch.sequences[:num_decodes], result.tokens, strict=False):
             request, draft = sequence.request, sequence.draft
-            if follows:
+            if follows and request in followed:
                 verdict = followed.observe(request, tokens)
                 if verdict is not None:
                     judged.append(verdict)
@@ -205,16 +211,8 @@ class DraftLengths:
         chances: list[float] = self._history.survival([request], MOST_DRAFTED)[0].tolist()
         return chances
 
-    def _conceivable(
-        self, curves: CostCurves, num_requests: int, most: int, config: EngineConfig
-    ) -> bool:
-        """Whether drafts that are all accepted would pay."""
-        room = min(num_requests * most, config.max_num_batched_tokens - num_requests)
-        if room <= 0:
-            return False
-        seconds = curves.verify(num_requests, room)
-        tokens = np.arange(num_requests, num_requests + room + 1)
-        return bool((tokens * seconds[0] > num_requests * (1.0 + MARGIN) * seconds).any())
+    def _is_control(self, num_requests: int) -> bool:
+        return self._learning is not None and self._controls.due(num_requests)
 
     def _plan(
         self,
@@ -226,7 +224,7 @@ class DraftLengths:
         """Limits where proposing takes time: the depth that pays best, and for whom."""
         n, deepest = len(requests), max(rooms)
         most = min(n * deepest, config.max_num_batched_tokens - n)
-        if not self._conceivable(curves, n, deepest, config):
+        if not curves.conceivable(n, deepest, config.max_num_batched_tokens, 1.0 + MARGIN):
             return [0] * n
         history = self._history
         if history.sees_trees:
@@ -291,19 +289,16 @@ class DraftLengths:
         requests: Sequence[Request],
         drafts: Sequence[Draft | None],
         kept: list[int],
+        asked: list[int],
     ) -> None:
         """Remember for whom cheap drafts were found, and were worth verifying."""
-        tried: list[tuple[Request, bool]] = []
-        deepest = 0
-        for request, draft, count, limit in zip(requests, drafts, kept, self._limits, strict=True):
-            if not limit:
-                continue
-            deepest = max(deepest, limit)
-            tried.append((request, count > 0))
-            if draft is not None and not count:
-                self._unverified.follow(request, draft)
+        for i in asked:
+            draft = drafts[i]
+            if draft is not None and not kept[i]:
+                self._unverified.follow(requests[i], draft)
+        tried = [(requests[i], kept[i] > 0) for i in asked]
         n = len(requests)
-        seconds = float(curves.draft(n, deepest)[n]) / n
+        seconds = float(curves.draft(n, max(self._limits))[n]) / n
         self._back_off.note(tried, n, float(curves.verify(n, 0)[0]), seconds)
 
 

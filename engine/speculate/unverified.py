@@ -57,6 +57,9 @@ class UnverifiedDrafts:
         del self._followed[request]
         return Verified(request, draft, range(followed.right))
 
+    def __contains__(self, request: Request) -> bool:
+        return request in self._followed
+
     def __len__(self) -> int:
         return len(self._followed)
 
