@@ -58,6 +58,9 @@ class DraftSteps:
         self._decoder = decoder
         self._cache = cache
         self._chooser = chooser
+        # Sizes of blocks are powers of two.
+        self._block_bits = cache.block_size.bit_length() - 1
+        self._block_mask = cache.block_size - 1
         # Tokens that a GPU has chosen need not be waited for, unless others are to be told.
         self._waits = decoder.device.type == "cpu" or decoder.ranks.size > 1
         self._shapes: dict[tuple[int, ...], ShortStep] = {}
@@ -76,11 +79,11 @@ class DraftSteps:
         # After a draft that was accepted as a whole there are two tokens to compute: its last and
         # the model's own. If one request has, all compute their last two.
         query_len = max(s.num_lacking for s in sequences)
-        lengths = np.array([len(s.request.token_ids) for s in sequences])
-        width = self._width(int(lengths.max()) + limits[0])
+        lengths = [len(s.request.token_ids) for s in sequences]
+        width = self._width(max(lengths) + limits[0])
         first = self._shape(len(sequences), query_len, width, 0)
         tables = first.write_tables([s.own.tables for s in sequences])
-        positions = lengths[:, None] + np.arange(-query_len, limits[0] - 1)
+        positions = np.array([lengths]).T + np.arange(-query_len, limits[0] - 1)
         course = _Course(
             sequences,
             [self._chooser.chain(s.request) for s in sequences],
@@ -162,13 +165,14 @@ class DraftSteps:
     def _slots(self, tables: NDArray[np.int32], positions: Int64s) -> Int64s:
         """Where in the cache tokens lie; tables [S, width], positions [S, n] -> [S, n].
 
-        Those that stop earlier have no blocks for what comes after; nobody computes that.
+        Sequences that stop earlier have no blocks for what comes after: that is never computed.
         """
-        size = self._cache.block_size
-        blocks, offsets = np.divmod(positions, size)
-        np.minimum(blocks, tables.shape[1] - 1, out=blocks)
-        owned = tables[np.arange(len(tables))[:, None], blocks]
-        return owned.astype(np.int64) * size + offsets
+        blocks = positions >> self._block_bits
+        if len(tables) == 1:
+            owned = tables[0][blocks]
+        else:
+            owned = tables[np.arange(len(tables))[:, None], blocks]
+        return (owned.astype(np.int64) << self._block_bits) + (positions & self._block_mask)
 
     def _width(self, num_tokens: int) -> int:
         """Blocks of tables for so many tokens: they grow seldom."""
