@@ -17,7 +17,7 @@ from autotune.profiling.speculation_schema import Speculation
 from engine.config import EngineConfig
 
 # Whose drafts follow from the tokens of prompts and answers.
-LOOKED_UP = ("ngram",)
+LOOKED_UP = ("ngram", "suffix")
 # Of fewer answers nothing can be said.
 FEWEST_TEXTS = 4
 # What the literature has of models that drafts were not measured of, and how little that says:

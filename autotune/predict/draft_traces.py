@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from autotune.predict.drafting import Trace
 from engine.config import EngineConfig
-from engine.request import Request, SamplingParams
+from engine.request import Request, RequestState, SamplingParams
 from engine.speculate.ngram import NgramProposer
 from engine.speculate.proposer import Proposer
+from engine.speculate.suffix import SuffixProposer
 
 # More answers' tokens tell nothing more; each takes a look-up.
 MOST_DECODES = 12_000
@@ -25,7 +26,7 @@ def traces(
     """Drafts by request id, as `config` would have made them; `most_decodes` of them.
 
     Answers in full, the first of them first, as a request whose end is missing would be taken for
-    one whose drafts fare as those of its beginning.
+    one whose drafts fare as those of its beginning. Each is drafted as if those before it had left.
     """
     proposer = lookup_proposer(config)
     found: dict[str, Trace] = {}
@@ -46,9 +47,11 @@ def lookup_proposer(config: EngineConfig) -> Proposer:
     Raises:
         ValueError: it does not look tokens up.
     """
-    if config.speculative_method != "ngram":
-        raise ValueError(f"{config.speculative_method} does not look tokens up")
-    return NgramProposer(config)
+    if config.speculative_method == "suffix":
+        return SuffixProposer(config)
+    if config.speculative_method == "ngram":
+        return NgramProposer(config)
+    raise ValueError(f"{config.speculative_method} does not look tokens up")
 
 
 def _trace(proposer: Proposer, name: str, prompt: Sequence[int], output: Sequence[int]) -> Trace:
@@ -65,6 +68,8 @@ def _trace(proposer: Proposer, name: str, prompt: Sequence[int], output: Sequenc
             continue
         right.append(_agreeing(draft.token_ids, output, place))
         chances.append(tuple(draft.chances or ()))
+    request.token_ids.append(output[-1])
+    request.state = RequestState.FINISHED  # from now on others find what it got
     proposer.forget(request)
     return Trace(tuple(right), tuple(chances) if any(chances) else ())
 

@@ -266,6 +266,23 @@ def test_traces_are_what_looking_up_by_hand_finds(low: int, high: int) -> None:
     assert max(rights) > 4
 
 
+def test_traces_of_suffixes_know_the_answers_before() -> None:
+    config = EngineConfig(speculative_method="suffix")
+    rng = random.Random(0)
+    answer = [rng.randrange(1000) for _ in range(30)]
+    texts = [(name, [2000 + i], answer) for i, name in enumerate("ab")]
+    found = traces(texts, config)
+    assert set(found["a"].right) == {-1}
+    assert found["b"].right[2:6] == (24, 24, 24, 24)
+    chances = found["b"].chances[2]
+    assert len(chances) == 24
+    assert all(one >= other > 0 for one, other in itertools.pairwise(chances))
+    proposer = VirtualProposer(DraftProfile(traces=found), made_up, seed=0)
+    (draft,) = proposer.propose([request("b", 2)], [4])
+    assert draft is not None
+    assert list(draft.chances or ()) == list(chances[:4])
+
+
 def test_traces_of_many_answers_are_those_of_the_first() -> None:
     config = EngineConfig(speculative_method="ngram")
     texts = [(str(i), [1, 2], [1, 2] * 10) for i in range(50)]
@@ -308,7 +325,7 @@ def test_knowledge_is_of_texts_and_of_loads_that_drafted() -> None:
     assert measured is not None
     assert measured.acceptance[0] == pytest.approx(0.8, abs=0.05)
     assert knowledge.profile(drafting.replace(speculative_model="another"), cost) is None
-    assert knowledge.profile(EngineConfig(speculative_method="suffix"), cost) is None
+    assert knowledge.profile(EngineConfig(speculative_method="suffix"), cost) is not None
 
 
 def test_a_guess_is_wide_and_costs_a_part_of_a_step() -> None:
