@@ -8,12 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from engine.batch import Batch
 from engine.block_groups import BlockGroup, block_groups, group_of_layer
 from engine.config import EngineConfig
 from engine.cuda_capture import CudaCapture
 from engine.device_memory import CudaMemory, DeviceMemory, measure_use
 from engine.errors import EnvironmentLacks
-from engine.graph_sizes import decode_sizes, most_sequences
+from engine.graph_sizes import DecodeShape, decode_shapes, most_sequences
 from engine.graphs import Capture, DecodeGraphs, NotCapturable, Scores
 from engine.kv_cache import KVCache, cache_dtype, cpu_cache_budget
 from engine.models.decoder import Decoder
@@ -80,15 +81,15 @@ class ForwardPass:
         decoder = self.decoder
         groups = self._set_length(max_model_len)
         dtype = cache_dtype(config, decoder.dtype)
-        sizes = decode_sizes(most_sequences(config)) if self._captures(config) else []
+        shapes = self._shapes(config) if self._captures(config) else []
         try:
             cache = KVCache.allocate(decoder.spec, 1, config.block_size, dtype, decoder.device)
             with decoder.ranks.lockstep(), torch.inference_mode():
                 use = measure_use(
                     memory,
                     partial(self._largest_step, config, max_model_len, cache, sample),
-                    partial(self._probe, config, max_model_len, cache, groups) if sizes else None,
-                    len(sizes),
+                    partial(self._probe, config, max_model_len, cache, groups) if shapes else None,
+                    len(shapes),
                 )
         except torch.OutOfMemoryError as error:
             raise EnvironmentLacks(
@@ -118,21 +119,21 @@ class ForwardPass:
         self.notes = []
         if not self._captures(config):
             return
-        sizes = decode_sizes(most_sequences(config))
+        shapes = self._shapes(config)
         try:
             with decoder.ranks.lockstep(), torch.inference_mode():
                 self._graphs = self._capture(
-                    config, max_model_len, self.cache, self._layer_group, sizes
+                    config, max_model_len, self.cache, self._layer_group, shapes
                 )
         except EnvironmentLacks:
             self.release()
             raise
         if self._graphs is None:
             return
-        missing = len(sizes) - len(self._graphs.sizes)
+        missing = len(shapes) - len(self._graphs.shapes)
         if missing:
             self.notes.append(
-                f"{missing} of {len(sizes)} CUDA graphs did not fit the memory: decode steps of up "
+                f"{missing} of {len(shapes)} CUDA graphs did not fit the memory: decode steps of up "
                 f"to {self._graphs.sizes[-1]} sequences have them"
             )
 
@@ -150,23 +151,21 @@ class ForwardPass:
         """Sequences of the largest captured decode step; 0 if none is."""
         return 0 if self._graphs is None else self._graphs.sizes[-1]
 
-    def size_for(self, num_decodes: int) -> int:
-        """What a step of so many decodes that all sample is to be padded to; 0 is not at all."""
-        return 0 if self._graphs is None else self._graphs.size_for(num_decodes)
+    def shape_for(self, batch: Batch) -> DecodeShape | None:
+        """What a step of decodes is to be padded to; None is not at all."""
+        if self._graphs is None or batch.num_decodes < len(batch.sequences):
+            return None
+        longest = max(sequence.num_tokens for sequence in batch.sequences)
+        return self._graphs.shape_for(batch.num_decodes, longest)
 
     def run(self, header: StepHeader, buffer: StepBuffer) -> Scores | None:
         """Compute a step; None if nothing samples. Does not wait for a GPU.
 
-        A step of decodes that has a captured size runs from its graph: sequences of context 0 are
+        A step of decodes that has a captured shape runs from its graph: sequences of context 0 are
         padding then.
         """
         graphs = self._graphs
-        count = header.num_sequences
-        if (
-            graphs is not None
-            and header.num_decodes == header.num_samples == header.num_tokens == count
-            and graphs.size_for(count) == count
-        ):
+        if graphs is not None and graphs.holds(header):
             return graphs.run(header, buffer)
         step = buffer.tensors(header)
         return scores_of(self.decoder, self.cache, self._layer_group, step)
@@ -174,6 +173,10 @@ class ForwardPass:
     def _set_length(self, max_model_len: int) -> tuple[BlockGroup, ...]:
         self.decoder.set_max_position(max_model_len)
         return block_groups(self.decoder.spec.layer_windows, max_model_len)
+
+    def _shapes(self, config: EngineConfig) -> list[DecodeShape]:
+        has_windows = any(self.decoder.spec.layer_windows)
+        return decode_shapes(config, has_windows=has_windows)
 
     def _captures(self, config: EngineConfig) -> bool:
         return config.cuda_graphs and self._make_capture is not None
@@ -184,7 +187,7 @@ class ForwardPass:
         max_model_len: int,
         cache: KVCache,
         layer_group: Sequence[int],
-        sizes: Sequence[int],
+        shapes: Sequence[DecodeShape],
     ) -> DecodeGraphs | None:
         """Graphs of decode steps over a cache that holds nothing yet.
 
@@ -207,7 +210,7 @@ class ForwardPass:
             check_capturable(decoder.spec, cache.layers[0], decoder.dtype)
             return DecodeGraphs(
                 forward,
-                sizes,
+                shapes,
                 max(layer_group) + 1,
                 table_width(max_model_len, config.block_size, TABLE_MULTIPLE),
                 self.decoder.device,
@@ -228,8 +231,8 @@ class ForwardPass:
         count: int,
     ) -> DecodeGraphs | None:
         """The `count` largest graphs, for what they take."""
-        sizes = decode_sizes(most_sequences(config))[-count:]
-        return self._capture(config, max_model_len, cache, group_of_layer(groups), sizes)
+        shapes = sorted(self._shapes(config), key=lambda shape: shape.num_tokens)[-count:]
+        return self._capture(config, max_model_len, cache, group_of_layer(groups), shapes)
 
     def _largest_step(
         self,

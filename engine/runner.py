@@ -150,9 +150,7 @@ class ModelRunner:
         stopwatch = stopwatch_for(self.decoder.device)
         pending = None
         with self._ranks.lockstep(), torch.inference_mode():
-            only_decodes = batch.num_decodes == len(sequences)
-            padded_to = forward.size_for(len(sequences)) if only_decodes else 0
-            header, buffer = self._inputs.pack(batch, padded_to)
+            header, buffer = self._inputs.pack(batch, forward.shape_for(batch))
             self._ranks.step(header, buffer.words(header))
             prepared = time.perf_counter()
             before = self._ranks.collective_seconds

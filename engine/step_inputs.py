@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.batch import Batch, ScheduledSequence
-from engine.packed_step import StepBuffer, StepHeader, StepTensors
+from engine.graph_sizes import DecodeShape
+from engine.packed_step import StepArrays, StepBuffer, StepHeader, StepTensors
 from engine.request import Request
 
 _Int32: TypeAlias = NDArray[np.int32]
@@ -64,15 +65,17 @@ class StepInputs:
         header, buffer = self.pack(batch)
         return buffer.tensors(header)
 
-    def pack(self, batch: Batch, padded_to: int = 0) -> tuple[StepHeader, StepBuffer]:
+    def pack(
+        self, batch: Batch, padded_to: DecodeShape | None = None
+    ) -> tuple[StepHeader, StepBuffer]:
         """A step's header and the buffer that it was written to.
 
         The next step is written to another one, as this one's copy may still be under way.
 
         Args:
             batch: the step.
-            padded_to: sequences that a step of decodes which all sample is to have at least; those
-                that are added have a context of 0, and their one token is stored nowhere.
+            padded_to: what a step of decodes which all sample is to be padded to; sequences that
+                are added have a context of 0, and tokens are stored nowhere.
         """
         sequences = batch.sequences
         count = len(sequences)
@@ -90,18 +93,19 @@ class StepInputs:
         num_tokens = len(token_ids)
         sampled = sampled_tokens(sequences, num_tokens)
         num_samples = len(sampled)
-        padding = max(padded_to - count, 0)
         num_decodes, longest = self._decodes(batch, verified)
         header = StepHeader(
-            num_tokens=num_tokens + padding,
-            num_sequences=count + padding,
-            num_decodes=num_decodes + padding,
+            num_tokens=num_tokens,
+            num_sequences=count,
+            num_decodes=num_decodes,
             decode_query_len=longest,
-            num_samples=num_samples + padding,
+            num_samples=num_samples,
             table_width=table_width(max(context_lens), self._block_size, self._multiple),
             num_groups=self._num_groups,
             has_trees=int(any(_is_tree(sequences[i]) for i in verified)),
         )
+        if padded_to is not None:
+            header = _padded(header, padded_to)
         buffer = self._buffers[self._turn]
         self._turn = 1 - self._turn
         step = buffer.arrays(header)
@@ -110,7 +114,7 @@ class StepInputs:
         contexts[:] = context_lens
         if num_tokens == count:
             places, table_row = contexts - 1, rows
-            step.query_start[:] = np.arange(count + padding + 1)
+            step.query_start[: count + 1] = np.arange(count + 1)
         else:
             lengths = np.array([s.num_tokens for s in sequences])
             ends = lengths.cumsum()
@@ -120,7 +124,6 @@ class StepInputs:
             step.query_start[0] = 0
             step.query_start[1 : count + 1] = ends
         step.last[:num_samples] = sampled
-        step.last[num_samples:] = np.arange(num_tokens, num_tokens + padding)
         step.positions[:num_tokens] = places
         block, offset = np.divmod(places, self._block_size)
         if step.trees is not None:
@@ -132,11 +135,9 @@ class StepInputs:
             slots[:num_tokens] = (
                 table[table_row, block].astype(np.int64) * self._block_size + offset
             )
-            if padding:
-                packed[count:], slots[num_tokens:] = 0, -1
-        if padding:
-            step.token_ids[num_tokens:] = step.positions[num_tokens:] = 0
-            step.context_lens[count:] = 0
+            packed[count:], slots[num_tokens:] = 0, -1
+        if padded_to is not None:
+            _write_padding(step, count, num_tokens, padded_to)
         return header, buffer
 
     def _decodes(self, batch: Batch, verified: list[int]) -> tuple[int, int]:
@@ -216,6 +217,27 @@ def sampled_tokens(sequences: Sequence[ScheduledSequence], num_tokens: int) -> N
         if s.samples
     ]
     return np.concatenate(rows)
+
+
+def _padded(header: StepHeader, shape: DecodeShape) -> StepHeader:
+    return header._replace(
+        num_tokens=shape.num_tokens,
+        num_sequences=shape.sequences,
+        num_decodes=shape.sequences,
+        decode_query_len=shape.new_tokens,
+        num_samples=shape.num_tokens,
+        has_trees=int(shape.has_trees),
+    )
+
+
+def _write_padding(step: StepArrays, count: int, num_tokens: int, shape: DecodeShape) -> None:
+    """The tokens behind a step's own, and the sequences behind its `count`."""
+    step.token_ids[num_tokens:] = step.positions[num_tokens:] = 0
+    step.last[num_tokens:] = np.arange(num_tokens, shape.num_tokens)
+    step.context_lens[count:] = 0
+    step.query_start[count + 1 :] = num_tokens
+    if shape.new_tokens == 1:
+        step.query_start[count + 1 :] += np.arange(1, shape.sequences - count + 1, dtype=np.int32)
 
 
 def _is_tree(sequence: ScheduledSequence) -> bool:

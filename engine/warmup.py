@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from engine.batch import Batch, ScheduledSequence
 from engine.block_tables import BlockTables
 from engine.config import EngineConfig
+from engine.graph_sizes import decode_shapes
 from engine.request import Request, SamplingParams
+from engine.speculate.draft import Draft
 
 # Kernels for more tokens are those for so many.
 LARGEST = 16384
@@ -59,6 +61,9 @@ def warmup_batches(
     if not most_captured:
         for context in sizes_up_to(max_model_len):
             yield from batches.decodes(1, context)
+    for shape in decode_shapes(config):
+        if shape.new_tokens > 1 and shape.sequences in (1, 2, seats):
+            yield from batches.decodes(shape.sequences, 3, drafted=shape.new_tokens - 1)
     for sampling in KINDS:
         for size in (1, 2):
             yield from batches.decodes(min(size, seats), 3, sampling)
@@ -97,13 +102,23 @@ class _Batches:
             yield Batch([self._sequence(0, self._longest, num_tokens, GREEDY)], 0)
 
     def decodes(
-        self, count: int, context: int, sampling: SamplingParams = GREEDY
+        self, count: int, context: int, sampling: SamplingParams = GREEDY, drafted: int = 0
     ) -> Iterator[Batch]:
-        """A decode step of sequences of so many tokens, or as many as there may be."""
+        """A decode step of sequences of so many tokens, or as many as there may be.
+
+        With `drafted` tokens to be verified behind each one's last.
+        """
         context = min(context, self._longest)
-        if context >= 1:
-            sequences = [self._sequence(i, context, 1, sampling) for i in range(count)]
-            yield Batch(sequences, count)
+        if context < 1 or context + drafted > self._longest:
+            return
+        sequences = [self._sequence(i, context, 1, sampling) for i in range(count)]
+        if drafted:
+            for sequence in sequences:
+                sequence.draft = Draft([0] * drafted)
+                sequence.num_tokens += drafted
+                for table in sequence.request.tables.groups:
+                    table += [table[0]] * -(-drafted // self._block_size)
+        yield Batch(sequences, count)
 
     def _sequence(
         self, index: int, tokens: int, new: int, sampling: SamplingParams

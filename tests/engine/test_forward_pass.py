@@ -16,8 +16,11 @@ from engine.batch import Batch, ScheduledSequence
 from engine.block_tables import BlockTables
 from engine.config import EngineConfig
 from engine.forward_pass import ForwardPass
+from engine.graph_sizes import decode_shapes
 from engine.request import Request, SamplingParams
 from engine.runner import ModelRunner
+from engine.speculate.draft import Draft
+from engine.step_inputs import StepInputs
 from kernels.triton import runtime
 from tests.engine.fake_capture import FakeCapture
 from tests.engine.tiny_models import BLOCK, make_tiny
@@ -86,6 +89,64 @@ def test_a_padded_captured_step_says_what_the_eager_one_says(tmp_path: Path) -> 
         assert torch.equal(ours_layer.keys, theirs_layer.keys)
 
 
+@pytest.mark.parametrize("trees", [False, True])
+def test_captured_verification_says_what_the_eager_one_says(tmp_path: Path, trees: bool) -> None:
+    """Drafts of different lengths, fewer than the captured shape has room for, and none."""
+    decoder = make_tiny("llama", tmp_path).decoder(torch.float32)
+    drafting = {"speculative_method": "ngram", "num_speculative_tokens": 3}
+    if trees:
+        drafting |= {"speculative_method": "medusa", "speculative_model": "heads"}
+    config = config_of(max_num_batched_tokens=16, **drafting)
+    shapes = set(decode_shapes(config))
+    capture = FakeCapture()
+    captured, eager = ForwardPass(decoder, lambda: capture), ForwardPass(decoder)
+    inputs = [StepInputs(BLOCK, LENGTH, CPU) for _ in range(2)]
+    for forward in (captured, eager):
+        forward.allocate(config, LENGTH, 40)
+    assert capture.captured == len(shapes)
+    rng = random.Random(7)
+    sampling = SamplingParams(temperature=0.0)
+    requests = []
+    for i in range(3):
+        tables = BlockTables([[1 + 6 * i + j for j in range(6)]])
+        prompt = [rng.randrange(100) for _ in range(9 + 4 * i)]
+        requests.append(Request(str(i), prompt, sampling, 0.0, tables=tables))
+    prefill = Batch([ScheduledSequence(r, 0, len(r.token_ids) - 1, False) for r in requests], 0)
+    with torch.inference_mode():
+        for forward, made in zip((captured, eager), inputs, strict=True):
+            header, buffer = made.pack(prefill)
+            assert forward.run(header, buffer) is None
+        for lengths in ((2, 0, 1), (3, 3), (1,), (0, 0, 3)):
+            parents = [-1, -1, 0] if trees else None
+            sequences = []
+            for request, length in zip(requests, lengths, strict=False):
+                draft = None
+                if length:
+                    tokens = [rng.randrange(100) for _ in range(3)]
+                    draft = Draft(tokens, parents).first(length)
+                start = len(request.token_ids) - 1
+                sequences.append(ScheduledSequence(request, start, 1 + length, True, draft))
+            sequences.sort(key=lambda s: s.num_drafted > 0)
+            batch = Batch(sequences, len(sequences))
+            shape = captured.shape_for(batch)
+            assert shape in shapes
+            assert shape.new_tokens >= 1 + max(lengths)
+            before = capture.replayed
+            header, buffer = inputs[0].pack(batch, shape)
+            ours = captured.run(header, buffer)
+            assert capture.replayed == before + 1
+            theirs = eager.run(*inputs[1].pack(batch))
+            assert ours is not None
+            assert theirs is not None
+            count = batch.num_tokens
+            torch.testing.assert_close(ours.logits[:count], theirs.logits)
+            torch.testing.assert_close(ours.hidden[:count], theirs.hidden)
+            assert ours.likeliest is not None
+            assert torch.equal(ours.likeliest[:count], theirs.logits.argmax(-1))
+    for ours_layer, theirs_layer in zip(captured.cache.layers, eager.cache.layers, strict=True):
+        torch.testing.assert_close(ours_layer.keys, theirs_layer.keys)
+
+
 def test_what_has_no_kernel_runs_without_graphs_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +170,7 @@ def test_what_has_no_kernel_runs_without_graphs_and_says_so(
     assert runner.notes == [
         "decode steps run without CUDA graphs: no kernel for attention with heads of 16"
     ]
-    assert runner.forward.size_for(1) == 0
+    assert runner.forward.most_captured == 0
 
 
 def test_the_knob_turns_graphs_off(tmp_path: Path) -> None:
@@ -117,7 +178,7 @@ def test_the_knob_turns_graphs_off(tmp_path: Path) -> None:
     capture = FakeCapture()
     forward = ForwardPass(decoder, lambda: capture)
     runner = ModelRunner(decoder, config_of(cuda_graphs=False), LENGTH, forward=forward)
-    assert (capture.rehearsed, runner.notes, forward.size_for(1)) == (0, [], 0)
+    assert (capture.rehearsed, runner.notes, forward.most_captured) == (0, [], 0)
 
 
 class OnDevice(FakeCapture):

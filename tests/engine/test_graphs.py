@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from engine.config import EngineConfig
 from engine.cuda_capture import reason
 from engine.errors import EnvironmentLacks
-from engine.graph_sizes import decode_sizes
+from engine.graph_sizes import DecodeShape, decode_shapes, decode_sizes
 from engine.graphs import DecodeGraphs, NotCapturable, Scores
 from engine.packed_step import StepTensors
 from engine.step_inputs import StepInputs
@@ -34,7 +35,8 @@ def everything(step: StepTensors) -> Scores:
 def graphs_of(
     forward: Callable[[StepTensors], Scores], sizes: list[int], capture: FakeCapture
 ) -> DecodeGraphs:
-    return DecodeGraphs(forward, sizes, GROUPS, WIDTH, CPU, capture)
+    shapes = [DecodeShape(size) for size in sizes]
+    return DecodeGraphs(forward, shapes, GROUPS, WIDTH, CPU, capture)
 
 
 def test_ladder() -> None:
@@ -48,17 +50,46 @@ def test_ladder() -> None:
         assert sizes[-1] == most
 
 
+def test_drafts_are_verified_at_powers_of_two() -> None:
+    config = EngineConfig(
+        max_num_seqs=4,
+        max_num_batched_tokens=12,
+        speculative_method="ngram",
+        num_speculative_tokens=5,
+    )
+    shapes = decode_shapes(config)
+    # As many sequences as the default may be asked for, but no more than a step has tokens.
+    assert [s for s in shapes if s.new_tokens == 1] == [(1, 1, 0), (2, 1, 0), (4, 1, 0)] + [
+        (8, 1, 0),
+        (12, 1, 0),
+    ]
+    assert [s[:2] for s in shapes if s.new_tokens > 1] == [
+        (1, 2),
+        (1, 4),
+        (1, 6),
+        (2, 2),
+        (2, 4),
+    ] + [
+        (2, 6),
+        (4, 2),
+    ]
+    heads = config.replace(speculative_method="medusa", speculative_model="heads")
+    assert {s.has_trees for s in decode_shapes(heads)} == {False, True}
+    assert not any(s.has_trees for s in decode_shapes(heads, has_windows=True))
+
+
 def test_a_padded_step_says_what_the_plain_one_does() -> None:
     capture = FakeCapture()
     graphs = graphs_of(everything, [1, 2, 4, 8], capture)
     assert graphs.sizes == [1, 2, 4, 8]
-    assert [graphs.size_for(n) for n in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 0]
+    shapes = [graphs.shape_for(n) for n in (1, 2, 3, 5, 8, 9)]
+    assert [shape and shape.sequences for shape in shapes] == [1, 2, 4, 8, 8, None]
     inputs = StepInputs(8, 8 * WIDTH, CPU, GROUPS)
     # Long contexts before short ones: what they leave in the tables must not be seen.
     for lengths in ([60, 41, 33, 9, 50], [3], [1, 2, 17], [9, 9, 9, 9, 9, 9, 9, 64], [5, 30]):
         batch = decodes(lengths, GROUPS)
         expected = everything(inputs.prepare(batch))
-        header, buffer = inputs.pack(batch, graphs.size_for(len(lengths)))
+        header, buffer = inputs.pack(batch, graphs.shape_for(len(lengths)))
         before = capture.replayed
         scores = graphs.run(header, buffer)
         assert capture.replayed == before + 1
@@ -66,7 +97,7 @@ def test_a_padded_step_says_what_the_plain_one_does() -> None:
         assert torch.equal(scores.hidden[: len(lengths)], expected.hidden)
         assert scores.likeliest is not None
         assert torch.equal(scores.likeliest[: len(lengths)], expected.logits.argmax(-1))
-        assert len(scores.logits) == len(scores.likeliest) == graphs.size_for(len(lengths))
+        assert len(scores.logits) == len(scores.likeliest) == header.num_sequences
 
 
 def test_nothing_but_padding_runs_until_the_first_step() -> None:
@@ -109,7 +140,13 @@ def test_sizes_that_do_not_fit_are_left_out_or_told() -> None:
         graphs_of(everything, [1, 2, 4], FakeCapture(fitting=0))
     with pytest.raises(EnvironmentLacks, match="of 1 sequences"):
         DecodeGraphs(
-            everything, [1, 2, 4], GROUPS, WIDTH, CPU, FakeCapture(fitting=2), leave_out=False
+            everything,
+            [DecodeShape(size) for size in (1, 2, 4)],
+            GROUPS,
+            WIDTH,
+            CPU,
+            FakeCapture(fitting=2),
+            leave_out=False,
         )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engine.batch import Batch, ScheduledSequence
 from engine.block_tables import BlockTables
+from engine.graph_sizes import DecodeShape
 from engine.packed_step import StepBuffer, StepHeader, step_tensors
 from engine.request import Request, SamplingParams
 from engine.step_inputs import StepInputs
@@ -73,7 +74,7 @@ def test_padding_is_stored_nowhere_and_sees_nothing() -> None:
     inputs = StepInputs(8, 64, CPU, num_groups=2)
     lengths = [3, 17, 30]
     plain = inputs.prepare(decodes(lengths, 2))
-    header, buffer = inputs.pack(decodes(lengths, 2), padded_to=8)
+    header, buffer = inputs.pack(decodes(lengths, 2), DecodeShape(8))
     padded = buffer.tensors(header)
     assert (header.num_tokens, header.num_sequences, header.num_decodes) == (8, 8, 8)
     assert header.num_samples == 8
