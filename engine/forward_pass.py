@@ -133,8 +133,8 @@ class ForwardPass:
         missing = len(shapes) - len(self._graphs.shapes)
         if missing:
             self.notes.append(
-                f"{missing} of {len(shapes)} CUDA graphs did not fit the memory: decode steps of up "
-                f"to {self._graphs.sizes[-1]} sequences have them"
+                f"{missing} of {len(shapes)} CUDA graphs did not fit the memory: decode steps of "
+                f"up to {self._graphs.sizes[-1]} sequences have them"
             )
 
     def release(self) -> None:

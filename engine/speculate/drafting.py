@@ -23,9 +23,10 @@ from engine.speculate.medusa_checkpoint import load_medusa
 from engine.speculate.medusa_heads import MedusaHeads
 from engine.speculate.ngram import NgramProposer
 from engine.speculate.speculator import Speculator
+from engine.speculate.suffix import SuffixProposer
 from engine.step_in_flight import Accepted
 
-_Proposer: TypeAlias = NgramProposer | DraftModel | Medusa
+_Proposer: TypeAlias = NgramProposer | SuffixProposer | DraftModel | Medusa
 # Moves keys and values between slots, by lists of sources and targets.
 Move: TypeAlias = Callable[[list[int], list[int]], None]
 
@@ -90,6 +91,8 @@ class Drafting:
         method = config.speculative_method
         if method == "ngram":
             self._proposer = NgramProposer(config)
+        elif method == "suffix":
+            self._proposer = SuffixProposer(config)
         elif self._draft is not None:
             self._proposer = DraftModel(self._draft, config, max_model_len, num_blocks, self._eos)
         elif self._heads is not None:
@@ -118,7 +121,7 @@ class Drafting:
 
     def apply_live(self, config: EngineConfig) -> None:
         """Take over `live` knobs."""
-        if isinstance(self._proposer, NgramProposer):
+        if isinstance(self._proposer, (NgramProposer, SuffixProposer)):
             self._proposer.reconfigure(config)
         elif isinstance(self._proposer, DraftModel):
             self._proposer.apply_live(config)

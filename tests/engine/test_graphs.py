@@ -59,7 +59,10 @@ def test_drafts_are_verified_at_powers_of_two() -> None:
     )
     shapes = decode_shapes(config)
     # As many sequences as the default may be asked for, but no more than a step has tokens.
-    assert [s for s in shapes if s.new_tokens == 1] == [(1, 1, 0), (2, 1, 0), (4, 1, 0)] + [
+    assert [s for s in shapes if s.new_tokens == 1] == [
+        (1, 1, 0),
+        (2, 1, 0),
+        (4, 1, 0),
         (8, 1, 0),
         (12, 1, 0),
     ]
@@ -69,7 +72,6 @@ def test_drafts_are_verified_at_powers_of_two() -> None:
         (1, 6),
         (2, 2),
         (2, 4),
-    ] + [
         (2, 6),
         (4, 2),
     ]
