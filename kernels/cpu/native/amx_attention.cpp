@@ -53,14 +53,29 @@ static void merge(State& into, const State& part, int64_t dh) {
         }
 }
 
+// The token and the head within its group of a column, counted up without divisions.
+struct Column {
+    int64_t token, head, group;
+    Column(int64_t flat, int64_t group) : token(flat / group), head(flat % group), group(group) {}
+    void next() {
+        if (++head == group) head = 0, token++;
+    }
+};
+
 // Queries as right operands: [dh / 32][16 pairs of dimensions][16 columns][2].
 static void pack_queries(const AttentionStep& s, const Item& w, int64_t column, int64_t count, uint32_t* to) {
-    for (int64_t c = 0; c < COLUMNS; c++) {
+    const bf16* rows[COLUMNS];
+    const bf16* first = (const bf16*)s.q + s.query_start[w.sequence] * s.q_stride;
+    Column at(column, s.group());
+    for (int64_t c = 0; c < COLUMNS; c++, at.next())
         // Columns beyond the last repeat the first: computed, never written.
-        int64_t flat = column + (c < count ? c : 0);
-        int64_t token = s.query_start[w.sequence] + flat / s.group();
-        const bf16* q = (const bf16*)s.q + token * s.q_stride + (w.head * s.group() + flat % s.group()) * s.dh;
-        for (int64_t pair = 0; pair < s.dh / 2; pair++) memcpy(to + pair * 16 + c, q + pair * 2, 4);
+        rows[c] = c < count ? first + at.token * s.q_stride + (w.head * s.group() + at.head) * s.dh : rows[0];
+    for (int64_t d = 0; d < s.dh; d += 32) {
+        __m512i pairs[16];
+        for (int64_t c = 0; c < COLUMNS; c++) pairs[c] = _mm512_loadu_si512(rows[c] + d);
+        transpose(pairs);
+        for (int64_t pair = 0; pair < 16; pair++)
+            _mm512_storeu_si512(to + (d / 2 + pair) * 16, pairs[pair]);
     }
 }
 
@@ -104,8 +119,9 @@ static Reach reach_of(const AttentionStep& s, const Item& w, int64_t column, int
     Reach r;
     int64_t before = s.context_lens[w.sequence] - s.new_tokens(w.sequence);
     r.tree_from = INT32_MAX;
-    for (int64_t c = 0; c < COLUMNS; c++) {
-        int64_t token = (column + (c < count ? c : 0)) / s.group();
+    Column at(column, s.group());
+    for (int64_t c = 0; c < COLUMNS; c++, at.next()) {
+        int64_t token = c < count ? at.token : column / s.group();
         r.to[c] = (int32_t)(before + token);
         r.from[c] = (int32_t)s.first_seen(before + token);
         uint64_t tree = s.trees ? s.trees[s.query_start[w.sequence] + token] : ~0ull;

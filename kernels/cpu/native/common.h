@@ -121,7 +121,13 @@ static inline void from_float(bf16* p, float x) {
 static inline vf select(vi mask, vf yes, vf no) {
     return bit_copy<vf>((bit_copy<vi>(yes) & mask) | (bit_copy<vi>(no) & ~mask));
 }
-static inline vf vmax(vf a, vf b) { return select(a > b, a, b); }
+static inline vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+    return bit_copy<vf>(_mm512_max_ps(bit_copy<__m512>(a), bit_copy<__m512>(b)));
+#else
+    return select(a > b, a, b);
+#endif
+}
 
 static inline float reduce_add(vf v) {
 #if defined(__AVX512F__)
