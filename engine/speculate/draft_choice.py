@@ -27,10 +27,12 @@ class Chain:
     """A draft as it grows, one token a step.
 
     `request` is the one that is drafted for, or a copy with the drafted tokens behind its own where
-    penalties look at them. `seed` is None where the likeliest token is taken.
+    penalties look at them; it has `start` tokens without them. `seed` is None where the likeliest
+    token is taken.
     """
 
     request: Request
+    start: int
     seed: int | None
     penalised: bool
     token_ids: list[int] = field(default_factory=list)
@@ -101,15 +103,18 @@ class DraftChooser:
             copy = Request(request.request_id, list(request.token_ids), params, request.arrival)
             copy.num_prompt_tokens = request.num_prompt_tokens
             request = copy
-        return Chain(request, seed, penalised)
+        return Chain(request, len(request.token_ids), seed, penalised)
 
-    def choose(self, logits: Tensor, chains: Sequence[Chain]) -> Choice:
-        """The next token of each chain; logits [S, vocabulary], which may be changed."""
+    def choose(self, logits: Tensor, chains: Sequence[Chain], index: int) -> Choice:
+        """Token `index` of each chain; logits [S, vocabulary], which may be changed.
+
+        Tokens before it may still be on the device alone, unless a chain is penalised.
+        """
         if any(chain.penalised for chain in chains):
             logits = self._penalised(logits, chains)
         if all(chain.seed is None for chain in chains):
             return Choice(*sampling.likeliest_shares(logits))
-        parameters = _parameters(chains)
+        parameters = _parameters(chains, index)
         drawn_from = sampling.probabilities(logits, parameters)
         # A distribution of one token gives it whatever the number is.
         chance = torch.tensor(parameters.uniform, dtype=torch.float64).to(logits.device)
@@ -133,18 +138,14 @@ class DraftChooser:
         return logits
 
 
-def _parameters(chains: Sequence[Chain]) -> DrawParameters:
+def _parameters(chains: Sequence[Chain], index: int) -> DrawParameters:
     params = [chain.request.sampling for chain in chains]
-    positions = [_position(chain) for chain in chains]
     return DrawParameters(
         [0.0 if c.seed is None else p.temperature for c, p in zip(chains, params, strict=True)],
         [p.top_k for p in params],
         [p.top_p for p in params],
         [p.min_p for p in params],
-        uniforms([chain.seed or 0 for chain in chains], positions).tolist(),
+        uniforms(
+            [chain.seed or 0 for chain in chains], [chain.start + index for chain in chains]
+        ).tolist(),
     )
-
-
-def _position(chain: Chain) -> int:
-    tokens = len(chain.request.token_ids)
-    return tokens if chain.penalised else tokens + len(chain.token_ids)

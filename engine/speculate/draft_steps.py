@@ -96,7 +96,7 @@ class DraftSteps:
         last = [s.request.token_ids[-query_len:] for s in sequences]
         tokens = list(itertools.chain.from_iterable(last))
         first.write(tokens, positions[:, :query_len], course.slots[:, :query_len])
-        choice = self._step(first, course.chains)
+        choice = self._step(first, course.chains, 0)
         if self._waits or any(chain.penalised for chain in course.chains):
             self._go_on_waiting(course, choice, floor)
         else:
@@ -125,7 +125,8 @@ class DraftSteps:
             place = rows, course.query_len - 1 + index
             tokens = [chains[row].token_ids[-1] for row in rows]
             step.write(tokens, course.positions[place][:, None], course.slots[place][:, None])
-            _append(chains, rows, self._step(step, [chains[row] for row in rows]))
+            choice = self._step(step, [chains[row] for row in rows], index)
+            _append(chains, rows, choice)
 
     def _go_on_queued(self, course: _Course, choice: Choice) -> None:
         """The same on a GPU, which is given all the steps before the first is done."""
@@ -139,19 +140,19 @@ class DraftSteps:
             column = slice(course.query_len - 1 + index, course.query_len + index)
             step.write(None, course.positions[:count, column], course.slots[:count, column])
             step.tensors.token_ids.copy_(choices[-1].tokens[:count])
-            choices.append(self._step(step, course.chains[:count]))
+            choices.append(self._step(step, course.chains[:count], index))
         for choice in choices:
             _append(course.chains, range(len(choice.tokens)), choice)
 
-    def _step(self, step: ShortStep, chains: Sequence[Chain]) -> Choice:
-        """Compute a step that was written, on all ranks, and choose each sequence's next token."""
+    def _step(self, step: ShortStep, chains: Sequence[Chain], index: int) -> Choice:
+        """Compute a step that was written, on all ranks, and choose token `index` of each chain."""
         self._decoder.ranks.step(step.header, step.words, draft=True)
         if self._recordings is None:
-            return self._chooser.choose(self._logits(step), chains)
+            return self._chooser.choose(self._logits(step), chains, index)
         outcome = self._recordings.run(step, partial(self._outcome, step))
         if all(chain.takes_likeliest for chain in chains):
             return outcome.likeliest
-        return self._chooser.choose(outcome.logits, chains)
+        return self._chooser.choose(outcome.logits, chains, index)
 
     def _outcome(self, step: ShortStep) -> _Outcome:
         logits = self._logits(step)
@@ -172,7 +173,9 @@ class DraftSteps:
             owned = tables[0][blocks]
         else:
             owned = tables[np.arange(len(tables))[:, None], blocks]
-        return (owned.astype(np.int64) << self._block_bits) + (positions & self._block_mask)
+        slots: Int64s = owned.astype(np.int64) << self._block_bits
+        slots += positions & self._block_mask
+        return slots
 
     def _width(self, num_tokens: int) -> int:
         """Blocks of tables for so many tokens: they grow seldom."""

@@ -262,6 +262,52 @@ def test_live_knobs(llama: Decoder) -> None:
     assert model.pool.num_cached == 0
 
 
+def test_steps_that_are_queued_draft_what_steps_in_turn_do(llama: Decoder) -> None:
+    """As on a GPU, whose tokens are not waited for before the next step is made of them."""
+    lives = []
+    for queued in (False, True):
+        model = draft_model(llama, seed=3)
+        if queued:
+            model._steps._waits = False
+            model._steps._recordings = None
+        rng = random.Random(8)
+        params = [GREEDY, SamplingParams(temperature=0.9, top_k=30), GREEDY]
+        requests = [request(str(i), random_tokens(rng, 20 + i), p) for i, p in enumerate(params)]
+        life = []
+        for turn in range(6):
+            drafts = model.propose(requests, [4, 1 + turn % 4, 2])
+            for each, draft in zip(requests, drafts, strict=True):
+                assert draft is not None
+                life.append((list(draft.token_ids), draft.chances))
+                each.token_ids += [*draft.token_ids[: turn % 4], rng.randrange(VOCABULARY)]
+        lives.append(life)
+    assert lives[0] == lives[1]
+
+
+def test_a_model_in_bf16_whose_steps_are_replayed(tmp_path: Path) -> None:
+    """Wide enough for the native kernels; a draft is the same however often its shape came."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2}
+    tiny = make_tiny("llama", tmp_path / "wide", dtype=torch.bfloat16, **sizes)
+    decoder = tiny.decoder(torch.bfloat16)
+    rng = random.Random(3)
+    prompts = [random_tokens(rng, 18) for _ in range(12)]
+
+    def drafted(model: DraftModel, number: int) -> list[list[int]]:
+        asked = [request(f"{i}", prompts[number + i]) for i in range(1 + number % 3)]
+        drafts = model.propose(asked, [4] * len(asked))
+        for each in asked:
+            model.forget(each)
+        return [list(draft.token_ids) for draft in drafts if draft is not None]
+
+    model = draft_model(decoder, enable_prefix_caching=False)
+    again = [[drafted(model, number) for number in range(9)] for _ in range(2)]
+    assert again[0] == again[1]
+    for number in range(9):
+        fresh = draft_model(decoder, enable_prefix_caching=False)
+        fresh._steps._recordings = None
+        assert drafted(fresh, number) == again[0][number]
+
+
 @pytest.mark.parametrize("dtype", ["int8", "fp8"])
 def test_quantized_cache(models: dict[str, TinyModel], dtype: str) -> None:
     decoder = models["qwen3"].decoder()
