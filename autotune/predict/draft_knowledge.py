@@ -129,6 +129,7 @@ def _guess(config: EngineConfig, step_seconds: float) -> DraftProfile:
         share=GUESSED_SHARE.get(method, 1.0),
         cost=cost,
         costs_device=share is not None,
+        knows=share is not None,
         error=GUESS_ERROR,
     )
 

@@ -86,6 +86,8 @@ class DraftProfile:
         costs_device: whether it takes the model's device; see `engine.speculate.proposer.Proposer`.
         deepest: drafts go no deeper, whatever is asked.
         breadth: tokens that are verified at each depth, on the mean; above 1 of a tree.
+        knows: whether the proposer tells the chance of each token, which then differs from one to
+            the next: of those that it is sure of more are verified.
         traces: by request id, what is known token by token; requests that are not among them go the
             way of others that are. Where there are traces, chances are of no account.
         error: how far off the chances may be, as a standard deviation of their logits.
@@ -98,6 +100,7 @@ class DraftProfile:
     costs_device: bool = False
     deepest: int = MOST_DRAFTED
     breadth: float = 1.0
+    knows: bool = False
     traces: Mapping[str, Trace] = dataclasses.field(default_factory=dict)
     error: float = 0.0
 

@@ -17,6 +17,11 @@ Tokens = Callable[[Request, int, int], Sequence[int]]
 
 # A drafted token that nobody generates.
 _WRONG = 1 << 41
+# Of how sure a model is of its tokens: the sum of the parameters of a beta distribution whose mean
+# is their acceptance. With 1 most are nearly certain or nearly hopeless, as words are.
+SURENESS = 1.0
+# Below this chance a model that drafts does not go on; see `engine.speculate.draft_model`.
+LEAST_CHANCE = 0.05
 
 
 @dataclass(slots=True)
@@ -37,9 +42,13 @@ class VirtualProposer:
         profile: how drafts fare.
         tokens: what requests generate.
         seed: of chances; each request has its own.
+        floor: drafts end with a token whose chance is told to be below.
     """
 
-    def __init__(self, profile: DraftProfile, tokens: Tokens, seed: int) -> None:
+    def __init__(
+        self, profile: DraftProfile, tokens: Tokens, seed: int, floor: float = 0.0
+    ) -> None:
+        self._floor = floor
         self.costs_device = profile.costs_device
         self._profile = profile
         self._tokens = tokens
@@ -67,11 +76,12 @@ class VirtualProposer:
                 continue
             known = self._drafted(request)
             asked += 1
-            depth = max(depth, limit)
             if not known.computed:
                 fresh += request.num_prompt_tokens
                 known.computed = True
-            drafts.append(self._draft(request, known, limit))
+            draft = self._draft(request, known, limit)
+            depth = max(depth, len(draft) if draft is not None and profile.knows else limit)
+            drafts.append(draft)
         self._seconds += profile.cost.seconds(asked, depth, fresh)
         return drafts
 
@@ -115,13 +125,34 @@ class VirtualProposer:
             known.found = draw() < (self._again if known.found else self._anew)
             if not known.found:
                 return None
-            right, chance = 0, self._profile.chance
-            while right < limit and draw() < chance(right):
-                right += 1
+            if self._profile.knows:
+                right, chances = self._told(known.chance, limit)
+                limit = len(chances)
+            else:
+                right, chance = 0, self._profile.chance
+                while right < limit and draw() < chance(right):
+                    right += 1
         if limit <= 0:
             return None
         tokens = [*self._tokens(request, generated, right), *[_WRONG] * (limit - right)]
         return Draft(tokens, chances=chances)
+
+    def _told(self, draw: random.Random, limit: int) -> tuple[int, list[float]]:
+        """Right tokens of a draft whose proposer knows its chances, and these."""
+        chances: list[float] = []
+        chance, right, wrong = 1.0, 0, False
+        while len(chances) < limit and chance >= self._floor:
+            mean = self._profile.chance(len(chances))
+            sure = mean if mean in (0.0, 1.0) else _beta(draw, mean)
+            chance *= sure
+            chances.append(chance)
+            wrong = wrong or draw.random() >= sure
+            right += not wrong
+        return right, chances
+
+
+def _beta(draw: random.Random, mean: float) -> float:
+    return draw.betavariate(SURENESS * mean, SURENESS * (1.0 - mean))
 
 
 def verified(sequence: ScheduledSequence, tokens: Tokens) -> list[int]:

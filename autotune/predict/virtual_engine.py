@@ -110,7 +110,7 @@ class VirtualEngine:
         self._speculation: VirtualSpeculation | None = None
         known = check_drafts(config, drafts)
         if known is not None:
-            self._speculation = VirtualSpeculation(known, cost, self._tokens, seed)
+            self._speculation = VirtualSpeculation(config, known, cost, self._tokens, seed)
         self._outputs = outputs or {}
         self._on_step = on_step
         self._stamps = self._play is not None or self._speculation is not None

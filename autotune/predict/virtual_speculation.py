@@ -10,8 +10,9 @@ from typing import Protocol
 
 from autotune.predict.drafting import DraftProfile
 from autotune.predict.step_cost import StepWork
-from autotune.predict.virtual_drafts import Tokens, VirtualProposer, verified
+from autotune.predict.virtual_drafts import LEAST_CHANCE, Tokens, VirtualProposer, verified
 from engine.batch import Batch
+from engine.config import EngineConfig
 from engine.speculate.draft_lengths import DraftLengths
 from engine.speculate.speculator import Speculator
 
@@ -60,14 +61,18 @@ class VirtualSpeculation(Speculator):
     """A `Speculator` of one engine in virtual time.
 
     Args:
+        config: the engine's.
         profile: how drafts fare.
         cost: seconds of a step.
         tokens: what requests generate.
         seed: of chances.
     """
 
-    def __init__(self, profile: DraftProfile, cost: Cost, tokens: Tokens, seed: int) -> None:
-        proposer = VirtualProposer(profile, tokens, seed)
+    def __init__(
+        self, config: EngineConfig, profile: DraftProfile, cost: Cost, tokens: Tokens, seed: int
+    ) -> None:
+        stops = config.speculative_adaptive and config.speculative_method == "draft_model"
+        proposer = VirtualProposer(profile, tokens, seed, LEAST_CHANCE if stops else 0.0)
         lengths = DraftLengths(VirtualCosts(cost, profile), costs_device=profile.costs_device)
         super().__init__(proposer, lengths, proposer.clock)
         self.profile = profile

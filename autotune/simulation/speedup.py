@@ -71,9 +71,7 @@ def predicted_speedup(
         return speeds[1] / speeds[0]
 
     value = ratio(0, model.middle(plain), model.middle(drafting))
-    guesses = zip(
-        model.draws(plain, draws, seed), model.draws(drafting, draws, seed), strict=True
-    )
+    guesses = zip(model.draws(plain, draws, seed), model.draws(drafting, draws, seed), strict=True)
     return Interval.of(value, [ratio(n, *pair) for n, pair in enumerate(guesses, 1)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -25,7 +26,7 @@ from autotune.predict.measured_drafts import draft_cost, measured_drafts
 from autotune.predict.replay import Replayed, replay
 from autotune.predict.step_cost import StepWork
 from autotune.predict.step_times import DecodeLine
-from autotune.predict.virtual_drafts import VirtualProposer, verified
+from autotune.predict.virtual_drafts import LEAST_CHANCE, VirtualProposer, verified
 from autotune.profiling.evidence import LoadEvidence
 from autotune.records import RequestRecord
 from autotune.workload.materialise import LoadRequest
@@ -196,11 +197,69 @@ def test_what_was_played_is_measured() -> None:
     assert again == pytest.approx(played(config, truth).totals.drafts.tokens_per_step, rel=0.05)
 
 
+@pytest.mark.parametrize("count", [1, 30])
+def test_what_adaptive_lengths_verified_tells_nearly_as_much(count: int) -> None:
+    """Tokens that are not verified were expected to be wrong; that is no high acceptance."""
+    config = DRAFT_MODEL.replace(speculative_adaptive=True)
+    cheap = dataclasses.replace(COST, depth=1e-3)
+    truth = DraftProfile((0.75, 0.7, 0.65), cost=cheap, costs_device=True, knows=True)
+    requests = [LoadRequest(str(i), 0.0, (i, 1, 2), 300) for i in range(count)]
+    cache = CacheShape(4000, 512)
+    play = functools.partial(replay, requests, cost=RowsCost(), cache=cache, drain_limit=1e3)
+    found = measured_drafts(play(config=config, drafts=truth, keep_steps=True).steps, config)
+    assert found is not None
+    assert found.knows
+    assert found.acceptance[:3] == pytest.approx((0.75, 0.7, 0.65), abs=0.12)
+    again, before = (
+        play(config=config, drafts=drafts, seed=5).duration for drafts in (found, truth)
+    )
+    assert again == pytest.approx(before, rel=0.08)
+
+
+def test_who_knows_its_chances_is_right_as_often_as_it_says() -> None:
+    profile = DraftProfile((0.7,), costs_device=True, knows=True)
+    proposer = VirtualProposer(profile, made_up, seed=0)
+    requests = [request(str(i)) for i in range(200)]
+    told: list[float] = []
+    right: list[bool] = []
+    for _ in range(30):
+        for one, draft in zip(requests, proposer.propose(requests, [3] * 200), strict=True):
+            assert draft is not None
+            assert draft.chances is not None
+            got = verified(ScheduledSequence(one, 3, 4, True, draft), made_up)
+            told += draft.chances
+            right += [place < len(got) - 1 for place in range(3)]
+    chances, accepted = np.array(told), np.array(right)
+    for low, high in ((0.0, 0.2), (0.2, 0.6), (0.6, 0.9), (0.9, 1.0)):
+        these = (chances >= low) & (chances <= high)
+        assert these.sum() > 500
+        assert accepted[these].mean() == pytest.approx(chances[these].mean(), abs=0.04)
+    firsts = accepted.reshape(-1, 3)[:, 0]
+    assert within(float(firsts.mean()), 0.7, len(firsts))
+
+
+def test_a_model_that_drafts_stops_where_the_engines_does() -> None:
+    from engine.speculate import draft_model
+
+    assert draft_model._LEAST_CHANCE == LEAST_CHANCE
+    profile = DraftProfile((0.5,), costs_device=True, knows=True)
+    proposer = VirtualProposer(profile, made_up, seed=0, floor=LEAST_CHANCE)
+    drafts = proposer.propose([request(str(i)) for i in range(300)], [9] * 300)
+    lengths = set()
+    for draft in drafts:
+        assert draft is not None
+        assert draft.chances is not None
+        assert all(chance >= LEAST_CHANCE for chance in draft.chances[:-1])
+        assert len(draft) == 9 or draft.chances[-1] < LEAST_CHANCE
+        lengths.add(len(draft))
+    assert len(lengths) > 4
+
+
 def test_prompts_that_a_draft_model_computes_are_told_from_its_drafts() -> None:
     config = DRAFT_MODEL
     cost = dataclasses.replace(COST, prompt_token=2e-5)
     steps = played(config, DraftProfile((0.7,), cost=cost, costs_device=True)).steps
-    found = draft_cost(steps, costs_device=True)
+    found = draft_cost(steps, costs_device=True, adaptive=False)
     assert found is not None
     assert found.seconds(1, 4, 1000) - found.seconds(1, 4) == pytest.approx(0.02, rel=0.15)
 
@@ -220,7 +279,7 @@ def test_few_drafts_tell_nothing() -> None:
     config = DRAFT_MODEL
     steps = played(config, DraftProfile((0.7,), costs_device=True), count=1).steps
     assert measured_drafts(steps[:5], config) is None
-    assert draft_cost(steps[:5], costs_device=True) is None
+    assert draft_cost(steps[:5], costs_device=True, adaptive=False) is None
 
 
 def reference(prompt: Sequence[int], output: Sequence[int], low: int, high: int) -> list[int]:
