@@ -65,9 +65,7 @@ def test_a_draft_computes_in_the_model_s_dtype(folders: tuple[Path, Path]) -> No
 
 def test_another_vocabulary_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     make_tiny("llama", tmp_path / "wide", vocab_size=130)
-    with pytest.raises(
-        ConfigError, match=r"wide has 130 tokens and the .*target 128: choose"
-    ):
+    with pytest.raises(ConfigError, match=r"wide has 130 tokens and the .*target 128: choose"):
         load(folders[0], tmp_path / "wide")
 
 
@@ -112,7 +110,5 @@ def test_bad_folders(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_a_draft_that_the_ranks_cannot_divide(folders: tuple[Path, Path]) -> None:
     ranks = GroupRanks(1, 8, CPU)
-    with pytest.raises(
-        ConfigError, match=r"draft cannot be divided as the .*4 attention"
-    ):
+    with pytest.raises(ConfigError, match=r"draft cannot be divided as the .*4 attention"):
         load(*folders, ranks=ranks)
