@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engine.request import Request
 from engine.speculate.draft import Draft
 from engine.speculate.hidden_states import HiddenStates
-from engine.speculate.medusa_heads import MedusaHeads
+from engine.speculate.medusa_heads import Guesses, MedusaHeads
 from engine.speculate.medusa_tree import MOST_RANKS, calibrated, likeliest_trees
 
 
@@ -46,14 +46,12 @@ class Medusa:
             places = [asked[place] for place in known]
             most = [limits[place] for place in places]
             guesses = self._heads.guesses(hidden, min(self._most_ranks, max(most)))
-            # One transfer: token ids are exact in float64.
-            both = torch.stack([guesses.token_ids.double(), guesses.probabilities.double()])
-            token_ids, probabilities = both.cpu().numpy()
+            token_ids, probabilities = _on_host(guesses)
         table = self._calibration
         if table is not None:
             table = table[:, : probabilities.shape[-1]]
-        chances = calibrated(probabilities.astype(np.float32), table)
-        trees = likeliest_trees(token_ids.astype(np.int64), chances, most)
+        chances = calibrated(probabilities, table)
+        trees = likeliest_trees(token_ids, chances, most)
         for place, tree in zip(places, trees, strict=True):
             drafts[place] = tree
         return drafts
@@ -61,6 +59,15 @@ class Medusa:
     def forget(self, request: Request) -> None:
         """See `Proposer`."""
         self._states.forget(request)
+
+
+def _on_host(guesses: Guesses) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    token_ids, probabilities = guesses
+    if token_ids.is_cuda:
+        # One transfer for both: token ids are exact in float64.
+        both = torch.stack([token_ids.double(), probabilities.double()]).cpu()
+        token_ids, probabilities = both[0].long(), both[1].float()
+    return token_ids.numpy(), probabilities.numpy()
 
 
 def _table(calibration: Sequence[Sequence[float]]) -> NDArray[np.float32] | None:

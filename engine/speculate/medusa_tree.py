@@ -97,20 +97,27 @@ def likeliest_trees(
     for depth in nodes.by_depth[1:]:
         of_node[:, depth] *= of_node[:, nodes.parent[depth]]
     # Stable, so that of equals the parent, which has the lower index, comes first.
-    order = np.argsort(-of_node, axis=1, kind="stable")[:, : max(limits)]
-    drafts = []
-    places = np.empty(len(nodes.head), dtype=np.int64)
-    for row in range(count):
-        chosen = order[row, : limits[row]]
-        places[chosen] = np.arange(len(chosen))
-        above = nodes.parent[chosen]
-        parents = np.where(above < 0, -1, places[above])
-        chain = bool((parents == np.arange(-1, len(chosen) - 1)).all())
-        drafts.append(
-            Draft(
-                token_ids[row, nodes.head[chosen], nodes.rank[chosen]].tolist(),
-                None if chain else parents.tolist(),
-                chances=of_node[row, chosen].tolist(),
-            )
+    chosen = np.argsort(-of_node, axis=1, kind="stable")[:, : max(limits)]
+    rows = np.arange(count)[:, None]
+    places = np.empty(of_node.shape, dtype=np.int64)
+    places[rows, chosen] = np.arange(chosen.shape[1])
+    above = nodes.parent[chosen]
+    parents = np.where(above < 0, -1, places[rows, above])
+    chain_lengths = (parents == np.arange(-1, chosen.shape[1] - 1)).cumprod(axis=1).sum(axis=1)
+    by_row = zip(
+        token_ids[rows, nodes.head[chosen], nodes.rank[chosen]].tolist(),
+        parents.tolist(),
+        of_node[rows, chosen].tolist(),
+        chain_lengths.tolist(),
+        limits,
+        strict=True,
+    )
+    return [
+        Draft(
+            tokens[:limit],
+            # Of one path, without a branch.
+            None if length >= min(limit, len(tokens)) else above_them[:limit],
+            chances=found[:limit],
         )
-    return drafts
+        for tokens, above_them, found, length, limit in by_row
+    ]

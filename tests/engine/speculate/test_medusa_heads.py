@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.speculate.medusa_heads import HeadWeights, MedusaHeads, MedusaWeights, ResidualLayer
+from engine.speculate.medusa_heads import (
+    HeadWeights,
+    MedusaHeads,
+    MedusaWeights,
+    ResidualLayer,
+    likeliest,
+)
 from kernels import ops
 
 HIDDEN, VOCABULARY = 24, 50
@@ -78,6 +84,17 @@ def test_guesses_are_the_likeliest_with_their_probabilities() -> None:
         guesses.probabilities.double(), expected.values, rtol=1e-4, atol=1e-6
     )
     assert heads.guesses(hidden, 1000).token_ids.shape == (7, 2, VOCABULARY)
+
+
+@pytest.mark.parametrize("size", [50, 4096, 4100, 6400])
+@pytest.mark.parametrize("count", [1, 8, 40])
+def test_the_likeliest_are_found_as_sorting_finds_them(size: int, count: int) -> None:
+    scores = torch.randn(3, 4, size)
+    scores[0, 0, :3] = scores[0, 0, -3:] = 9.0  # equals, in groups apart
+    top, places = likeliest(scores, count)
+    assert torch.equal(top, scores.topk(count).values)
+    assert torch.equal(scores.gather(-1, places), top)
+    assert all(len(set(row)) == count for row in places.flatten(0, 1).tolist())
 
 
 def test_a_token_map_names_the_rows_of_short_outputs() -> None:
