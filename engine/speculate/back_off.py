@@ -15,7 +15,7 @@ from engine.request import Request
 # Steps that somebody is left alone, at most.
 LONGEST = 64
 # The part of the time that tries for nothing may take; nobody waits longer than that asks for.
-WASTED_SHARE = 0.005
+WASTED_SHARE = 0.002
 # Tries after which a memory fades to 1/e: those of one request, and of all.
 OWN_MEMORY = 8.0
 SHARED_MEMORY = 256.0

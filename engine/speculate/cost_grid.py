@@ -93,6 +93,15 @@ class VerifyCorrections:
         self._shared: dict[int, float] = {}
         self._cells: dict[tuple[int, int], _Error] = {}
         self._observed = 0
+        self._noise: dict[int, float] = {}
+
+    def uncertainty(self, num_sequences: int) -> float:
+        """The standard error of the factors, from how far steps lie from what is expected.
+
+        That of a mean with weights that fall by `_RATE`, of errors whose mean size is known.
+        """
+        mean_size = self._noise.get(num_sequences.bit_length(), 0.0)
+        return mean_size * math.sqrt(math.pi / 2.0) * math.sqrt(_RATE / (2.0 - _RATE))
 
     def factor(self, num_sequences: int, num_drafted: int) -> float:
         """By what the expected seconds are to be multiplied."""
@@ -107,6 +116,8 @@ class VerifyCorrections:
         if cell in self._cells:
             count = self._cells[cell].count
         error = math.log(max(ratio, 1e-9)) - shared - own
+        noise = self._noise.get(cell[0], 0.0)
+        self._noise[cell[0]] = noise + _RATE * (min(abs(error), _MOST) - noise)
         change = max(_RATE, 0.5 / (1 + count)) * min(max(error, -_MOST), _MOST)
         self._shared[cell[0]] = shared + change
         self._cells[cell] = _Error(own + change, count + 1, self._observed)

@@ -25,6 +25,7 @@ from engine.speculate.back_off import BackOff
 from engine.speculate.control_steps import ControlSteps
 from engine.speculate.cost_curves import CostCurves, SpeculationCosts, ladder
 from engine.speculate.draft import MOST_DRAFTED, Draft
+from engine.speculate.promises import Promises
 from engine.speculate.unverified import UnverifiedDrafts
 
 __all__ = ["DraftLengths", "LearningCosts", "SpeculationCosts"]
@@ -54,6 +55,15 @@ class LearningCosts(SpeculationCosts, Protocol):
         ...
 
 
+@runtime_checkable
+class UncertainCosts(Protocol):
+    """Costs that know how far they may be off."""
+
+    def uncertainty(self, num_sequences: int) -> float:
+        """The standard error of steps' seconds, as a share of them."""
+        ...
+
+
 class DraftLengths:
     """Chooses lengths by measured acceptance and costs; a policy for one engine.
 
@@ -70,12 +80,14 @@ class DraftLengths:
     def __init__(self, costs: SpeculationCosts | None, *, costs_device: bool) -> None:
         self._costs = costs
         self._learning = costs if isinstance(costs, LearningCosts) else None
+        self._uncertain = costs if isinstance(costs, UncertainCosts) else None
         self._curves = None if costs is None else CostCurves(costs)
         self._costs_device = costs_device
         self._history = AcceptanceHistory()
         self._back_off = BackOff()
         self._unverified = UnverifiedDrafts()
         self._controls = ControlSteps()
+        self._promises = Promises()
         self._limits: list[int] = []
         self._probing = False
         self._spare_seconds = 0.0
@@ -145,9 +157,12 @@ class DraftLengths:
             room = config.max_num_batched_tokens - len(requests)
             seconds = curves.verify(len(requests), max(0, min(room, sum(lengths))))
             gains = self._gains([requests[i] for i in rows], [drafts[i] for i in rows])
-            counts, saved = _best_counts(gains, len(requests), seconds)
+            gains *= self._promises.factor(len(requests))
+            margin = self._margin(len(requests))
+            counts, yielded, saved = _best_counts(gains, len(requests), seconds, margin)
             for row, count in zip(rows, counts, strict=True):
                 kept[row] = count
+            self._promises.promise(len(requests), sum(counts), yielded)
             if saved > 0.0:
                 self._back_off.saved(len(rows) - counts.count(0), saved)
         if not self._costs_device:
@@ -184,6 +199,8 @@ class DraftLengths:
                 history.record_tree(verified)
                 if draft.chances is not None:
                     claimed.append(verified)
+        if requests:
+            self._promises.observe(num_decodes, sum(lengths), sum(accepted))
         for verdict in judged:
             requests.append(verdict.request)
             lengths.append(len(verdict.draft.token_ids))
@@ -211,6 +228,11 @@ class DraftLengths:
         chances: list[float] = self._history.survival([request], MOST_DRAFTED)[0].tolist()
         return chances
 
+    def _margin(self, num_requests: int) -> float:
+        """What drafts have to promise beyond the tokens of a second without them."""
+        uncertain = self._uncertain
+        return MARGIN + (0.0 if uncertain is None else uncertain.uncertainty(num_requests))
+
     def _is_control(self, num_requests: int) -> bool:
         return self._learning is not None and self._controls.due(num_requests)
 
@@ -236,7 +258,7 @@ class DraftLengths:
         chances = gains.T.ravel()
         by_gain = np.argsort(-chances, kind="stable")
         depths = by_gain // n
-        best, chosen = n / float(verify[0]) * (1.0 + MARGIN), by_gain[:0]
+        best, chosen = n / float(verify[0]) * (1.0 + self._margin(n)), by_gain[:0]
         for depth in ladder(deepest)[1:]:
             order = by_gain[depths < depth][:most]
             drafted = np.cumsum(order < n)  # requests that have a first token
@@ -316,23 +338,28 @@ def accepted_path(draft: Draft, tokens: Sequence[int]) -> list[int]:
     return path
 
 
-def _best_counts(gains: Floats, num_requests: int, seconds: Floats) -> tuple[list[int], float]:
-    """How many tokens of each row to verify, so that a second yields most, and what that saves.
+def _best_counts(
+    gains: Floats, num_requests: int, seconds: Floats, margin: float
+) -> tuple[list[int], float, float]:
+    """How many tokens of each row to verify, so that a second yields most.
 
     gains: [rows, tokens], each row falling and 0 behind its end; seconds: [most + 1] of a step with
-    so many drafted tokens. Saved are the seconds beyond these that as many tokens would take
-    without drafts.
+    so many drafted tokens; `margin` is what they have to yield beyond none, as a share.
+
+    Returns also how many are expected to be accepted, and the seconds that as many tokens would
+    take longer without drafts.
     """
     rows = len(gains)
     # By depth first, so that of equal chances in a row the first comes first.
     flat = gains.T.ravel()
     order = np.argsort(-flat, kind="stable")[: len(seconds) - 1]
-    rates = (num_requests + np.cumsum(flat[order])) / seconds[1 : len(order) + 1]
+    accepted = np.cumsum(flat[order])
+    rates = (num_requests + accepted) / seconds[1 : len(order) + 1]
     if not len(rates):
-        return [0] * rows, 0.0
+        return [0] * rows, 0.0, 0.0
     best = int(np.argmax(rates))
     gain = float(rates[best] * seconds[0]) / num_requests
-    if gain <= 1.0 + MARGIN:
-        return [0] * rows, 0.0
+    if gain <= 1.0 + margin:
+        return [0] * rows, 0.0, 0.0
     counts: list[int] = np.bincount(order[: best + 1] % rows, minlength=rows).tolist()
-    return counts, (gain - 1.0) * float(seconds[best + 1])
+    return counts, float(accepted[best]), (gain - 1.0) * float(seconds[best + 1])

@@ -69,6 +69,10 @@ class MeasuredCosts:
         seconds = self._drafting.seconds(num_sequences, num_drafted)
         return seconds * self._draft_corrections.factor(num_sequences)
 
+    def uncertainty(self, num_sequences: int) -> float:
+        """See `UncertainCosts`."""
+        return self._verify_corrections.uncertainty(num_sequences)
+
     def learn_verify(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         """See `LearningCosts`."""
         drafted = num_tokens - num_sequences

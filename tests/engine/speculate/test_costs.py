@@ -16,7 +16,7 @@ from engine.speculate.control_steps import ControlSteps
 from engine.speculate.cost_curves import CostCurves, ladder
 from engine.speculate.cost_grid import CostGrid, DraftCorrections, VerifyCorrections
 from engine.speculate.draft import Draft
-from engine.speculate.draft_lengths import LearningCosts
+from engine.speculate.draft_lengths import LearningCosts, UncertainCosts
 from engine.speculate.measured_costs import MeasuredCosts, measure_costs
 from tests.engine.speculate.oracle_world import Roofline
 
@@ -89,6 +89,7 @@ def test_what_was_measured_is_told_and_the_rest_lies_between() -> None:
     config = EngineConfig(max_num_seqs=64, num_speculative_tokens=8)
     costs, machine = measured(config)
     assert isinstance(costs, LearningCosts)
+    assert isinstance(costs, UncertainCosts)
     truth = machine.costs
     for count in (1, 4, 16, 64):
         for each in (0, 1, 2, 8):
@@ -156,6 +157,20 @@ def test_steps_are_corrected_by_what_they_take() -> None:
     # Not run for long: nothing is sure about it any more.
     assert corrections.factor(8, 16) < 2.0
     assert corrections.factor(8, 0) == pytest.approx(1.5, rel=0.03)
+
+
+def test_the_uncertainty_is_the_standard_error_of_a_factor() -> None:
+    generator = random.Random(3)
+    corrections = VerifyCorrections()
+    factors, claimed = [], []
+    assert corrections.uncertainty(8) == 0.0
+    for step in range(4000):
+        corrections.learn(8, 0, np.exp(generator.gauss(0.0, 0.2)))
+        if step > 100:
+            factors.append(np.log(corrections.factor(8, 0)))
+            claimed.append(corrections.uncertainty(8))
+    # Both parts of a factor follow each error, so that it moves twice as fast as either.
+    assert 0.5 < np.mean(claimed) / np.std(factors) < 1.2
 
 
 def test_one_outlier_does_not_settle_a_cost() -> None:
