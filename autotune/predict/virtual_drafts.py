@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +55,7 @@ class VirtualProposer:
         self._seconds = 0.0
         self._known: dict[Request, _Drafted] = {}
         self._traces = list(profile.traces.values())
+        self._strangers = 0  # requests so far that have no trace of their own
         # Chances to go on finding, and to begin to, whose long-run share is the profile's.
         share, run = profile.share, profile.run
         self._again = self._anew = share
@@ -100,7 +100,9 @@ class VirtualProposer:
             chance = random.Random(f"{self._seed}/{name}")
             trace = self._profile.traces.get(name)
             if trace is None and self._traces:
-                trace = self._traces[zlib.crc32(name.encode()) % len(self._traces)]
+                # In turns, so that each counts as much as any other.
+                trace = self._traces[self._strangers % len(self._traces)]
+                self._strangers += 1
             found = chance.random() < self._profile.share
             known = _Drafted(chance, trace, found, request.num_preemptions)
             self._known[request] = known
