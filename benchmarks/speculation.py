@@ -1,9 +1,11 @@
 """What speculative decoding brings the embedded pair, alone and under load, and what is foretold.
 
 Requests continue Python source that the model has not seen. At each number of requests at once, all
-methods and none take turns, so that a speed-up is a ratio of moments next to each other. What the
-drafts are like is learned from other requests than those that are foretold: of the methods with
-weights from a load of their own, of looking up from the texts of a load without drafts.
+methods and none take turns, so that a speed-up is a ratio of moments next to each other. Outputs
+are greedy, where the small model repeats itself, and drawn at temperature 1, where it does not.
+
+What looking up finds is foretold from the texts of the same requests, served without drafts, as a
+profile has them; what models and heads guess, from a load of other requests that drafted.
 
     python -m benchmarks.speculation [--medusa FOLDER] [--rounds 5] [--out speculation.json]
 """
@@ -25,10 +27,11 @@ import numpy as np
 from autotune.embedded import DRAFT, HELD_OUT, TARGET
 from autotune.hardware.detect import describe_hardware
 from autotune.hardware.versions import library_versions
-from autotune.load.open_loop import LoadResult, run_load
+from autotune.load.open_loop import GREEDY, LoadResult, run_load
 from autotune.loaded_engines import LoadedEngines
 from autotune.predict.calibration import Calibration
 from autotune.predict.calibration_run import calibrate
+from autotune.predict.calibration_sample import CalibrationLoad
 from autotune.predict.draft_knowledge import DraftKnowledge
 from autotune.profiling.evidence import LoadEvidence, prompts_of
 from autotune.profiling.model_facts import model_facts
@@ -37,7 +40,7 @@ from autotune.simulation.interval import Interval
 from autotune.simulation.speedup import predicted_speedup
 from autotune.workload.materialise import LoadRequest
 from benchmarks.quiet_machine import undisturbed
-from engine.config import EngineConfig
+from engine.config import MODEL_METHODS, EngineConfig
 from engine.request import Request, SamplingParams
 from engine.speculate.ngram import NgramProposer
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -45,12 +48,15 @@ from engine.tokenizer import Tokenizer, load_tokenizer
 OUTPUT = 128
 # Requests at once; the last is more than get a seat.
 BATCHES = (1, 4, 16, 64, 256)
+DRAWN_BATCHES = (1, 16, 256)
 SEATS = 128
 # One after another, to learn from and to be measured.
 ALONE = 16
 # Seconds between requests that are played one after another.
 APART = 100.0
 CALIBRATION_S = 40.0
+# Requests at once from which the drafts of models are learned.
+LEARNED_AT = (1, 16)
 LOOKUP_CONTEXT = 8192
 RESAMPLES = 4000
 
@@ -118,13 +124,27 @@ class Bench:
         self.engines = LoadedEngines(keep=True)
         self.texts = Texts(load_tokenizer(str(TARGET)))
 
-    def serve(self, name: str, loads: Sequence[Sequence[LoadRequest]]) -> LoadResult:
+    def serve(
+        self,
+        name: str,
+        loads: Sequence[Sequence[LoadRequest]],
+        sampling: SamplingParams = GREEDY,
+    ) -> LoadResult:
         """Serve loads one after another; the records of all, and their seconds together."""
-        engine = self.engines.engine(self.configs[name])
+        return self.serve_with(self.configs[name], loads, sampling)
+
+    def serve_with(
+        self,
+        config: EngineConfig,
+        loads: Sequence[Sequence[LoadRequest]],
+        sampling: SamplingParams = GREEDY,
+    ) -> LoadResult:
+        """The same with a config."""
+        engine = self.engines.engine(config)
         results = []
         for load in loads:
             engine.clear_prefix_cache()
-            results.append(run_load(engine, load, drain_limit=600.0))
+            results.append(run_load(engine, load, drain_limit=600.0, sampling=sampling))
         first = results[0]
         return dataclasses.replace(
             first,
@@ -166,19 +186,21 @@ def drafts(result: LoadResult) -> dict[str, Any]:
     }
 
 
-def measured(bench: Bench, rounds: int) -> dict[str, Any]:
+def measured(
+    bench: Bench, rounds: int, batches: Sequence[int], sampling: SamplingParams
+) -> dict[str, Any]:
     """Every method at every number of requests, in turns."""
     names = list(bench.configs)
     for name in names:  # what is done once, such as measuring costs, is done
-        bench.serve(name, loads_of(4, bench.texts, 99))
+        bench.serve(name, loads_of(4, bench.texts, 99), sampling)
     found: dict[str, Any] = {}
-    for batch in BATCHES:
+    for batch in batches:
         loads = loads_of(batch, bench.texts, 1000 + batch)
         runs: dict[str, list[LoadResult]] = {name: [] for name in names}
         most_by_others = 0.0
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                result, others = undisturbed(partial(bench.serve, name, loads))
+                result, others = undisturbed(partial(bench.serve, name, loads, sampling))
                 most_by_others = max(most_by_others, others or 0.0)
                 runs[name].append(result)
         found[str(batch)] = {
@@ -187,7 +209,8 @@ def measured(bench: Bench, rounds: int) -> dict[str, Any]:
         }
         for name, told in found[str(batch)]["methods"].items():
             print(
-                f"{batch:4} at once  {name:16} tpot {told['tpot_s'] * 1e3:7.2f} ms  "
+                f"{batch:4} at once, T={sampling.temperature:g}  {name:16} "
+                f"tpot {told['tpot_s'] * 1e3:7.2f} ms  "
                 f"{told['tpot_speedup']:.2f}x ({told['tpot_low']:.2f} to {told['tpot_high']:.2f})  "
                 f"throughput {told['throughput_speedup']:.2f}x  "
                 f"{told['tokens_per_step']:.2f} tokens a step",
@@ -224,7 +247,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def learned(bench: Bench) -> tuple[Calibration, dict[str, DraftKnowledge]]:
-    """What steps cost, and how each method's drafts fare: from other requests."""
+    """What steps cost, and how each method's drafts fare, as far as it is known beforehand."""
     config = bench.base
     calibration = calibrate(
         config,
@@ -233,18 +256,28 @@ def learned(bench: Bench) -> tuple[Calibration, dict[str, DraftKnowledge]]:
         hardware=describe_hardware("cpu"),
         budget_s=CALIBRATION_S,
     )
-    loads = [*loads_of(1, bench.texts, 1), *loads_of(16, bench.texts, 2)]
-    prompts = prompts_of([request for load in loads for request in load])
+    offered = [load for batch in BATCHES for load in loads_of(batch, bench.texts, 1000 + batch)]
+    plain = bench.serve("none", offered)
+    prompts = prompts_of([request for load in offered for request in load])
+    served = bench.configs["none"], LoadEvidence(plain.records, plain.steps, prompts)
+    others = [load for batch in LEARNED_AT for load in loads_of(batch, bench.texts, 1 + batch)]
     knowledge = {}
-    plain = bench.serve("none", loads)
-    for name in bench.configs:
+    drafted = []
+    for name, config in bench.configs.items():
         if name == "none":
             continue
-        served = [(bench.configs["none"], LoadEvidence(plain.records, plain.steps, prompts))]
-        drafting = bench.serve(name, loads)
-        evidence = LoadEvidence(drafting.records, drafting.steps, prompts)
-        knowledge[name] = DraftKnowledge.of([*served, (bench.configs[name], evidence)])
-    return calibration, knowledge
+        loads = [served]
+        if config.speculative_method in MODEL_METHODS:
+            # Of drafts of all lengths, whatever pays.
+            always = config.replace(speculative_adaptive=False)
+            result = bench.serve_with(always, others)
+            loads.append((config, LoadEvidence(result.records, result.steps)))
+            drafted.append(CalibrationLoad(always, result.steps, result.records, "sweep"))
+        knowledge[name] = DraftKnowledge.of(loads)
+    looked_up = bench.configs["ngram"].replace(speculative_adaptive=False)
+    result = bench.serve_with(looked_up, others)
+    drafted.append(CalibrationLoad(looked_up, result.steps, result.records, "sweep"))
+    return calibration.refitted(drafted), knowledge
 
 
 def foretold(
@@ -339,7 +372,8 @@ def main() -> None:
     lookup, _ = undisturbed(lookup_seconds)
     (calibration, knowledge), _ = undisturbed(partial(learned, bench))
     predictions = foretold(bench, calibration, knowledge)
-    measurements = measured(bench, options.rounds)
+    measurements = measured(bench, options.rounds, BATCHES, GREEDY)
+    drawn = measured(bench, options.rounds, DRAWN_BATCHES, SamplingParams(temperature=1.0))
     report = {
         "machine": describe_hardware("cpu"),
         "versions": library_versions(),
@@ -349,6 +383,7 @@ def main() -> None:
         "rounds": options.rounds,
         "configs": variants(options.medusa and "heads"),
         "measured": measurements,
+        "measured_at_temperature_1": drawn,
         "predicted": compared(predictions, measurements),
         "ngram_seconds": lookup,
     }
