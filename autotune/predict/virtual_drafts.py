@@ -85,6 +85,19 @@ class VirtualProposer:
         self._seconds += profile.cost.seconds(asked, depth, fresh)
         return drafts
 
+    def lacking(self, requests: Sequence[Request]) -> list[int]:
+        """Tokens of each request that a draft model has yet to compute."""
+        found = []
+        for request in requests:
+            known = self._known.get(request)
+            computed = (
+                known is not None
+                and known.computed
+                and known.preemptions == request.num_preemptions
+            )
+            found.append(0 if computed else request.num_prompt_tokens)
+        return found
+
     def forget(self, request: Request) -> None:
         """See `Proposer`."""
         self._known.pop(request, None)

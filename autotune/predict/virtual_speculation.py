@@ -50,6 +50,10 @@ class VirtualCosts:
         """Of drafting up to `num_drafted` tokens for each of some sequences."""
         return self._profile.cost.seconds(num_sequences, num_drafted)
 
+    def catch_up_seconds(self, num_tokens: int) -> float:
+        """Of computing so many tokens that a draft model lacks."""
+        return self._profile.cost.prompt_token * num_tokens
+
     def learn_verify(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         """Nothing is to be learned of what is known."""
 
@@ -73,7 +77,11 @@ class VirtualSpeculation(Speculator):
     ) -> None:
         stops = config.speculative_adaptive and config.speculative_method == "draft_model"
         proposer = VirtualProposer(profile, tokens, seed, LEAST_CHANCE if stops else 0.0)
-        lengths = DraftLengths(VirtualCosts(cost, profile), costs_device=profile.costs_device)
+        lengths = DraftLengths(
+            VirtualCosts(cost, profile),
+            costs_device=profile.costs_device,
+            lacking=proposer.lacking if profile.cost.prompt_token else None,
+        )
         super().__init__(proposer, lengths, proposer.clock)
         self.profile = profile
         self._tokens = tokens

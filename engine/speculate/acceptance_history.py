@@ -122,6 +122,14 @@ class AcceptanceHistory:
         steps = with_odds_factor(shared, self._factors(requests)[:, None])
         return np.multiply.accumulate(steps, axis=1)
 
+    def most_accepted(self, request: Request, length: int) -> float:
+        """More of a chain than is expected to be accepted; a bound that is told fast."""
+        own = self._own.get(request)
+        factor = 1.0 if own is None else own.factor
+        first, others = (c * factor / (1.0 - c + c * factor) for c in self._highest)
+        # A geometric series from the second token on.
+        return first * (1.0 - others**length) / (1.0 - others)
+
     def calibrated(self, requests: Sequence[Request], chances: Floats) -> Floats:
         """What the proposer's own chances, float64 [requests, tokens], come to by experience."""
         factors = self._bin_factor(chances) * self._factors(requests)[:, None]
@@ -236,6 +244,7 @@ class AcceptanceHistory:
             row.append(min(max(chance, LEAST_CHANCE), 1.0 - LEAST_CHANCE))
         row += [chance] * (MOST_DRAFTED - self._deepest)
         self._conditional = np.array(row)
+        self._highest = row[0], max(row)
         # What so many tried tokens of a chain are expected to yield.
         self._promised = [0.0, *accumulate(row)]
 

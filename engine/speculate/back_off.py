@@ -16,6 +16,12 @@ from engine.request import Request
 LONGEST = 64
 # The part of the time that tries for nothing may take; nobody waits longer than that asks for.
 WASTED_SHARE = 0.002
+# Those that wait so long, and those that are new meanwhile, are tried together every so many steps:
+# a step in which nobody is tried costs nothing.
+TOGETHER = 8
+_NEVER = 1 << 62
+# What a look-up is to save, in times of what it takes: deciding takes time too, and promises err.
+_GAIN = 3.0
 # Tries after which a memory fades to 1/e: those of one request, and of all.
 OWN_MEMORY = 8.0
 SHARED_MEMORY = 256.0
@@ -40,6 +46,7 @@ class BackOff:
         self._share = 0.5
         self._saved = 0.0
         self._load = 0
+        self._soonest = 0
 
     def due(self, requests: Sequence[Request]) -> list[int]:
         """Begin a step that decodes these: the places of those that are to be tried."""
@@ -47,13 +54,21 @@ class BackOff:
         step, tries = self._step, self._tries
         if 2 * len(requests) <= self._load:
             self._load = len(requests)
+            self._soonest = step
             for one in tries.values():
                 one.wait = one.due = 0
+        if step < self._soonest and step % TOGETHER:
+            return []
         due = []
+        soonest = _NEVER
         for place, request in enumerate(requests):
             one = tries.get(request)
             if one is None or one.due <= step:
                 due.append(place)
+            elif one.due < soonest:
+                soonest = one.due
+        # Of those that are due now it is not known yet.
+        self._soonest = step + 1 if due else soonest
         return due
 
     def note(
@@ -69,7 +84,7 @@ class BackOff:
         """
         self._load = max(self._load, load)
         longest = min(LONGEST, int(load * seconds / (WASTED_SHARE * step_seconds)) + 1)
-        worth = seconds / self._saved if self._saved > 0.0 else 1.0
+        worth = _GAIN * seconds / self._saved if self._saved > 0.0 else 1.0
         known, share = self._tries, self._share
         for request, fruitful in tried:
             one = known.get(request)
@@ -80,8 +95,12 @@ class BackOff:
             if fruitful:
                 one.wait = one.due = 0
             elif one.share < worth:
-                one.wait = min(2 * one.wait or 1, longest)
+                # Of whom nothing is known, what holds for the others is likely.
+                first = TOGETHER if share < worth else 1
+                one.wait = min(2 * one.wait or first, longest)
                 one.due = self._step + one.wait
+                if one.wait >= TOGETHER:
+                    one.due -= one.due % -TOGETHER
         self._share = share
 
     def saved(self, count: int, seconds: float) -> None:

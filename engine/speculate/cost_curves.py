@@ -27,9 +27,17 @@ class SpeculationCosts(Protocol):
         """Of drafting up to `num_drafted` tokens for each of `num_sequences`."""
         ...
 
+    def catch_up_seconds(self, num_tokens: int) -> float:
+        """Of computing so many tokens that a proposer lacks before it can draft."""
+        ...
+
 
 class CostCurves:
-    """Costs at many sizes, asked for at a few and interpolated, as asking takes time."""
+    """Costs at many sizes, asked for at a few and interpolated, as asking takes time.
+
+    Those of few tokens are asked for one by one: kernels take them in tiles, so that one more may
+    cost much or nothing.
+    """
 
     def __init__(self, costs: SpeculationCosts) -> None:
         self._costs = costs
@@ -42,9 +50,11 @@ class CostCurves:
         uses, curve = self._verify.get(num_sequences, (0, None))
         if curve is None or not uses or len(curve) <= most:
             costs, n = self._costs, num_sequences
-            sizes = ladder(most)
+            sizes = sorted({*ladder(most), *range(min(most + 1, 33 - n))})
             seconds = [costs.verify_seconds(n, n + size) for size in sizes]
             curve = np.interp(np.arange(most + 1), sizes, seconds)
+            # No drafts take no longer than some, whatever noise says: their steps would not be run.
+            curve[0] = curve.min()
             uses = REFRESH
         self._verify[num_sequences] = uses - 1, curve
         return curve[: most + 1]

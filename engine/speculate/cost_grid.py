@@ -6,8 +6,10 @@ import math
 from bisect import bisect_left
 from typing import NamedTuple
 
-# Least weight of a new observation, and the largest error that one is believed, as a factor.
-_RATE = 0.1
+# Weights of a new observation: for all steps of so many sequences, so that what else the machine
+# does for a while is not blamed on those that it meets; and for such with as many drafted tokens, of
+# the first one and at least. And the largest error that one is believed, as a factor.
+_SHARED_RATE, _FIRST_RATE, _RATE = 0.2, 0.5, 0.05
 _MOST = math.log(4.0)
 # Steps after which the error of those that are not run any more fades to 1/e.
 _MEMORY = 500.0
@@ -84,24 +86,24 @@ class _Error(NamedTuple):
 class VerifyCorrections:
     """What steps really took beside what was expected, by their sequences and drafted tokens.
 
-    A step's error is that of its number of sequences (contexts may be longer than they were when
-    measured) and that of its drafted tokens, half and half. The latter fades when no such step is
-    run, as such that seem too dear would never be run again.
+    A step's error is for the most part that of its number of sequences, as contexts may be longer
+    than they were when measured, and for the rest that of its drafted tokens. The latter fades when
+    no such step is run, as such that seem too dear would never be run again.
     """
 
     def __init__(self) -> None:
         self._shared: dict[int, float] = {}
-        self._cells: dict[tuple[int, int], _Error] = {}
+        self._cells: dict[tuple[int, int], _Error] = {}  # by `_cell`
         self._observed = 0
         self._noise: dict[int, float] = {}
 
     def uncertainty(self, num_sequences: int) -> float:
-        """The standard error of the factors, from how far steps lie from what is expected.
+        """The standard error of what two steps' factors differ by, from how far steps lie apart.
 
-        That of a mean with weights that fall by `_RATE`, of errors whose mean size is known.
+        That of two means with weights that fall by `_RATE`, of errors whose mean size is known.
         """
         mean_size = self._noise.get(num_sequences.bit_length(), 0.0)
-        return mean_size * math.sqrt(math.pi / 2.0) * math.sqrt(_RATE / (2.0 - _RATE))
+        return mean_size * math.sqrt(math.pi / 2.0) * math.sqrt(2.0 * _RATE / (2.0 - _RATE))
 
     def factor(self, num_sequences: int, num_drafted: int) -> float:
         """By what the expected seconds are to be multiplied."""
@@ -112,15 +114,18 @@ class VerifyCorrections:
         """A step took `ratio` times the expected seconds, uncorrected."""
         self._observed += 1
         cell = _cell(num_sequences, num_drafted)
-        shared, own, count = self._shared.get(cell[0], 0.0), self._own(cell), 0
-        if cell in self._cells:
-            count = self._cells[cell].count
-        error = math.log(max(ratio, 1e-9)) - shared - own
-        noise = self._noise.get(cell[0], 0.0)
-        self._noise[cell[0]] = noise + _RATE * (min(abs(error), _MOST) - noise)
-        change = max(_RATE, 0.5 / (1 + count)) * min(max(error, -_MOST), _MOST)
-        self._shared[cell[0]] = shared + change
-        self._cells[cell] = _Error(own + change, count + 1, self._observed)
+        key, error = cell[0], math.log(max(ratio, 1e-9))
+        if key not in self._shared:  # what the machine is like
+            self._shared[key] = error
+            return
+        shared, own = self._shared[key], self._own(cell)
+        count = self._cells[cell].count if cell in self._cells else 0
+        error = min(max(error - shared - own, -_MOST), _MOST)
+        noise = self._noise.get(key, 0.0)
+        self._noise[key] = noise + _RATE * (abs(error) - noise)
+        self._shared[key] = shared + _SHARED_RATE * error
+        own += max(_RATE, _FIRST_RATE / (1 + count)) * error
+        self._cells[cell] = _Error(own, count + 1, self._observed)
 
     def _own(self, cell: tuple[int, int]) -> float:
         error = self._cells.get(cell)
@@ -149,6 +154,13 @@ class DraftCorrections:
 
 
 def _cell(num_sequences: int, num_drafted: int) -> tuple[int, int]:
-    """Sequences by powers of two, drafted tokens for each by powers of two from an eighth on."""
-    per_sequence = 1 + (8 * num_drafted // num_sequences).bit_length() if num_drafted else 0
-    return num_sequences.bit_length(), per_sequence
+    """Sequences by powers of two; none drafted, or the rows that linear layers compute.
+
+    Few rows one by one, as kernels take them in tiles, and more rows may take less.
+    """
+    if not num_drafted:
+        return num_sequences.bit_length(), 0
+    rows = num_sequences + num_drafted
+    if rows > 32:
+        rows = 32 + int(8 * math.log2(rows / 32))
+    return num_sequences.bit_length(), rows

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from engine.blocks import BlockPool
 from engine.request import Request
 
+# So many tokens of a sequence take about as long as one.
+GO_ALONG = 16
+
 
 @dataclass(slots=True, eq=False)
 class DraftedSequence:
@@ -98,6 +101,19 @@ class DraftCache:
         self._sequences[request] = sequence
         self.register(sequence)
         return sequence
+
+    def lacking(self, request: Request) -> int:
+        """Tokens of a request whose keys and values are not here, but for its last.
+
+        Of a request that is new here some may be found, as others have the same prefix; how many is
+        known when it is taken in. A few tokens go along with the last one and count as none.
+        """
+        sequence = self._sequences.get(request)
+        known = 0
+        if sequence is not None:
+            known = sequence.num_known + len(sequence.drafted)
+        lacking = len(request.token_ids) - 1 - known
+        return lacking if lacking > GO_ALONG else 0
 
     def register(self, sequence: DraftedSequence) -> None:
         """Let other requests find the blocks that the request's own tokens fill."""

@@ -111,6 +111,10 @@ class DraftModel:
         done = {s.request: chain.draft() for s, chain in zip(sequences, chains, strict=True)}
         return [done.get(request) for request in requests]
 
+    def lacking(self, requests: Sequence[Request]) -> list[int]:
+        """Tokens of each request that are to be computed before its newest one can be."""
+        return [self._sequences.lacking(request) for request in requests]
+
     def forget(self, request: Request) -> None:
         """Give up what is kept of a request; its blocks may still be found by others."""
         self._sequences.forget(request)

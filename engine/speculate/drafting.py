@@ -115,8 +115,14 @@ class Drafting:
         names = ("speculative_method", "speculative_model", "kv_cache_dtype", "max_num_seqs")
         key = tuple(getattr(config, name) for name in (*names, "num_speculative_tokens"))
         if key not in self._costs:
+            # Drafts of what is measured promise little, and must not end early for that.
+            self.apply_live(config.replace(speculative_adaptive=False))
             self._costs[key] = measure_costs(runner, proposer, config, max_model_len)
-        lengths = DraftLengths(self._costs[key], costs_device=proposer.costs_device)
+            self.apply_live(config)
+        lacking = proposer.lacking if isinstance(proposer, DraftModel) else None
+        lengths = DraftLengths(
+            self._costs[key], costs_device=proposer.costs_device, lacking=lacking
+        )
         self.speculator = Speculator(proposer, lengths, time.perf_counter)
 
     def apply_live(self, config: EngineConfig) -> None:

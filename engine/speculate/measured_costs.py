@@ -50,9 +50,13 @@ class MeasuredCosts:
     Args:
         steps: seconds of steps, by their sequences and the drafted tokens for each on average.
         drafting: seconds of drafting, by sequences and tokens for each.
+        catch_up_per_token: seconds for each token that the proposer lacks before it can draft.
     """
 
-    def __init__(self, steps: CostGrid, drafting: CostGrid) -> None:
+    def __init__(
+        self, steps: CostGrid, drafting: CostGrid, catch_up_per_token: float = 0.0
+    ) -> None:
+        self._catch_up_per_token = catch_up_per_token
         self._steps = steps
         self._drafting = drafting
         self._verify_corrections = VerifyCorrections()
@@ -72,6 +76,10 @@ class MeasuredCosts:
     def uncertainty(self, num_sequences: int) -> float:
         """See `UncertainCosts`."""
         return self._verify_corrections.uncertainty(num_sequences)
+
+    def catch_up_seconds(self, num_tokens: int) -> float:
+        """See `SpeculationCosts`."""
+        return num_tokens * self._catch_up_per_token
 
     def learn_verify(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         """See `LearningCosts`."""
@@ -110,7 +118,7 @@ def measure_costs(
         now = clock()
         if not measuring.row(count, tokens, now + (end - now) / (len(counts) - place), end):
             break
-    return MeasuredCosts(measuring.steps, measuring.drafting)
+    return MeasuredCosts(measuring.steps, measuring.drafting, measuring.catch_up(tokens))
 
 
 def _sequence_counts(most: int) -> Iterator[int]:
@@ -209,6 +217,23 @@ class _Measuring:
                 fastest[size] = min(fastest.get(size, seconds), seconds)
         for size, seconds in fastest.items():
             self.drafting.add(len(requests), size, seconds)
+
+    def catch_up(self, tokens: int) -> float:
+        """Seconds a token of what is computed for requests that are met for the first time."""
+        proposer, clock = self._proposer, self._clock
+        if not proposer.costs_device:
+            return 0.0
+        fastest = float("inf")
+        for token in (1, 2):  # unlike what was drafted for before, so that nothing is found
+            (request,) = self._requests(1, tokens)
+            request.token_ids[:] = [token] * len(request.token_ids)
+            start = clock()
+            proposer.propose([request], [1])
+            fastest = min(fastest, clock() - start)
+            request.state = RequestState.FINISHED
+            proposer.forget(request)
+        more = fastest - self.drafting.seconds(1, 1)
+        return max(0.0, more / len(request.token_ids))
 
     def _advance(self, requests: Sequence[Request]) -> None:
         """Compute a step that gives each request another token: some proposers draft from it."""

@@ -32,6 +32,9 @@ class Roofline:
     def verify_seconds(self, num_sequences: int, num_tokens: int) -> float:
         return max(self.fixed, self.token * num_tokens) + self.slack * num_tokens
 
+    def catch_up_seconds(self, num_tokens: int) -> float:
+        return 0.0
+
     def draft_seconds(self, num_sequences: int, num_drafted: int) -> float:
         one = self.draft_step + self.draft_request * num_sequences
         return self.look_up * num_sequences + one * num_drafted
@@ -106,7 +109,9 @@ class World:
             self.tokens += len(got)
             key = int(request.request_id)
             self.drafted[key] = self.drafted.get(key, 0) + new
-        batch = Batch(sequences, len(sequences))
+        order = sorted(range(len(sequences)), key=lambda i: sequences[i].draft is not None)
+        batch = Batch([sequences[i] for i in order], len(sequences))
+        results = [results[i] for i in order]
         self.seconds += self.costs.verify_seconds(len(sequences), batch.num_tokens)
         self.steps += 1
         return batch, BatchResult(results, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from engine.request import Request, SamplingParams
-from engine.speculate.back_off import LONGEST, BackOff
+from engine.speculate.back_off import LONGEST, TOGETHER, BackOff
 
 
 def requests(count: int) -> list[Request]:
@@ -25,12 +25,28 @@ def tries(back_off: BackOff, some: list[Request], steps: int, seconds: float, st
 def test_fruitless_tries_wait_longer_and_longer() -> None:
     back_off, some = BackOff(), requests(1)
     asked = []
-    for step in range(200):
+    for step in range(1, 250):
         if back_off.due(some):
             asked.append(step)
             back_off.note([(some[0], False)], 1, 1.0, 1.0)
     gaps = [b - a for a, b in pairwise(asked)]
-    assert gaps == [1, 2, 4, 8, 16, 32, LONGEST, LONGEST]
+    assert asked[0] == 1
+    # Long waits end together with others'.
+    assert all(step % TOGETHER == 0 for step in asked[1:])
+    assert gaps[1:4] == [16, 32, LONGEST]
+
+
+def test_short_waits_end_when_they_are_over() -> None:
+    back_off, some = BackOff(), requests(2)
+    back_off.saved(1, 1.0)  # by a thousand tries' worth: most tries are worth it
+    asked = []
+    for step in range(1, 2000):
+        due = back_off.due(some)
+        asked += [step] * (0 in due)
+        back_off.note([(some[i], False) for i in due], 2, 0.2, 0.001)
+    waits = {b - a for a, b in pairwise(asked)}
+    assert waits <= {1, 2, 4, 5, 6}
+    assert 6 in waits
 
 
 def test_cheap_tries_do_not_wait() -> None:
@@ -46,7 +62,7 @@ def test_what_is_wasted_stays_below_its_share() -> None:
 
 
 def test_tries_that_pay_now_and_then_are_made() -> None:
-    # One of ten saves as much as thirty tries take.
+    # One of ten saves as much as a hundred tries take.
     back_off, some = BackOff(), requests(16)
     made = 0
     for step in range(300):
@@ -54,7 +70,7 @@ def test_tries_that_pay_now_and_then_are_made() -> None:
         fruitful = [(r, (step + i) % 10 == 0) for i, r in enumerate(due)]
         count = sum(f for _, f in fruitful)
         if count:
-            back_off.saved(count, count * 30 * 0.01)
+            back_off.saved(count, count * 100 * 0.01)
         back_off.note(fruitful, len(some), 1.0, 0.01)
         made += len(due)
     assert made > 0.8 * 300 * 16

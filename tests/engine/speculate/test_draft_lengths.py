@@ -272,4 +272,6 @@ def play(
         sequences.append(ScheduledSequence(request, start, 1 + new, True, draft))
         right_tokens = [] if draft is None else list(draft.token_ids[:right])
         tokens.append([*right_tokens, WRONG])
-    lengths.observe(Batch(sequences, len(sequences)), BatchResult(tokens, 0.0), None)
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i].draft is not None)
+    batch = Batch([sequences[i] for i in order], len(sequences))
+    lengths.observe(batch, BatchResult([tokens[i] for i in order], 0.0), None)
