@@ -7,8 +7,8 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 # Weights of a new observation: for all steps of so many sequences, so that what else the machine
-# does for a while is not blamed on those that it meets; and for such with as many drafted tokens, of
-# the first one and at least. And the largest error that one is believed, as a factor.
+# does for a while is not blamed on those that it meets; and for such with as many drafted tokens,
+# of the first one and at least. And the largest error that one is believed, as a factor.
 _SHARED_RATE, _FIRST_RATE, _RATE = 0.2, 0.5, 0.05
 _MOST = math.log(4.0)
 # Steps after which the error of those that are not run any more fades to 1/e.
