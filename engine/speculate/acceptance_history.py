@@ -261,11 +261,6 @@ class AcceptanceHistory:
         clipped = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
         return np.exp(np.interp(_bin_of(clipped), bins, np.log(factors)))
 
-    def _own_of(self, requests: Sequence[Request]) -> Floats:
-        """Each request's account; asked for after its slots, for which the array may grow."""
-        slots = self._slots_of(requests)
-        return np.asarray(self._own[slots])
-
 
 def _bin_of(chances: Floats) -> Floats:
     """Where chances lie on the scale of bins, between whole numbers."""

@@ -62,11 +62,11 @@ class BackOff:
         due = []
         soonest = _NEVER
         for place, request in enumerate(requests):
-            one = tries.get(request)
-            if one is None or one.due <= step:
+            known = tries.get(request)
+            if known is None or known.due <= step:
                 due.append(place)
-            elif one.due < soonest:
-                soonest = one.due
+            elif known.due < soonest:
+                soonest = known.due
         # Of those that are due now it is not known yet.
         self._soonest = step + 1 if due else soonest
         return due

@@ -79,7 +79,7 @@ class _Error(NamedTuple):
     """The logarithm of a factor, from how many observations, and the last one's number."""
 
     value: float = 0.0
-    count: int = 0
+    observed: int = 0
     seen: int = 0
 
 
@@ -119,7 +119,7 @@ class VerifyCorrections:
             self._shared[key] = error
             return
         shared, own = self._shared[key], self._own(cell)
-        count = self._cells[cell].count if cell in self._cells else 0
+        count = self._cells[cell].observed if cell in self._cells else 0
         error = min(max(error - shared - own, -_MOST), _MOST)
         noise = self._noise.get(key, 0.0)
         self._noise[key] = noise + _RATE * (abs(error) - noise)

@@ -1,0 +1,222 @@
+"""Lengths that are chosen before drafting, where drafting takes time.
+
+The proposer's time is part of the step's, so the depth that pays best is looked for, and who is
+drafted for. Where nothing pays a few are tried now and then; where the proposer has first to
+compute tokens that it lacks, that has to pay by all that the request will yet get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from engine.config import EngineConfig
+from engine.request import Request
+from engine.speculate.acceptance_history import AcceptanceHistory, Floats
+from engine.speculate.cost_curves import CostCurves, SpeculationCosts, ladder
+from engine.speculate.output_lengths import OutputLengths
+from engine.speculate.yields import MARGIN, Margin
+
+# Chances are estimated so many standard errors too high: what is not tried because it went badly at
+# first is never known better.
+OPTIMISM = 0.5
+# The part of the time that goes to finding out whether drafting would pay now.
+PROBING_SHARE = 0.01
+PROBED_REQUESTS = 4
+PROBED_TOKENS = 1
+PROBED_NODES = 4  # of trees, whose drafting takes as long for one token
+# Steps for which nothing is chosen where choosing found nothing over and over.
+MOST_RESTED = 31
+# Drafted tokens after which acceptance is known well enough to catch up with many requests for it.
+KNOWN_TOKENS = 100
+# Tokens by which the price of catching up is asked for.
+CATCH_UP_TOKENS = 256
+
+
+class PlannedLengths:
+    """Chooses for whom to draft and how far, before it is done.
+
+    `probing` says that the last choice is a try, which is verified whole. `behind` says that some
+    who are drafted for must be caught up with. `tried` counts drafted tokens of chains that were
+    verified.
+
+    Args:
+        costs: what steps and drafting take.
+        curves: the same, as arrays.
+        history: what was accepted.
+        lacking: of the proposer, the tokens of each request that it has to compute before it can
+            draft, beyond the newest; None where it never has to.
+    """
+
+    def __init__(
+        self,
+        costs: SpeculationCosts,
+        curves: CostCurves,
+        history: AcceptanceHistory,
+        lacking: Callable[[Sequence[Request]], Sequence[int]] | None,
+    ) -> None:
+        self._costs = costs
+        self._curves = curves
+        self._margin = Margin(costs)
+        self._history = history
+        self._lacking = lacking
+        self._outputs = OutputLengths()
+        self._spare_seconds = 0.0
+        self._probe_seconds = 0.0
+        self._rests = self._longest_rest = self._rested_at = 0
+        self.probing = False
+        self.behind = False
+        self.tried = 0
+
+    def limits(
+        self, requests: Sequence[Request], rooms: list[int], config: EngineConfig
+    ) -> list[int]:
+        """Most tokens to draft for each request, of at most `rooms`, of which some are above 0.
+
+        None are chosen for a while where choosing found nothing.
+        """
+        curves = self._curves
+        self.probing = False
+        if self._resting(curves, len(requests)):
+            return [0] * len(requests)
+        limits = self._caught_up(curves, requests, rooms, config)
+        self._rest(len(requests), planned=any(limits) and not self.probing)
+        return limits
+
+    def took(self, draft_seconds: float) -> None:
+        """What drafting took, for which the last limits were."""
+        if self.probing:
+            self._spare_seconds += self._probe_seconds - draft_seconds
+
+    def forget(self, request: Request) -> None:
+        """The request left."""
+        self._outputs.note(request)
+
+    def _resting(self, curves: CostCurves, num_requests: int) -> bool:
+        """Whether choosing found nothing lately and would hardly do so now."""
+        if not self._rests or num_requests.bit_length() != self._rested_at:
+            self._rests = 0
+            return False
+        self._rests -= 1
+        self._spare_seconds += PROBING_SHARE * float(curves.verify(num_requests, 0)[0])
+        return True
+
+    def _rest(self, num_requests: int, *, planned: bool) -> None:
+        """Choose less often while nothing is found, as choosing takes time too."""
+        at = num_requests.bit_length()
+        if planned or at != self._rested_at:
+            self._longest_rest = 0
+        self._rested_at = at
+        if not planned:
+            self._rests = self._longest_rest = min(2 * self._longest_rest + 1, MOST_RESTED)
+
+    def _caught_up(
+        self,
+        curves: CostCurves,
+        requests: Sequence[Request],
+        rooms: list[int],
+        config: EngineConfig,
+    ) -> list[int]:
+        """Limits where the proposer may lack tokens that it needs.
+
+        Catching up pays by all the tokens that a request will yet get; a step's worth of tokens is
+        caught up with at a time, and a few requests while little is known of acceptance.
+        """
+        lacking = None if self._lacking is None else self._lacking(requests)
+        if lacking is None or not any(lacking):
+            self.behind = False
+            return self._plan(curves, requests, rooms, config, [0.0] * len(requests))[0]
+        per_token = self._costs.catch_up_seconds(CATCH_UP_TOKENS) / CATCH_UP_TOKENS
+        prices = [per_token * count for count in lacking]
+        limits, saved = self._plan(curves, requests, rooms, config, prices)
+        if not self.probing:
+            worth = [
+                saved * self._outputs.expected(request) > price
+                for request, price in zip(requests, prices, strict=True)
+            ]
+            if not all(w or not limit for w, limit in zip(worth, limits, strict=True)):
+                rooms = [r if w else 0 for r, w in zip(rooms, worth, strict=True)]
+                limits = [0] * len(requests)
+                if any(rooms):
+                    limits, _ = self._plan(curves, requests, rooms, config, prices)
+        budget = config.max_num_batched_tokens
+        most = len(requests) if self.tried >= KNOWN_TOKENS else PROBED_REQUESTS
+        for i, count in enumerate(lacking):
+            if count and limits[i]:
+                if budget <= 0 or not most:
+                    limits[i] = 0
+                    continue
+                budget -= count
+                most -= 1
+        self.behind = any(c and limit for c, limit in zip(lacking, limits, strict=True))
+        return limits
+
+    def _plan(
+        self,
+        curves: CostCurves,
+        requests: Sequence[Request],
+        rooms: list[int],
+        config: EngineConfig,
+        prices: Sequence[float],
+    ) -> tuple[list[int], float]:
+        """Limits, of the depth that pays best, and for whom; and the seconds a token that it saves.
+
+        `prices` are what requests cost before they can be drafted for, which only probing counts.
+        """
+        n, deepest = len(requests), max(rooms)
+        most = min(n * deepest, config.max_num_batched_tokens - n)
+        if not curves.conceivable(n, deepest, config.max_num_batched_tokens, 1.0 + MARGIN):
+            return [0] * n, 0.0
+        history = self._history
+        if history.sees_trees:
+            gains = history.of_tree(requests, deepest)
+        else:
+            gains = history.survival(requests, deepest, OPTIMISM)
+        gains[np.arange(deepest) >= np.asarray(rooms)[:, None]] = 0.0
+        verify = curves.verify(n, most)
+        chances = gains.T.ravel()
+        by_gain = np.argsort(-chances, kind="stable")
+        depths = by_gain // n
+        plain = n / float(verify[0])
+        best, chosen = plain * (1.0 + self._margin.of(n)), by_gain[:0]
+        for depth in ladder(deepest)[1:]:
+            order = by_gain[depths < depth][:most]
+            drafted = np.cumsum(order < n)  # requests that have a first token
+            seconds = verify[1 : len(order) + 1] + curves.draft(n, depth)[drafted]
+            rates = (n + np.cumsum(chances[order])) / seconds
+            at = int(np.argmax(rates))
+            if rates[at] > best:
+                best, chosen = float(rates[at]), order[: at + 1]
+        if not len(chosen):
+            return self._probe(curves, rooms, verify, prices), 0.0
+        counts: list[int] = np.bincount(chosen % n, minlength=n).tolist()
+        return counts, 1.0 / plain - 1.0 / best
+
+    def _probe(
+        self, curves: CostCurves, rooms: list[int], verify: Floats, prices: Sequence[float]
+    ) -> list[int]:
+        """Limits for a few, as soon as the time that may go to that suffices; or none.
+
+        Those come first who are the cheapest to draft for.
+        """
+        n = len(rooms)
+        size = PROBED_NODES if self._history.sees_trees else PROBED_TOKENS
+        few = sorted(range(n), key=prices.__getitem__)[:PROBED_REQUESTS]
+        if prices[few[-1]]:  # a request that must be caught up with is dear enough alone
+            few = few[:1]
+        limits = [0] * n
+        for i in few:
+            limits[i] = min(rooms[i], size)
+        drafting = 0.0
+        if any(limits):
+            drafting = float(curves.draft(n, max(limits))[len(few)]) + sum(prices[i] for i in few)
+        verifying = float(verify[min(sum(limits), len(verify) - 1)] - verify[0])
+        price = drafting + verifying
+        self._spare_seconds = min(self._spare_seconds + PROBING_SHARE * float(verify[0]), price)
+        if not any(limits) or self._spare_seconds < price:
+            return [0] * n
+        self.probing = True
+        self._probe_seconds = drafting
+        self._spare_seconds -= price
+        return limits
