@@ -36,8 +36,7 @@ from autotune.predict.draft_knowledge import DraftKnowledge
 from autotune.profiling.evidence import LoadEvidence, prompts_of
 from autotune.profiling.model_facts import model_facts
 from autotune.records import utc_now
-from autotune.simulation.interval import Interval
-from autotune.simulation.speedup import predicted_speedup
+from autotune.simulation.speedup import Metric, predicted_speedup
 from autotune.workload.materialise import LoadRequest
 from benchmarks.quiet_machine import undisturbed
 from engine.config import MODEL_METHODS, EngineConfig
@@ -48,10 +47,10 @@ from engine.tokenizer import Tokenizer, load_tokenizer
 OUTPUT = 128
 # Requests at once; the last is more than get a seat.
 BATCHES = (1, 4, 16, 64, 256)
-DRAWN_BATCHES = (1, 16, 256)
+DRAWN_BATCHES = (1, 256)
 SEATS = 128
 # One after another, to learn from and to be measured.
-ALONE = 16
+ALONE = 10
 # Seconds between requests that are played one after another.
 APART = 100.0
 CALIBRATION_S = 40.0
@@ -59,6 +58,7 @@ CALIBRATION_S = 40.0
 LEARNED_AT = (1, 16)
 LOOKUP_CONTEXT = 8192
 RESAMPLES = 4000
+DRAWS = 8
 
 
 def variants(medusa: str | None) -> dict[str, dict[str, Any]]:
@@ -159,6 +159,11 @@ def loads_of(batch: int, texts: Texts, seed: int) -> list[list[LoadRequest]]:
     if batch == 1:
         return [[request] for request in texts.requests(ALONE, seed)]
     return [texts.requests(max(batch, 8) if batch < 8 else batch, seed)[:batch]]
+
+
+def metric_at(batch: int) -> Metric:
+    """What tells a speed-up: where more requests come than have seats, tokens a second."""
+    return "throughput" if batch > SEATS else "tpot"
 
 
 def tpot(result: LoadResult) -> float:
@@ -283,24 +288,21 @@ def learned(bench: Bench) -> tuple[Calibration, dict[str, DraftKnowledge]]:
 def foretold(
     bench: Bench, calibration: Calibration, knowledge: Mapping[str, DraftKnowledge]
 ) -> dict[str, Any]:
-    """The speed-up of every method at every number of requests, before it is looked at."""
+    """The speed-up of every method at every number of requests, from what was learned before."""
     found: dict[str, Any] = {}
     for batch in BATCHES:
         load = [request for load in loads_of(batch, bench.texts, 1000 + batch) for request in load]
         if batch == 1:
             load = [dataclasses.replace(r, arrival_s=i * APART) for i, r in enumerate(load)]
         found[str(batch)] = {}
+        print(f"foretelling {batch} at once", flush=True)
         for name, known in knowledge.items():
             config = bench.configs[name]
             model = dataclasses.replace(calibration, drafts=known)
-            told: dict[str, Interval] = {
-                metric: predicted_speedup(load, bench.base, config, model, metric=metric)
-                for metric in ("tpot", "throughput")
-            }
-            found[str(batch)][name] = {
-                metric: {"value": i.value, "low": i.low, "high": i.high}
-                for metric, i in told.items()
-            }
+            told = predicted_speedup(
+                load, bench.base, config, model, metric=metric_at(batch), draws=DRAWS
+            )
+            found[str(batch)][name] = {"value": told.value, "low": told.low, "high": told.high}
     return found
 
 
@@ -308,10 +310,9 @@ def compared(predictions: Mapping[str, Any], measurements: Mapping[str, Any]) ->
     """Errors of what was foretold; throughput where more requests come than have seats."""
     lines = []
     for batch, methods in predictions.items():
-        metric = "throughput" if int(batch) > SEATS else "tpot"
-        for name, told in methods.items():
+        metric = metric_at(int(batch))
+        for name, interval in methods.items():
             got = measurements[batch]["methods"][name][f"{metric}_speedup"]
-            interval = told[metric]
             lines.append(
                 {
                     "batch": int(batch),
@@ -371,9 +372,9 @@ def main() -> None:
     bench = Bench(options.medusa)
     lookup, _ = undisturbed(lookup_seconds)
     (calibration, knowledge), _ = undisturbed(partial(learned, bench))
-    predictions = foretold(bench, calibration, knowledge)
     measurements = measured(bench, options.rounds, BATCHES, GREEDY)
     drawn = measured(bench, options.rounds, DRAWN_BATCHES, SamplingParams(temperature=1.0))
+    predictions = foretold(bench, calibration, knowledge)
     report = {
         "machine": describe_hardware("cpu"),
         "versions": library_versions(),

@@ -154,6 +154,37 @@ def test_speeds_of_prediction_are_those_on_file() -> None:
     assert f"a plan over four GPU types takes {seconds:.1f} s" in README
 
 
+def test_speedups_of_drafts_are_those_on_file() -> None:
+    results = json.loads((RESULTS / "speculation.json").read_text())
+    told = {
+        (line["batch"], line["method"]): line["predicted"]["value"]
+        for line in results["predicted"]["lines"]
+    }
+    head = re.search(r"^\| at once \| (.+) \|$", README, re.MULTILINE)
+    assert head is not None
+    methods = [name.strip("`") for name in head[1].split(" | ")]
+    for batch, measured in results["measured"].items():
+        metric = "throughput" if int(batch) > results["seats"] else "tpot"
+        row = re.search(rf"^\| {batch} \| (.+) \|$", README, re.MULTILINE)
+        assert row is not None
+        assert row[1].split(" | ") == [
+            f"{measured['methods'][m][f'{metric}_speedup']:.2f}× ({told[int(batch), m]:.2f}×)"
+            for m in methods
+        ]
+    drawn = [
+        at["methods"][method]["throughput_speedup"]
+        for at in results["measured_at_temperature_1"].values()
+        for method in methods
+    ]
+    told_drawn = f"throughput lies between {min(drawn):.2f}× and {max(drawn):.2f}×"
+    words = " ".join(README.split())
+    assert told_drawn in words
+    slowest = max(results["ngram_seconds"].values())
+    assert f"Looking up takes at most {slowest * 1e6:.0f} µs" in words
+    error = results["predicted"]["median_error"]
+    assert f"Half of the forecasts are within {100 * error:.0f}%" in words
+
+
 def test_the_catalogue_has_as_many_gpus_as_is_said() -> None:
     number = len(load_catalogue().names())
     assert f"Figures and prices of {number} GPUs" in README
