@@ -46,7 +46,7 @@ from engine.tokenizer import Tokenizer, load_tokenizer
 
 OUTPUT = 128
 # Requests at once; the last is more than get a seat.
-BATCHES = (1, 4, 16, 64, 256)
+BATCHES = (1, 8, 64, 256)
 DRAWN_BATCHES = (1, 256)
 SEATS = 128
 # One after another, to learn from and to be measured.

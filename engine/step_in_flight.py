@@ -16,27 +16,17 @@ from engine.stopwatch import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The drafted tokens of a sequence that were accepted.
-
-    `first_row` is the sequence's first among those that a token was chosen for; `places` are the
-    accepted tokens' indices in the draft.
-    """
+    """The drafted tokens of a sequence that were accepted: their indices in the draft."""
 
     sequence: ScheduledSequence
-    first_row: int
     places: list[int]
-
-    @property
-    def last_row(self) -> int:
-        """The row whose token is the sequence's newest."""
-        return self.first_row + (self.places[-1] + 1 if self.places else 0)
 
 
 class StepInFlight:
     """A step on its way.
 
     Args:
-        on_accepted: told once, for each sequence that samples, what was accepted of its draft.
+        on_accepted: told once what was accepted of each draft; None if there is none.
     """
 
     def __init__(
@@ -102,9 +92,7 @@ class StepInFlight:
                 chosen = sampled.token_ids[row : row + len(draft) + 1]
                 places = accepted_places(draft, chosen)
                 rows += [row + 1 + place for place in places]
-                accepted.append(Accepted(sequence, row, places))
-            elif self._on_accepted is not None:
-                accepted.append(Accepted(sequence, row, []))
+                accepted.append(Accepted(sequence, places))
             tokens[i] = [sampled.token_ids[r] for r in rows]
             if sampled.logprobs:
                 entries = [sampled.logprobs[r] for r in rows]

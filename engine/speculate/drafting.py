@@ -142,24 +142,23 @@ class Drafting:
     ) -> Callable[[Sequence[Accepted]], None] | None:
         """Whom to tell what a step accepted; hidden [rows, hidden] is valid until the next step.
 
-        None if it makes no difference: nothing was drafted, and nobody drafts from hidden states.
+        None if nothing was drafted.
         """
         if self._states is not None:
-            return partial(self._follow, hidden.clone() if hidden.is_cuda else hidden, move)
+            self._states.begin(sequences, hidden.clone() if hidden.is_cuda else hidden)
         if any(s.draft is not None for s in sequences):
-            return partial(self._follow, hidden, move)
+            return partial(self._follow, move)
         return None
 
-    def _follow(self, hidden: Tensor, move: Move, accepted: Sequence[Accepted]) -> None:
+    def _follow(self, move: Move, accepted: Sequence[Accepted]) -> None:
         states = self._states
         sources: list[int] = []
         targets: list[int] = []
         for entry in accepted:
-            sequence = entry.sequence
-            if states is not None:
-                num_tokens = sequence.known + len(entry.places) + 1
-                states.keep(sequence.request, hidden, entry.last_row, num_tokens)
-            for place, stored in enumerate(entry.places):
+            sequence, places = entry.sequence, entry.places
+            if states is not None and places:
+                states.accept(sequence.request, places[-1] + 1, len(places))
+            for place, stored in enumerate(places):
                 if stored != place:  # it was a branch of a tree
                     sources.append(self._slot(sequence, stored))
                     targets.append(self._slot(sequence, place))

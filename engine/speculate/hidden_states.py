@@ -1,4 +1,4 @@
-"""What the model made of each request's tokens so far, for heads that draft from it."""
+"""What the model made of each request's tokens so far, for heads to draft from."""
 
 from __future__ import annotations
 
@@ -7,38 +7,62 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.batch import ScheduledSequence
 from engine.request import Request
 
 
 class HiddenStates:
-    """The hidden state after the final norm from which each request's newest token was chosen."""
+    """The hidden state after the final norm from which each request's newest token was chosen.
+
+    Those of the last step suffice: whoever decodes was in it.
+    """
 
     def __init__(self) -> None:
-        # Of a request: a step's states, the row, and the tokens that it had then.
-        self._rows: dict[str, tuple[Tensor, int, int]] = {}
+        self._sequences: Sequence[ScheduledSequence] = ()
+        self._states: Tensor | None = None
+        # Of requests some of whose drafted tokens were accepted: how many rows further.
+        self._further: dict[Request, tuple[int, int]] = {}
+        # Of each request of the step: its row, and its tokens with the one chosen from that.
+        self._rows: dict[Request, tuple[int, int]] | None = None
 
-    def keep(self, request: Request, states: Tensor, row: int, num_tokens: int) -> None:
-        """Remember a row of a step's states [rows, hidden].
+    def begin(self, sequences: Sequence[ScheduledSequence], states: Tensor) -> None:
+        """Remember a step's states [rows, hidden], in the place of the last step's.
 
-        `num_tokens` are the request's with the token that was chosen from it.
+        A row for each sequence that samples, and one for each of its drafted tokens.
         """
-        self._rows[request.request_id] = states, row, num_tokens
+        self._sequences, self._states = sequences, states
+        self._further.clear()
+        self._rows = None
 
-    def of(self, requests: Sequence[Request]) -> tuple[Tensor | None, list[int]]:
+    def accept(self, request: Request, row: int, num_accepted: int) -> None:
+        """A request's newest token was chosen `row` rows behind its first one."""
+        self._further[request] = row, num_accepted
+
+    def of(self, requests: Sequence[Request]) -> tuple[Tensor, list[int]]:
         """States [n, hidden] of those of the requests that have one, and their indices.
 
-        None if nobody has. A request whose newest token was not chosen from what is remembered, as
-        it was taken in with that token, has none.
+        One whose newest token was not chosen in the last step has none.
         """
+        states = self._states
+        if states is None:
+            return torch.empty(0, 0), []
+        if self._rows is None:
+            self._rows = self._find_rows()
         present: list[int] = []
-        states: list[Tensor] = []
+        rows: list[int] = []
         for index, request in enumerate(requests):
-            kept = self._rows.get(request.request_id)
-            if kept is not None and kept[2] == len(request.token_ids):
+            row, num_tokens = self._rows.get(request, (0, -1))
+            if num_tokens == len(request.token_ids):
                 present.append(index)
-                states.append(kept[0][kept[1]])
-        return (torch.stack(states) if states else None), present
+                rows.append(row)
+        return states[torch.tensor(rows, dtype=torch.int64, device=states.device)], present
 
-    def forget(self, request: Request) -> None:
-        """The request left."""
-        self._rows.pop(request.request_id, None)
+    def _find_rows(self) -> dict[Request, tuple[int, int]]:
+        found = {}
+        row = 0
+        for sequence in self._sequences:
+            if sequence.samples:
+                further, accepted = self._further.get(sequence.request, (0, 0))
+                found[sequence.request] = row + further, sequence.known + accepted + 1
+                row += 1 + sequence.num_drafted
+        return found

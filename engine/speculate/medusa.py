@@ -41,7 +41,7 @@ class Medusa:
             return drafts
         with torch.inference_mode():
             hidden, known = self._states.of([requests[place] for place in asked])
-            if hidden is None:
+            if not known:
                 return drafts
             places = [asked[place] for place in known]
             most = [limits[place] for place in places]
@@ -57,8 +57,7 @@ class Medusa:
         return drafts
 
     def forget(self, request: Request) -> None:
-        """See `Proposer`."""
-        self._states.forget(request)
+        """Nothing is kept by request."""
 
 
 def _on_host(guesses: Guesses) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.batch import ScheduledSequence
 from engine.request import Request, SamplingParams
+from engine.speculate.draft import Draft
 from engine.speculate.hidden_states import HiddenStates
 from engine.speculate.medusa import Medusa
 from engine.speculate.medusa_heads import MedusaHeads, MedusaWeights
@@ -20,9 +22,14 @@ def with_states(count: int) -> tuple[list[Request], HiddenStates, torch.Tensor]:
     """Requests of which all but the second have a hidden state."""
     requests = [Request(str(i), [1, 2, 3], SamplingParams(), 0.0) for i in range(count)]
     hidden, states = torch.randn(count, HIDDEN), HiddenStates()
-    for row, request in enumerate(requests):
-        if row != 1:
-            states.keep(request, hidden, row, len(request.token_ids))
+    # The step had all but the newest of their tokens; the second was in no step.
+    sequences = [
+        ScheduledSequence(
+            request if row != 1 else Request("other", [1], SamplingParams(), 0.0), 1, 1, True
+        )
+        for row, request in enumerate(requests)
+    ]
+    states.begin(sequences, hidden)
     return requests, states, hidden
 
 
@@ -86,3 +93,29 @@ def test_what_was_measured_of_the_heads_decides_what_is_drafted() -> None:
     lone = chances([[0.5] * MOST_RANKS, [0.0]])
     assert sum(chance > 0 for chance in lone) == MOST_RANKS
     assert lone[0] == pytest.approx(plain[0] / 2)
+
+
+def test_states_of_what_was_accepted() -> None:
+    """A prompt, a decode, and one of whose three drafted tokens the first and third were taken."""
+    names = ("prompt", "plain", "drafted", "unfinished")
+    requests = {name: Request(name, [1, 2, 3], SamplingParams(), 0.0) for name in names}
+    draft = Draft([7, 8, 9], [-1, -1, 0])
+    sequences = [
+        ScheduledSequence(requests["plain"], 2, 1, True),
+        ScheduledSequence(requests["drafted"], 2, 4, True, draft),
+        ScheduledSequence(requests["prompt"], 0, 3, True),
+        ScheduledSequence(requests["unfinished"], 0, 2, False),
+    ]
+    hidden, states = torch.randn(6, HIDDEN), HiddenStates()
+    assert states.of([requests["plain"]])[1] == []
+    states.begin(sequences, hidden)
+    states.accept(requests["drafted"], 3, 2)
+    for name, tokens in (("plain", [4]), ("drafted", [7, 9, 5]), ("prompt", [6])):
+        requests[name].token_ids += tokens
+    found, present = states.of(
+        [requests[name] for name in ("drafted", "unfinished", "plain", "prompt")]
+    )
+    assert present == [0, 2, 3]
+    assert torch.equal(found, hidden[[4, 0, 5]])
+    states.begin(sequences[:1], hidden)  # the next step was without the others
+    assert states.of([requests["drafted"]])[1] == []
