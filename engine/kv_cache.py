@@ -145,13 +145,14 @@ def num_blocks_for(
         )
     if fitting < per_sequence:
         tokens = longest_sequence(windows, fitting, size, max_model_len)
-        beside = " and the draft model's" if draft_bytes_per_token else ""
+        holder = "KV cache has"
+        if draft_bytes_per_token:
+            holder = "KV caches of the model and of its draft model have"
         lower = f"set max_model_len to at most {tokens} or " if tokens else ""
         raise EnvironmentLacks(
-            f"the KV cache{beside} has {_mib(budget)}, room for a sequence of {tokens} tokens, but "
-            f"one of max_model_len={max_model_len} needs {_mib(per_sequence * per_block)} in "
-            f"blocks of {per_block} bytes: {lower}raise kv_cache_memory_bytes to "
-            f"{per_sequence * per_block}"
+            f"the {holder} {_mib(budget)}, room for a sequence of {tokens} tokens, but one of "
+            f"max_model_len={max_model_len} needs {_mib(per_sequence * per_block)} in blocks of "
+            f"{per_block} bytes: {lower}raise kv_cache_memory_bytes to {per_sequence * per_block}"
         )
     most_sequences = max(config.max_num_seqs, int(KNOBS["max_num_seqs"].default))
     # A step's chunk lies beside the windows, and what windows give up stays to be found again.
