@@ -53,12 +53,12 @@ SEATS = 128
 ALONE = 10
 # Seconds between requests that are played one after another.
 APART = 100.0
-CALIBRATION_S = 40.0
+CALIBRATION_S = 25.0
 # Requests at once from which the drafts of models are learned.
 LEARNED_AT = (1, 16)
 LOOKUP_CONTEXT = 8192
 RESAMPLES = 4000
-DRAWS = 8
+DRAWS = 4
 
 
 def variants(medusa: str | None) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from engine.attention_work import AttentionWork, attention_work
 from engine.batch import Batch, Executor, PipelinedExecutor
@@ -18,8 +18,10 @@ from engine.outbox import Outbox
 from engine.output import Detokenizer, RequestOutput
 from engine.request import FinishReason, Request, RequestState, SamplingParams
 from engine.scheduler import Scheduler
-from engine.speculate.speculator import Speculator
 from engine.step_record import StepRecord
+
+if TYPE_CHECKING:  # it computes with numpy, which scheduling does without
+    from engine.speculate.speculator import Speculator
 
 
 class CacheShape(NamedTuple):
