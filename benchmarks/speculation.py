@@ -382,7 +382,9 @@ def main() -> None:
         "output_tokens": OUTPUT,
         "seats": SEATS,
         "rounds": options.rounds,
-        "configs": variants(options.medusa and "heads"),
+        "configs": json.loads(
+            json.dumps(variants(options.medusa and "heads")).replace(str(DRAFT), DRAFT.name)
+        ),
         "measured": measurements,
         "measured_at_temperature_1": drawn,
         "predicted": compared(predictions, measurements),

@@ -160,12 +160,12 @@ def test_speedups_of_drafts_are_those_on_file() -> None:
         (line["batch"], line["method"]): line["predicted"]["value"]
         for line in results["predicted"]["lines"]
     }
-    head = re.search(r"^\| at once \| (.+) \|$", README, re.MULTILINE)
+    head = re.search(r"^\| requests \| (.+) \|$", README, re.MULTILINE)
     assert head is not None
     methods = [name.strip("`") for name in head[1].split(" | ")]
     for batch, measured in results["measured"].items():
         metric = "throughput" if int(batch) > results["seats"] else "tpot"
-        row = re.search(rf"^\| {batch} \| (.+) \|$", README, re.MULTILINE)
+        row = re.search(rf"^\| {batch} at once \| (.+) \|$", README, re.MULTILINE)
         assert row is not None
         assert row[1].split(" | ") == [
             f"{measured['methods'][m][f'{metric}_speedup']:.2f}× ({told[int(batch), m]:.2f}×)"
