@@ -21,12 +21,12 @@ from engine.speculate.measured_costs import MeasuredCosts, MeasuredRunner, measu
 from engine.speculate.medusa import Medusa
 from engine.speculate.medusa_checkpoint import load_medusa
 from engine.speculate.medusa_heads import MedusaHeads
-from engine.speculate.ngram import NgramProposer
+from engine.speculate.ngram import LookupProposer, NgramProposer
 from engine.speculate.speculator import Speculator
 from engine.speculate.suffix import SuffixProposer
 from engine.step_in_flight import Accepted
 
-_Proposer: TypeAlias = NgramProposer | SuffixProposer | DraftModel | Medusa
+_Proposer: TypeAlias = LookupProposer | DraftModel | Medusa
 # Moves keys and values between slots, by lists of sources and targets.
 Move: TypeAlias = Callable[[list[int], list[int]], None]
 
@@ -127,7 +127,7 @@ class Drafting:
 
     def apply_live(self, config: EngineConfig) -> None:
         """Take over `live` knobs."""
-        if isinstance(self._proposer, (NgramProposer, SuffixProposer)):
+        if isinstance(self._proposer, LookupProposer):
             self._proposer.reconfigure(config)
         elif isinstance(self._proposer, DraftModel):
             self._proposer.apply_live(config)

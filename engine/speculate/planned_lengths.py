@@ -27,7 +27,8 @@ PROBED_REQUESTS = 4
 PROBED_TOKENS = 1
 PROBED_NODES = 4  # of trees, whose drafting takes as long for one token
 # What steps with drafts take on the host for each request beyond what is measured of them: choosing
-# lengths, blocks for drafted tokens, the tokens that come of it.
+# lengths, blocks for drafted tokens, the tokens that come of it. About 7 us at 128 requests on two
+# Xeon cores; the rest is caution, as steps with a draft model took longer than was promised.
 BOOKKEEPING_SECONDS = 12e-6
 # Steps for which nothing is chosen where choosing found nothing over and over.
 MOST_RESTED = 31

@@ -7,17 +7,14 @@ they are equal; of its occurrences those are followed that most agree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.request import Request, RequestState
 from engine.speculate.draft import Draft
-from engine.speculate.ngram import Lookup, longest_matches
+from engine.speculate.ngram import LookupProposer, longest_matches
 from engine.speculate.recent_outputs import END, RecentOutputs
-from engine.speculate.token_buffer import TokenBuffer
 
 # Tokens of others' outputs that are remembered, at least.
 _REMEMBERED = 1 << 16
@@ -29,41 +26,23 @@ _MOST_FOLLOWED = 16
 _NOVELTY = 2.0
 
 
-class SuffixProposer:
+class SuffixProposer(LookupProposer):
     """Drafts from each request's own tokens, and from what requests that left have generated.
 
     Others' outputs are looked up by two tokens at least, and not if `prompt_lookup_max` is 1.
     """
 
-    costs_device = False
-
     def __init__(self, config: EngineConfig) -> None:
-        self._lookup = Lookup.of(config)
-        self._buffers: dict[Request, TokenBuffer] = {}
+        super().__init__(config)
         self._others = RecentOutputs(_REMEMBERED)
-
-    def reconfigure(self, config: EngineConfig) -> None:
-        """Take over changed `live` knobs."""
-        self._lookup = Lookup.of(config)
-
-    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
-        """See `Proposer`."""
-        return [
-            self._draft(request, limit) if limit > 0 else None
-            for request, limit in zip(requests, limits, strict=True)
-        ]
 
     def forget(self, request: Request) -> None:
         """See `Proposer`; of a request that has finished the output is remembered for others."""
-        self._buffers.pop(request, None)
+        super().forget(request)
         if request.state is RequestState.FINISHED:
             self._others.add(request.output_token_ids)
 
-    def _draft(self, request: Request, limit: int) -> Draft | None:
-        buffer = self._buffers.get(request)
-        if buffer is None:
-            buffer = self._buffers[request] = TokenBuffer()
-        tokens = buffer.upto(request.token_ids)
+    def _draft(self, tokens: NDArray[np.int32], limit: int) -> Draft | None:
         lookup = self._lookup
         length, ends = longest_matches(tokens, lookup)
         source = None
