@@ -28,7 +28,9 @@ SCHEMA_VERSION = 1
 _TABLES = ("requests", "steps")
 
 Outcome = Literal["finished", "refused", "timed_out", "failed"]
-TrialOutcome = Literal["ok", "out_of_memory", "crash", "timeout", "rejected", "quality"]
+TrialOutcome = Literal[
+    "ok", "out_of_memory", "crash", "timeout", "rejected", "quality", "cut_short"
+]
 TrialKind = Literal["calibration", "search", "proof"]
 
 
@@ -103,11 +105,13 @@ class TrialRecord:
     `metrics` has the keys of `bench --json`; it is None when the trial failed. `objective` is None
     when nothing could be measured. `quality` is the harm of the config's quantization, where it was
     measured; with the outcome `quality` it broke a limit of the SLO, so that no load was offered:
-    `slo` then holds the limits on the quality alone. `round` is the repetition within the proof.
-    `rate` is the mean offered load in requests per second; with the capacity objective the highest
-    rate that met the SLO, whose metrics these are. `predicted` is what the trial was expected to
-    measure before it ran: `metrics` and `objective` as {"value", "low", "high"} with the central
-    90%, `p_meets_slo`, and `after_trials`, how many search trials were known.
+    `slo` then holds the limits on the quality alone. With the outcome `cut_short` a short load
+    showed that it is hopeless: `metrics` are of that load and there is no objective. `round` is the
+    repetition within the proof. `rate` is the mean offered load in requests per second; with the
+    capacity objective the highest rate that met the SLO, whose metrics these are. `predicted` is
+    what the trial was expected to measure before it ran: `metrics` and `objective` as {"value",
+    "low", "high"} with the central 90%, `p_meets_slo`, and `after_trials`, how many search trials
+    were known.
     """
 
     number: int

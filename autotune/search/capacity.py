@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.search.messages import Answer, BrokeGuard, Failed
+from autotune.search.messages import Answer, BrokeGuard, CutShort, Failed
 from autotune.slo import Slo
 
 # First steps away from the starting rate; then the bracket is halved on a logarithmic scale.
@@ -31,7 +31,7 @@ def find_capacity(
     start: float,
     probes: int,
     keep: Callable[[], None] = lambda: None,
-) -> Capacity | BrokeGuard | Failed:
+) -> Capacity | BrokeGuard | CutShort | Failed:
     """Find the highest rate factor that meets the SLO with a fixed number of loads.
 
     From `start` the rate is raised or lowered by `BRACKET_STEP` until the outcome changes, then the
@@ -43,7 +43,7 @@ def find_capacity(
     factor = start
     for _ in range(probes):
         reply = measure_at(factor)
-        if isinstance(reply, (BrokeGuard, Failed)):
+        if isinstance(reply, (BrokeGuard, CutShort, Failed)):
             return reply
         met = all(r.met for r in slo.evaluate(reply.metrics)) and reply.metrics["load_delivered"]
         if met:

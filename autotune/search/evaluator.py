@@ -21,6 +21,7 @@ from autotune.search.messages import (
     Answer,
     BrokeGuard,
     Command,
+    CutShort,
     Failed,
     Lacking,
     MeasureCommand,
@@ -142,7 +143,7 @@ class Evaluator:
                     f"{reply.reason}; what was measured is kept: put that right and go on with "
                     f"autotune run --resume {self._folder.path}"
                 )
-            elif isinstance(reply, (Measured, Probed, BrokeGuard, Failed)):
+            elif isinstance(reply, (Measured, Probed, BrokeGuard, CutShort, Failed)):
                 self._answered = True
                 return reply
 

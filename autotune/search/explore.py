@@ -72,7 +72,7 @@ class Exploration:
         self._spending = spending
         self._searched = searched
         self._note = note
-        self._study: Study | None = None
+        self._study: Study[EngineConfig] | None = None
         self._uncertain_told: set[tuple[str, str]] = set()
 
     def measure_default(self) -> None:
@@ -96,7 +96,9 @@ class Exploration:
         else:
             self._sample(study, advised)
 
-    def _sample(self, study: Study, advised: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    def _sample(
+        self, study: Study[EngineConfig], advised: Sequence[tuple[str, dict[str, Any]]]
+    ) -> None:
         """Measure what is advised, the ends of each knob's values, and what the sampler asks for.
 
         One-at-a-time seeds show what each knob does alone; the sampler needs the other half.
@@ -140,7 +142,10 @@ class Exploration:
                     self._enqueue_heirs(record)
 
     def _follow(
-        self, study: Study, guide: Guide, advised: Sequence[tuple[str, dict[str, Any]]]
+        self,
+        study: Study[EngineConfig],
+        guide: Guide,
+        advised: Sequence[tuple[str, dict[str, Any]]],
     ) -> None:
         """Measure what forecasts promise, in waves; of each, one point follows the advice."""
         repeats = 0
@@ -237,7 +242,7 @@ class Exploration:
         """The best search trial so far."""
         return next(iter(ranked(self._searched, self._objective)), None)
 
-    def _open_study(self) -> Study:
+    def _open_study(self) -> Study[EngineConfig]:
         if self._study is None:
             self._study = Study(
                 self._folder.journal,

@@ -89,6 +89,17 @@ class BrokeGuard:
 
 
 @dataclass(frozen=True, slots=True)
+class CutShort:
+    """A short load showed the configuration to be hopeless, so that no full one was offered.
+
+    `metrics` are those of the short load, `reason` is one sentence.
+    """
+
+    metrics: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The measurement failed; `reason` is one sentence."""
 
@@ -104,13 +115,13 @@ class Lacking:
 
 
 Command = MeasureCommand | ProbeCommand
-Reply = Progress | Measured | Probed | BrokeGuard | Failed | Lacking
-Answer = Measured | BrokeGuard | Failed
+Reply = Progress | Measured | Probed | BrokeGuard | CutShort | Failed | Lacking
+Answer = Measured | BrokeGuard | CutShort | Failed
 _KINDS: dict[str, type[Reply] | type[Command]] = {
     kind.__name__: kind
     for kind in (
         *(MeasureCommand, ProbeCommand),
-        *(Progress, Measured, Probed, BrokeGuard, Failed, Lacking),
+        *(Progress, Measured, Probed, BrokeGuard, CutShort, Failed, Lacking),
     )
 }
 

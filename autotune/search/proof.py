@@ -73,11 +73,13 @@ def judge(
     objective: Objective,
     confidence: float,
     seed: int,
+    bundled: bool = True,
 ) -> list[Contender]:
     """What the rounds say of each config; the first is the default, to which the others compare.
 
     Rounds in which either measurement failed are left out of a pair. With several finalists the
-    confidence is shared among them.
+    confidence is shared among them. `bundled` tells whose configs these are: the bundled engine's,
+    or flags of another.
     """
     by_config = [[t for t in proof if t.config == dict(config)] for config in configs]
     default_rounds = {t.round: t for t in by_config[0] if t.objective is not None}
@@ -97,7 +99,9 @@ def judge(
                 confidence=confidence,
                 comparisons=max(1, len(configs) - 1),
             )
-        contenders.append(_contender(folder, dict(configs[index]), trials, slo, gain, seed))
+        contenders.append(
+            _contender(folder, dict(configs[index]), trials, slo, gain, seed, bundled)
+        )
     return contenders
 
 
@@ -108,9 +112,10 @@ def _contender(
     slo: Slo,
     gain: Gain | None,
     seed: int,
+    bundled: bool,
 ) -> Contender:
     measured = [t for t in trials if t.metrics is not None]
-    metrics = _pooled(folder, config, measured, slo, seed) if measured else None
+    metrics = _pooled(folder, config, measured, slo, seed, bundled) if measured else None
     limits = slo.evaluate(metrics) if metrics is not None else []
     complete = len(measured) == len(trials) > 0
     return Contender(
@@ -131,6 +136,7 @@ def _pooled(
     trials: Sequence[TrialRecord],
     slo: Slo,
     seed: int,
+    bundled: bool,
 ) -> dict[str, Any]:
     """Metrics over all requests of several rounds, laid end to end."""
     records: list[RequestRecord] = []
@@ -158,12 +164,13 @@ def _pooled(
         records,
         slo,
         duration=duration,
-        config=EngineConfig.from_mapping(config),
+        config=EngineConfig.from_mapping(config) if bundled else EngineConfig(),
         load_delivered=all(t.metrics["load_delivered"] for t in trials if t.metrics),
         load_note=notes[0] if notes else None,
         steps=steps,
         seed=seed,
     )
+    metrics["config"] = config
     # Laid end to end, the rounds' arrivals have pauses between them that no load had.
     offered = [t.metrics["offered_rate"] for t in trials if t.metrics]
     metrics["offered_rate"] = None if None in offered else sum(offered) / len(offered)

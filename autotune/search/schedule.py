@@ -26,7 +26,8 @@ class Schedule:
     """Shares of a run's time, in seconds.
 
     `window_s` is the length of the load of one measurement, `trial_s` what one is expected to take
-    with its overhead; a capacity trial measures `probes` loads.
+    with its overhead; a capacity trial measures `probes` loads. `start_s` is what starting an
+    engine takes, where each trial starts one.
     """
 
     window_s: float
@@ -34,11 +35,12 @@ class Schedule:
     rounds: int
     finalists: int
     budget_s: float | None
+    start_s: float = 0.0
 
     @property
     def trial_s(self) -> float:
         """Expected time of one trial."""
-        return self.probes * (self.window_s + TRIAL_OVERHEAD_S)
+        return self.start_s + self.probes * (self.window_s + TRIAL_OVERHEAD_S)
 
     @property
     def proof_s(self) -> float:
@@ -76,7 +78,12 @@ class Schedule:
 
 
 def plan_schedule(
-    budget_s: float | None, window_s: float | None, probes: int, rounds: int, finalists: int
+    budget_s: float | None,
+    window_s: float | None,
+    probes: int,
+    rounds: int,
+    finalists: int,
+    start_s: float = 0.0,
 ) -> Schedule:
     """Choose the window's length if it is not given, and check that the budget pays for a result.
 
@@ -88,8 +95,9 @@ def plan_schedule(
         window_s = DEFAULT_WINDOW_S
         if budget_s is not None:
             loads = probes * (WANTED_TRIALS + rounds * (finalists + 1))
-            window_s = min(MAX_WINDOW_S, max(MIN_WINDOW_S, budget_s / loads - TRIAL_OVERHEAD_S))
-    schedule = Schedule(window_s, probes, rounds, finalists, budget_s)
+            load_s = (budget_s - start_s * loads / probes) / loads
+            window_s = min(MAX_WINDOW_S, max(MIN_WINDOW_S, load_s - TRIAL_OVERHEAD_S))
+    schedule = Schedule(window_s, probes, rounds, finalists, budget_s, start_s)
     needed = 2 * schedule.trial_s + schedule.proof_s
     if budget_s is not None and budget_s < needed:
         raise BadInput(

@@ -91,6 +91,14 @@ class SearchSpace:
         inside = all(value in self.values[name] for name, value in point.items())
         return point if inside else None
 
+    def point_in(self, config: Mapping[str, Any], base: EngineConfig) -> dict[str, Any] | None:
+        """The point of a trial's config, whose other knobs are those of `base`."""
+        return self.point_of(EngineConfig.from_mapping({**base.to_dict(), **config}))
+
+    def idle(self, knob: str, values: Mapping[str, Any]) -> bool:
+        """Whether a knob does nothing beside these values of others."""
+        return idle_because(knob, values) is not None
+
     def nearest(self, config: EngineConfig) -> SearchSpace:
         """The space widened by the values of `config`, so that it is itself a point.
 

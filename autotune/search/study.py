@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -20,19 +20,18 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from autotune.conditional_knobs import idle_because
 from autotune.records import TrialRecord
+from autotune.search.configuration import C, Space
 from autotune.search.objective import Objective
 from autotune.search.options import SamplerName
-from autotune.search.space import SearchSpace
-from engine.config import EngineConfig
 
 STUDY_NAME = "autotune"
 # Violation told to the sampler for a trial that crashed, ran out of memory or timed out: worse
 # than any measured violation is likely to be, so such points are ranked last.
 FAILURE_VIOLATION = 100.0
-# Of a trial that offered no load because its quality broke the SLO: to be avoided like a miss of
-# that limit, not like a crash. It keeps such trials out of what importances are computed from.
+# Of a trial that offered no full load because its quality broke the SLO, or as a short one was
+# enough: to be avoided like a miss of a limit, not like a crash. It keeps such trials out of what
+# importances are computed from.
 UNOFFERED_VIOLATION = 1.0
 # Stands for the objective of a trial that measured none when less is better. Infeasible trials are
 # ranked by their violation, so its size does not matter as long as it is finite.
@@ -48,7 +47,7 @@ class Suggestion:
     trial: Trial
 
 
-class Study:
+class Study(Generic[C]):
     """Suggests points of a space and learns from measured trials.
 
     Args:
@@ -64,11 +63,11 @@ class Study:
     def __init__(
         self,
         journal: Path,
-        space: SearchSpace,
+        space: Space[C],
         objective: Objective,
         seed: int,
         records: Iterable[TrialRecord],
-        base: EngineConfig,
+        base: C,
         sampler: SamplerName = "tpe",
     ) -> None:
         self._sampler = sampler
@@ -91,7 +90,7 @@ class Study:
             direction=objective.direction,
         )
         for record in records:
-            point = space.point_of(EngineConfig.from_mapping({**base.to_dict(), **record.config}))
+            point = space.point_in(record.config, base)
             if point is not None:
                 self._study.add_trial(self._frozen(point, record))
                 self._told += 1
@@ -170,7 +169,7 @@ class Study:
         values = {**self._base.to_dict(), **point}
         rng = random.Random(trial.user_attrs["trial"])
         drawn = {
-            name: rng.choice(choices) if idle_because(name, values) else point[name]
+            name: rng.choice(choices) if self._space.idle(name, values) else point[name]
             for name, choices in self._space.values.items()
         }
         return create_trial(
@@ -209,7 +208,7 @@ class Study:
 
 def constraints_of(record: TrialRecord) -> dict[str, float]:
     """Constraints of a trial, at most 0 where met: its outcome and each limit of the SLO."""
-    outcomes = {"ok": 0.0, "quality": UNOFFERED_VIOLATION}
+    outcomes = {"ok": 0.0, "quality": UNOFFERED_VIOLATION, "cut_short": UNOFFERED_VIOLATION}
     constraints = {"outcome": outcomes.get(record.outcome, FAILURE_VIOLATION)}
     constraints |= {result.limit: result.violation for result in record.slo}
     return constraints
@@ -218,7 +217,7 @@ def constraints_of(record: TrialRecord) -> dict[str, float]:
 def combined_improvements(
     default: TrialRecord,
     records: Sequence[TrialRecord],
-    space: SearchSpace,
+    space: Space[Any],
     objective: Objective,
 ) -> dict[str, Any] | None:
     """The point that joins the changes that beat the default, of those of a knob the best.

@@ -15,7 +15,7 @@ from autotune.predict.recorded_traffic import leading_requests
 from autotune.predict.replay import replay
 from autotune.search.capacity import find_capacity
 from autotune.search.forecast import load_limits
-from autotune.search.messages import BrokeGuard, Failed, Measured
+from autotune.search.messages import BrokeGuard, CutShort, Failed, Measured
 from autotune.search.objective import Objective
 from autotune.search.schedule import Schedule
 from autotune.slo import Slo
@@ -63,7 +63,7 @@ class TrialSimulator:
 
         probes = self._schedule.probes + MORE_PROBES
         found = find_capacity(measure_at, self._slo, self.start, probes)
-        if isinstance(found, (BrokeGuard, Failed)):
+        if isinstance(found, (BrokeGuard, CutShort, Failed)):
             return None
         rate = found.metrics["offered_rate"] if found.factor else 0.0
         return None if rate is None else {**found.metrics, "capacity_requests_per_s": rate}

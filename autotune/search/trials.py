@@ -10,12 +10,19 @@ from typing import Any
 from autotune.quality_guard import guard_reason
 from autotune.records import LimitResult, RunFolder, TrialKind, TrialOutcome, TrialRecord, utc_now
 from autotune.search.capacity import find_capacity
+from autotune.search.configuration import Configuration
 from autotune.search.evaluator import TrialEvaluator
-from autotune.search.messages import Answer, BrokeGuard, Failed, MeasureCommand, Measured
+from autotune.search.messages import (
+    Answer,
+    BrokeGuard,
+    CutShort,
+    Failed,
+    MeasureCommand,
+    Measured,
+)
 from autotune.search.objective import Objective
 from autotune.search.schedule import Schedule
 from autotune.slo import Slo
-from engine.config import EngineConfig
 
 
 class TrialRunner:
@@ -65,7 +72,7 @@ class TrialRunner:
         self,
         kind: TrialKind,
         source: str,
-        config: EngineConfig,
+        config: Configuration,
         window: int = 0,
         round_: int = 0,
         *,
@@ -115,7 +122,7 @@ class TrialRunner:
         return record
 
     def _measure(
-        self, number: int, config: EngineConfig, window: int, factor: float | None
+        self, number: int, config: Configuration, window: int, factor: float | None
     ) -> Answer:
         # What arrives at once is worked off after its last arrival, so that is the measurement.
         drain_limit = (
@@ -139,7 +146,7 @@ class TrialRunner:
         self.model_notes = answer.notes if isinstance(answer, Measured) else []
         return answer
 
-    def _capacity(self, number: int, config: EngineConfig, window: int) -> Answer:
+    def _capacity(self, number: int, config: Configuration, window: int) -> Answer:
         found = find_capacity(
             lambda factor: self._measure(number, config, window, factor),
             self._slo,
@@ -147,7 +154,7 @@ class TrialRunner:
             self._schedule.probes,
             keep=lambda: self._folder.set_part_aside(number),
         )
-        if isinstance(found, (BrokeGuard, Failed)):
+        if isinstance(found, (BrokeGuard, CutShort, Failed)):
             return found
         # The records of the last load lie on disk; the metrics are those of the best one.
         self._folder.take_part_back(number)
@@ -163,13 +170,13 @@ class TrialRunner:
         number: int,
         kind: TrialKind,
         source: str,
-        config: EngineConfig,
+        config: Configuration,
         reply: Answer,
         round_: int,
         started_at: str,
         began: float,
     ) -> TrialRecord:
-        metrics = reply.metrics if isinstance(reply, Measured) else None
+        metrics = reply.metrics if isinstance(reply, (Measured, CutShort)) else None
         quality = _quality(reply)
         limits: list[LimitResult] = []
         if metrics is not None:
@@ -177,8 +184,8 @@ class TrialRunner:
         elif isinstance(reply, BrokeGuard):
             limits = self._slo.guard.evaluate(quality or {})
         objective = None
-        if metrics is not None and kind != "calibration":
-            objective = self._objective.value(metrics, self._slo)
+        if isinstance(reply, Measured) and kind != "calibration":
+            objective = self._objective.value(reply.metrics, self._slo)
         return TrialRecord(
             number=number,
             kind=kind,
@@ -193,7 +200,7 @@ class TrialRunner:
             round=round_,
             metrics=metrics,
             slo=limits,
-            slo_met=metrics is not None and all(r.met for r in limits),
+            slo_met=isinstance(reply, Measured) and all(r.met for r in limits),
             objective=objective,
             quality=quality,
         )
@@ -201,12 +208,14 @@ class TrialRunner:
     def _reason(self, reply: Answer) -> str | None:
         if isinstance(reply, BrokeGuard):
             return guard_reason(self._slo, reply.quality)
-        return reply.reason if isinstance(reply, Failed) else None
+        return reply.reason if isinstance(reply, (CutShort, Failed)) else None
 
 
 def _outcome(reply: Answer) -> TrialOutcome:
     if isinstance(reply, BrokeGuard):
         return "quality"
+    if isinstance(reply, CutShort):
+        return "cut_short"
     return reply.kind if isinstance(reply, Failed) else "ok"
 
 

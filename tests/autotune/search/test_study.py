@@ -51,7 +51,9 @@ def measured(number: int, suggestion: Suggestion) -> TrialRecord:
     )
 
 
-def search(folder: Path, records: list[TrialRecord], until: int) -> tuple[Study, list[TrialRecord]]:
+def search(
+    folder: Path, records: list[TrialRecord], until: int
+) -> tuple[Study[EngineConfig], list[TrialRecord]]:
     study = Study(folder / "study.journal", SPACE, OBJECTIVE, 7, records, BASE)
     for source, point in SPACE.seeds(BASE):
         study.enqueue(source, point)
