@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autotune.calibration_text import with_text_at_hand
-from autotune.deploy.engine_yaml import render_engine_yaml
+from autotune.deploy.engine_targets import BUNDLED
 from autotune.deploy.evidence import Evidence
-from autotune.deploy.serving_engine import load_serving_engine, serving_engines
-from autotune.deploy.serving_yaml import render_serving_yaml
+from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.targets import find_target
 from autotune.errors import BadInput
 from autotune.records import RunFolder, write_atomically
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineError
 
-BUNDLED = "engine"
+# What a run leaves without being asked, each as its main file alone.
+WITH_EVERY_RUN = (BUNDLED, "vllm")
 
 
-def targets() -> list[str]:
-    """What a configuration can be exported to: the bundled engine, then the others."""
-    return [BUNDLED, *serving_engines()]
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What a person may say of an export; see `Deployment`."""
+
+    engine: str | None = None
+    model: str | None = None
+    max_replicas: int = 4
 
 
 def write_deploy(
     folder: RunFolder, config: EngineConfig, *, evidence: Mapping[str, Any]
 ) -> list[Path]:
-    """Write a configuration for every target into the run folder's `deploy/`.
+    """Write what every run leaves into its folder's `deploy/`: the main file of each target.
 
     Arguments:
         folder: the run's folder.
@@ -35,39 +41,59 @@ def write_deploy(
         evidence: the content of `run.json`, its result included.
     """
     config = with_text_at_hand(config, folder.path)
-    return [write_target(name, folder.deploy, config, evidence) for name in targets()]
+    paths = []
+    for name in WITH_EVERY_RUN:
+        exported = export_config(find_target(name), config, evidence)
+        main = next(iter(exported.files))
+        write_atomically(folder.deploy / main, exported.files[main].encode())
+        paths.append(folder.deploy / main)
+    return paths
 
 
-def file_name(target: str) -> str:
-    """The name of the file that a target reads.
+def export_config(
+    target: Target,
+    config: EngineConfig,
+    run: Mapping[str, Any],
+    options: ExportOptions | None = None,
+) -> Exported:
+    """The files of one target; nothing is written.
+
+    Arguments:
+        target: what to export to.
+        config: the configuration to deploy.
+        run: the content of `run.json`, its result included.
+        options: what a person said of it.
 
     Raises:
-        BadInput: there is no such target.
+        BadInput: the platform cannot run that engine, or cannot be made from this run.
     """
-    if target == BUNDLED:
-        return "engine.yaml"
-    if target not in serving_engines():
-        raise BadInput(f"cannot export to {target!r}; known are {', '.join(targets())}")
-    return load_serving_engine(target).file
-
-
-def write_target(
-    target: str, directory: Path, config: EngineConfig, run: Mapping[str, Any]
-) -> Path:
-    """Write a configuration for one target into a directory; returns the file's path.
-
-    Raises:
-        BadInput: there is no such target.
-    """
-    path = directory / file_name(target)
+    options = options or ExportOptions()
+    if options.engine is not None and options.engine not in target.carries:
+        can = f"it can run {', '.join(target.carries)}" if target.carries else "it is an engine"
+        raise BadInput(f"--engine {options.engine} does not go with --to {target.name}: {can}")
     evidence = Evidence.from_run(run)
-    if target == BUNDLED:
-        text = render_engine_yaml(config, evidence)
-    else:
-        measured = _measured(config, evidence)
-        text = render_serving_yaml(load_serving_engine(target), config, evidence, measured)
-    write_atomically(path, text.encode())
-    return path
+    deployment = Deployment(
+        config=config,
+        evidence=evidence,
+        run=run,
+        measured=_measured(config, evidence),
+        engine=options.engine,
+        model=options.model,
+        max_replicas=options.max_replicas,
+    )
+    return target.write(deployment)
+
+
+def write_exported(exported: Exported, directory: Path) -> list[Path]:
+    """Write a target's files into a directory, scripts as executables; returns their paths."""
+    paths = []
+    for name, text in exported.files.items():
+        path = directory / name
+        write_atomically(path, text.encode())
+        if name.endswith(".sh"):
+            path.chmod(0o755)
+        paths.append(path)
+    return paths
 
 
 def winner_of(run: Mapping[str, Any], source: Path) -> EngineConfig:

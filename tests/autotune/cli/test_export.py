@@ -33,8 +33,8 @@ def test_the_engines_file_reads_back_as_the_winner(tmp_path: Path) -> None:
     run = finished(tmp_path / "run")
     result = export(run, "--to", "engine")
     assert result.exit_code == 0
-    path = run / "deploy" / "engine.yaml"
-    assert result.stdout == f"{path}\n"
+    path = run / "deploy" / "engine" / "engine.yaml"
+    assert result.stdout.splitlines()[0] == str(path)
     assert EngineConfig.from_mapping(read_knobs(path)) == EngineConfig(**WINNER)
     assert export(run, "--to", "engine").exit_code == 0  # its own folder may be refreshed
 
@@ -44,8 +44,11 @@ def test_vllms_file_goes_where_it_is_asked(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b"
     result = export(run, "--to", "vllm", "-o", target, "--json")
     assert result.exit_code == 0
-    expected = {"schema_version": 1, "file": str(target / "vllm.yaml"), "to": "vllm"}
-    assert json.loads(result.stdout) == expected
+    answer = json.loads(result.stdout)
+    assert answer["file"] == answer["files"][0] == str(target / "vllm.yaml")
+    assert (answer["schema_version"], answer["to"]) == (1, "vllm")
+    assert "quantization" in [left["knob"] for left in answer["lost"]]
+    assert sorted(answer["files"]) == sorted(map(str, target.iterdir()))
     assert yaml.safe_load((target / "vllm.yaml").read_text())["max-num-seqs"] == 32
     assert not (run / "deploy").exists()
 
