@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from autotune.errors import BadInput
+from engine.server.routing import ROUTERS, Router
 
-Router = Literal["round_robin", "least_loaded", "prefix_aware"]
-ROUTERS: tuple[Router, ...] = get_args(Router)
 MOST_REPLICAS = 10_000
 
 
@@ -65,7 +63,7 @@ class Fleet:
 
     `round_robin` deals requests out in turn. `least_loaded` gives each to the engine with the
     fewest unfinished ones. `prefix_aware` gives it to the engine that has most of its prompt in the
-    cache, unless that has too much to do (`autotune.simulation.routing`).
+    cache, unless that has too much to do (`engine.server.routing`).
 
     With disaggregation the router deals out prompts, and decodes go where fewest requests are, or
     in turn with `round_robin`.
@@ -102,12 +100,13 @@ class Fleet:
 
 
 def check_router(name: str) -> Router:
-    """The router of this name; dashes and underscores are alike.
+    """The router of this name; dashes and underscores are alike, and `prefix` is short.
 
     Raises:
         BadInput: there is none; names those that there are.
     """
     wanted = name.strip().lower().replace("-", "_")
+    wanted = "prefix_aware" if wanted == "prefix" else wanted
     for router in ROUTERS:
         if router == wanted:
             return router
@@ -143,3 +142,13 @@ def _check_count(name: str, value: int) -> None:
 
 
 ONE = Fleet()
+
+__all__ = [
+    "ONE",
+    "ROUTERS",
+    "Disaggregation",
+    "Fleet",
+    "Router",
+    "check_router",
+    "parse_disaggregation",
+]

@@ -17,7 +17,7 @@ from autotune.records import RequestRecord
 from autotune.simulation.drafts_told import drafts_together, drafts_told
 from autotune.simulation.fleet import ONE, Disaggregation, Fleet, Router
 from autotune.simulation.replica import Replica
-from autotune.simulation.routing import Routing
+from autotune.simulation.routing import VirtualRouting
 from autotune.slo import Slo
 from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
@@ -191,7 +191,7 @@ class _Stage:
             )
             for place in range(count)
         ]
-        routing = Routing(router, replicas, prompts=prompts)
+        routing = VirtualRouting(router, replicas, prompts=prompts)
         places: dict[str, int] = {}
         for arrival in arrivals:
             place = places[arrival.load.request_id] = routing.choose(arrival.load, arrival.due)
