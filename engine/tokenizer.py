@@ -46,15 +46,23 @@ class Tokenizer:
         """Token ids are below this, added tokens included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
-        ids: list[int] = self._backend.encode(text).ids
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, with the special tokens that the tokenizer adds by itself.
+
+        Special tokens that the text itself spells are theirs either way.
+        """
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of whole token ids; special tokens are left out."""
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of whole token ids; special tokens are left out unless they are asked for."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def piece(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it; None if there is none."""
+        piece: str | None = self._backend.id_to_token(token_id)
+        return piece
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token is left out of texts."""

@@ -1,0 +1,66 @@
+"""How a route's body and answers are described."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from engine.server.responses import ErrorAnswer
+
+_ERRORS = {
+    400: "The request is not one that can be served; the message says why.",
+    401: "The API key is missing or wrong.",
+    404: "No such model.",
+    408: "The body took too long to come.",
+    413: "The body is too large.",
+    415: "The body is not said to be JSON.",
+    429: "Too many requests wait already; Retry-After says when to come again.",
+    500: "A fault of the server.",
+    503: "The server is ending, or its engine broke down.",
+    504: "The request took longer than the server allows.",
+}
+READS = (400, 401, 404, 408, 413, 415, 500, 503)
+GENERATES = (*READS, 429, 504)
+ASKS = (401, 404, 500, 503)
+
+
+def documented(
+    body: type[BaseModel] | tuple[type[BaseModel], ...] | None,
+    answer: type[BaseModel],
+    *,
+    errors: tuple[int, ...],
+    streams: bool = False,
+) -> dict[str, Any]:
+    """Arguments of a route: what it takes and answers.
+
+    Bodies are read by `engine.server.body.read_body`; `engine.server.openapi.describe` puts their
+    schemas where the references point.
+    """
+    said: dict[str, Any] = {}
+    if body is not None:
+        forms = body if isinstance(body, tuple) else (body,)
+        references = [{"$ref": f"#/components/schemas/{form.__name__}"} for form in forms]
+        schema = references[0] if len(references) == 1 else {"anyOf": references}
+        said["openapi_extra"] = {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+        }
+    good: dict[str, Any] = {"model": answer, "description": "Done."}
+    if streams:
+        good["content"] = {
+            "text/event-stream": {
+                "schema": {
+                    "type": "string",
+                    "description": "With stream set: events whose data are chunks, then [DONE].",
+                }
+            }
+        }
+    responses: dict[int | str, Any] = {200: good}
+    for status in sorted(errors):
+        responses[status] = {"model": ErrorAnswer, "description": _ERRORS[status]}
+        if status in (429, 503):
+            responses[status]["headers"] = {
+                "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}
+            }
+    said["responses"] = responses
+    return said

@@ -1,0 +1,161 @@
+"""From prompts as requests hold them to token ids."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.server.chat_template import RESERVED, ChatTemplateError
+from engine.server.errors import ApiError
+from engine.server.protocol import ConversationFields, Message
+from engine.server.served_model import ServedModel
+from engine.tokenizer import Tokenizer
+
+# Characters from which on a text is encoded in a thread: the tokenizer is then busy for longer
+# than a thread costs, and the event loop has streams to serve meanwhile.
+_LONG_TEXT = 4096
+
+
+async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text; a long one does not hold up the event loop."""
+    if len(text) < _LONG_TEXT:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+def check_token_ids(token_ids: Sequence[int], model: ServedModel) -> None:
+    """See to it that the model has all these tokens.
+
+    Raises:
+        ApiError: 400, it has not.
+    """
+    highest = max(token_ids, default=0)
+    if highest >= model.vocab_size:
+        raise ApiError(
+            400,
+            f"token id {highest} is not in the vocabulary: this model's ids are below "
+            f"{model.vocab_size}",
+            code="invalid_token_id",
+        )
+
+
+async def prompt_ids(
+    prompt: str | list[int],
+    model: ServedModel,
+    *,
+    add_special_tokens: bool = True,
+    truncate: int | None = None,
+) -> list[int]:
+    """Token ids of a prompt; `truncate` keeps so many at its end.
+
+    Raises:
+        ApiError: 400, the model cannot take it.
+    """
+    if isinstance(prompt, str):
+        tokenizer = model.needs_tokenizer()
+        ids = await encode(tokenizer, prompt, add_special_tokens=add_special_tokens)
+    else:
+        ids = prompt
+    if truncate is not None:
+        ids = ids[-truncate:]
+    check_token_ids(ids, model)
+    return ids
+
+
+def conversation_text(
+    body: ConversationFields, model: ServedModel, *, hide_tools: bool = False
+) -> str:
+    """A conversation as the model's chat template writes it.
+
+    Raises:
+        ApiError: 400, there is no template, or it does not take these messages.
+    """
+    template = model.chat_template
+    if template is None:
+        raise ApiError(
+            400,
+            "this model has no chat template: use /v1/completions, or name a template's file when "
+            "the server is started",
+            code="no_chat_template",
+        )
+    variables = dict(body.chat_template_kwargs or {})
+    taken = sorted(RESERVED & variables.keys())
+    if taken:
+        raise ApiError(
+            400,
+            f"chat_template_kwargs must not hold {taken[0]}",
+            param="chat_template_kwargs",
+            code="invalid_value",
+        )
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    going_on = bool(body.continue_final_message)
+    if going_on and body.add_generation_prompt:
+        raise ApiError(
+            400,
+            "continue_final_message and add_generation_prompt contradict each other: set one",
+            param="add_generation_prompt",
+            code="invalid_combination",
+        )
+    tools = None if hide_tools else body.tools
+    try:
+        return template.render(
+            [_message(message) for message in body.messages],
+            tools=[tool.model_dump(exclude_unset=True) for tool in tools] if tools else None,
+            documents=body.documents,
+            add_generation_prompt=not going_on and body.add_generation_prompt is not False,
+            continue_final_message=going_on,
+            variables=variables,
+        )
+    except ChatTemplateError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_messages") from error
+
+
+async def conversation_ids(
+    body: ConversationFields,
+    model: ServedModel,
+    *,
+    hide_tools: bool = False,
+    truncate: int | None = None,
+) -> list[int]:
+    """Token ids of a conversation's prompt.
+
+    Raises:
+        ApiError: 400, as of `prompt_ids` and `conversation_text`.
+    """
+    model.needs_tokenizer()
+    text = conversation_text(body, model, hide_tools=hide_tools)
+    # The template writes special tokens itself.
+    special = bool(body.add_special_tokens)
+    return await prompt_ids(text, model, add_special_tokens=special, truncate=truncate)
+
+
+def _message(message: Message) -> Mapping[str, Any]:
+    """A message as templates take it: content is a text, arguments of calls are values.
+
+    Raises:
+        ApiError: 400, a call's arguments are not JSON.
+    """
+    fields = message.model_dump(exclude_unset=True)
+    if isinstance(message.content, list):
+        fields["content"] = "\n".join(part.text for part in message.content)
+    fields.setdefault("content", None)
+    for number, call in enumerate(message.tool_calls or ()):
+        arguments = call.function.arguments
+        if isinstance(arguments, str):
+            fields["tool_calls"][number]["function"]["arguments"] = _arguments(arguments)
+    return fields
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ApiError(
+            400,
+            f"a tool call's arguments are not JSON: {error}",
+            param="messages",
+            code="invalid_messages",
+        ) from error
