@@ -1,0 +1,254 @@
+"""An engine that is not ours: its program, its version, and what every trial keeps."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autotune.errors import BadInput, EnvironmentMissing
+from autotune.external.flags import problems_of
+from autotune.external.table import Device, EngineTable, Value, load_table
+from autotune.hardware.gpu import read_gpus
+
+# Asking a Python engine for its version imports all of it.
+_ASK_LIMIT_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalEngine:
+    """What is the same for every trial.
+
+    `program` begins the command line. `fixed` are values of knobs that the user has given: a trial
+    adds its own to them, and the defaults that are compared with have them too. `extra_arguments`
+    go to the engine as they are. Without a `port`, a free one is taken at each start.
+
+    With `restart_command` the server runs where that command starts it and answers at `url`.
+    """
+
+    table: EngineTable
+    program: tuple[str, ...]
+    version: str | None
+    device: Device
+    model: str
+    served_name: str
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    extra_arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int | None = None
+    start_limit_s: float = 600.0
+    url: str | None = None
+    restart_command: tuple[str, ...] = ()
+
+    @property
+    def version_checked(self) -> bool:
+        """Whether the table's flags were checked with this release."""
+        return self.version is not None and self.version in self.table.version.checked
+
+    def version_note(self) -> str | None:
+        """A sentence for a release that the table was not checked with; None where it was."""
+        if self.version_checked:
+            return None
+        checked = ", ".join(self.table.version.checked)
+        told = f"{self.table.title} {self.version}" if self.version else self.table.title
+        unknown = "is not among the releases" if self.version else "does not tell its version;"
+        tail = "that its flags were checked with" if self.version else "flags were checked with"
+        return f"{told} {unknown} {tail} ({checked}): a flag may be missing or mean something else"
+
+
+def find_engine(
+    name: str,
+    model: str,
+    *,
+    program: str | None = None,
+    device: Device | None = None,
+    served_name: str | None = None,
+    fixed: Mapping[str, Value] | None = None,
+    extra_arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    port: int | None = None,
+    start_limit_s: float | None = None,
+) -> ExternalEngine:
+    """Find an engine on this machine and ask it for its version.
+
+    Arguments:
+        name: of the table, as `vllm`.
+        model: what it shall serve: a folder, a file or a name that it knows.
+        program: its command or the Python that has it; without one, as the table names it.
+        device: where it runs; without one, as its build tells, or a GPU where there is one.
+        served_name: the model's name in requests; without one, the last part of `model`.
+        fixed: values of knobs for every trial, the defaults too.
+        extra_arguments: given to it as they are.
+        environment: variables beside those of this process.
+        port: to serve on; without one, a free one.
+        start_limit_s: seconds until it must be healthy; without one, the table's.
+
+    Raises:
+        BadInput: no such engine, or the fixed values are refused.
+        EnvironmentMissing: the program is not there or does not run.
+    """
+    table = load_table(name)
+    found = _program(table, program)
+    printed = _ask(table, found)
+    version = _version(table, printed)
+    if device is None:
+        device = _device(table, printed)
+    engine = ExternalEngine(
+        table=table,
+        program=found,
+        version=version,
+        device=device,
+        model=str(Path(model).resolve()) if Path(model).exists() else model,
+        served_name=served_name or Path(model).name,
+        fixed=dict(fixed or {}),
+        extra_arguments=tuple(extra_arguments),
+        environment=dict(environment or {}),
+        port=port,
+        start_limit_s=start_limit_s or table.start_limit_s,
+    )
+    if problems := problems_of(table, engine.fixed, device):
+        raise BadInput(f"the values given for {table.title} are refused: {'; '.join(problems)}")
+    return engine
+
+
+def running_engine(
+    name: str,
+    url: str,
+    restart_command: Sequence[str],
+    *,
+    model: str = "",
+    device: Device = "cuda",
+    served_name: str = "",
+    fixed: Mapping[str, Value] | None = None,
+    start_limit_s: float | None = None,
+) -> ExternalEngine:
+    """An engine that a command of the user's restarts, here or on another machine.
+
+    Arguments:
+        name: of the table, which tells the flags' names.
+        url: of the server, as http://host:port.
+        restart_command: words of the command; {flags} in them is where the flags go.
+        model: what it serves, for the records; the server is not told.
+        device: where it runs.
+        served_name: the model's name in requests; without one, the first that the server lists.
+        fixed: values of knobs for every trial.
+        start_limit_s: seconds until it must be healthy; without one, the table's.
+
+    Raises:
+        BadInput: no such engine, no place for the flags, or the fixed values are refused.
+    """
+    table = load_table(name)
+    if not any("{flags}" in word for word in restart_command):
+        raise BadInput(
+            "the restart command has no {flags}: write where the flags of a trial go, as in "
+            f"'docker run --rm image {table.program} … {{flags}}'"
+        )
+    if problems := problems_of(table, dict(fixed or {}), device):
+        raise BadInput(f"the values given for {table.title} are refused: {'; '.join(problems)}")
+    return ExternalEngine(
+        table=table,
+        program=(),
+        version=None,
+        device=device,
+        model=model,
+        served_name=served_name,
+        fixed=dict(fixed or {}),
+        start_limit_s=start_limit_s or table.start_limit_s,
+        url=url.rstrip("/"),
+        restart_command=tuple(restart_command),
+    )
+
+
+def without_missing_flags(engine: ExternalEngine) -> tuple[ExternalEngine, tuple[str, ...]]:
+    """The engine, its table without the knobs whose flag its own help does not list; their names.
+
+    For releases that the table was not checked with. Asking may take as long as a start of Python
+    with all of the engine's packages.
+    """
+    if engine.restart_command or not engine.table.version.help:
+        return engine, ()
+    listed = set(
+        re.findall(r"--?[A-Za-z][\w-]*", _run((*engine.program, *engine.table.version.help)))
+    )
+    if len(listed) < len(engine.table.knobs):
+        # No help text at all: nothing can be told from it.
+        return engine, ()
+    missing = tuple(
+        name
+        for name, knob in engine.table.knobs.items()
+        for flag in (knob.flag, knob.negated_flag)
+        if flag is not None and flag.split()[0] not in listed
+    )
+    kept = {name: knob for name, knob in engine.table.knobs.items() if name not in missing}
+    rules = tuple(r for r in engine.table.rules if all(n in kept for n in r.knobs))
+    table = engine.table.model_copy(update={"knobs": kept, "rules": rules})
+    return replace(engine, table=table), tuple(dict.fromkeys(missing))
+
+
+def _program(table: EngineTable, given: str | None) -> tuple[str, ...]:
+    wanted = given or table.program
+    path = shutil.which(wanted)
+    if path is None:
+        hint = "give its path with --engine-path" if given is None else "check the path"
+        raise EnvironmentMissing(f"{table.title}'s program {wanted!r} was not found: {hint}")
+    # Not resolved: the python of a virtual environment is a link, and is itself by its place.
+    path = os.path.abspath(path)  # noqa: PTH100
+    if re.fullmatch(r"python[\d.]*", Path(path).name) and table.module is not None:
+        # -P: the folder that we are called in must not stand before the engine's own packages.
+        return (path, "-P", "-m", table.module, *table.module_arguments)
+    return (path, *table.program_arguments)
+
+
+def _ask(table: EngineTable, program: tuple[str, ...]) -> str:
+    if "-m" in program and table.version.distribution is not None:
+        name = table.version.distribution
+        code = f"import importlib.metadata as m; print(m.version({name!r}))"
+        return _run((program[0], "-P", "-c", code))
+    return _run((program[0], *table.version.arguments))
+
+
+@functools.cache
+def _run(command: tuple[str, ...]) -> str:
+    """What a command prints, on either stream.
+
+    Raises:
+        EnvironmentMissing: it does not run, or hangs.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_ASK_LIMIT_S,
+            check=False,
+        )
+    except OSError as error:
+        raise EnvironmentMissing(f"{command[0]} cannot be run: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        told = " ".join(command)
+        raise EnvironmentMissing(f"{told!r} printed nothing within {_ASK_LIMIT_S:g} s") from None
+    printed = done.stdout.decode(errors="replace")
+    if done.returncode != 0 and not printed.strip():
+        raise EnvironmentMissing(
+            f"{' '.join(command)!r} ended with the exit status {done.returncode}"
+        )
+    return printed
+
+
+def _version(table: EngineTable, printed: str) -> str | None:
+    found = re.findall(table.version.pattern, printed)
+    return str(found[-1]) if found else None
+
+
+def _device(table: EngineTable, printed: str) -> Device:
+    pattern = table.version.cpu_pattern
+    if pattern is not None and re.search(pattern, printed):
+        return "cpu"
+    return "cuda" if read_gpus().gpus else "cpu"
