@@ -13,7 +13,8 @@ class Evidence:
 
     `changes` holds default and chosen value of each tuned knob, `importances` each knob's share
     of what the objective varied by in the search. `trials` are the proof's measurements of the
-    winner. `bench` is what they came to, with the keys of `bench --json`.
+    winner. `bench` is what they came to, with the keys of `bench --json`; `slo_met` is None
+    without an SLO.
     """
 
     summary: tuple[str, ...] = ()
@@ -22,6 +23,7 @@ class Evidence:
     trials: tuple[int, ...] = ()
     device: str = "cpu"
     bench: Mapping[str, Any] = field(default_factory=dict)
+    slo_met: bool | None = None
 
     @classmethod
     def from_run(cls, run: Mapping[str, Any]) -> Evidence:
@@ -35,6 +37,7 @@ class Evidence:
             trials=tuple(result.get("winner_trials") or ()),
             device=(run.get("hardware") or {}).get("device") or "cpu",
             bench=dict(result.get("winner") or {}),
+            slo_met=result.get("slo_met") if run.get("slo") else None,
         )
 
     def of_knob(self, name: str) -> str | None:
