@@ -12,6 +12,7 @@ from autotune.deploy.replica_capacity import replica_capacity
 from autotune.deploy.target import Deployment
 from autotune.deploy.yaml_text import comment
 
+_SIDES = ("input", "output")
 SMOKE_TEST, BENCHMARK = "smoke_test.sh", "benchmark.sh"
 
 
@@ -72,9 +73,9 @@ def smoke_test(
         "done",
         'ask "$URL/v1/models" | grep --fixed-strings --quiet "\\"$MODEL\\"" ||',
         '  fail "/v1/models does not name $MODEL"',
-        'answer=$(ask "$URL/v1/completions" --header "Content-Type: application/json" --data \\',
-        '  "{\\"model\\": \\"$MODEL\\", \\"prompt\\": \\"Once upon a time\\", \\"max_tokens\\": 8}") ||',
-        '  fail "no completion"',
+        r'body="{\"model\": \"$MODEL\", \"prompt\": \"Once upon a time\", \"max_tokens\": 8}"',
+        'answer=$(ask "$URL/v1/completions" --header "Content-Type: application/json" \\',
+        '  --data "$body") || fail "no completion"',
         'printf %s "$answer" | grep --quiet \'"completion_tokens": *[1-9]\' ||',
         '  fail "a completion without tokens: $answer"',
         'echo "smoke test passed: $MODEL at $URL"',
@@ -133,14 +134,14 @@ def _traffic_options(run: Mapping[str, Any], evidence: Evidence) -> list[str]:
 
 def _with_vllm(run: Mapping[str, Any], evidence: Evidence) -> str | None:
     workload = run.get("workload") or {}
-    lengths = [(workload.get(f"{side}_tokens") or {}).get("mean") for side in ("input", "output")]
+    prompt, answer = ((workload.get(f"{side}_tokens") or {}).get("mean") for side in _SIDES)
     rate = evidence.bench.get("offered_rate") or workload.get("rate")
-    if None in lengths or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+    if not prompt or not answer or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
         return None
     return (
         'vllm bench serve --base-url "$URL" --model "$MODEL" --dataset-name random '
-        f"--random-input-len {max(1, round(lengths[0]))} "
-        f"--random-output-len {max(1, round(lengths[1]))} "
+        f"--random-input-len {max(1, round(prompt))} "
+        f"--random-output-len {max(1, round(answer))} "
         f"--num-prompts {max(1, round(rate * 60))} --request-rate {rate:.4g}"
     )
 
