@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from autotune.deploy.engine_yaml import read_knobs
+from autotune.errors import BadInput
 from autotune.speculative_models import with_speculative_model
 from engine.config import KNOBS, EngineConfig, Knob
 
@@ -41,12 +42,14 @@ _SIZES = {
 
 
 def with_knobs(
-    *, without: Collection[str] = ()
+    *, without: Collection[str] = (), target: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a Typer command `--config` and one option per knob, collected into `knobs`.
 
     Arguments:
         without: knobs for which the command has an option of its own, or none.
+        target: a parameter of the command that names a file of knobs, a run's folder or a model;
+            the command gets None for it.
 
     Raises:
         TypeError: the command has no keyword parameter `knobs` to receive them.
@@ -62,6 +65,9 @@ def with_knobs(
         def run(**given: Any) -> None:
             path = given.pop("config")
             flags = {knob.name: given.pop(knob.name) for knob in offered}
+            if target is not None:
+                path = _resolve_target(given[target], path, flags)
+                given[target] = None
             command(**given, knobs=chosen_knobs(path, flags))
 
         own = [
@@ -93,6 +99,27 @@ def chosen_knobs(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     given = with_speculative_model(given)
     EngineConfig.from_mapping(given)
     return given
+
+
+def _resolve_target(target: str | None, config: Path | None, flags: dict[str, Any]) -> Path | None:
+    """The file of knobs that is meant; a target that is a model becomes the flag `model`.
+
+    Raises:
+        BadInput: a file or a model is named twice.
+    """
+    if target is None:
+        return config
+    path = Path(target).expanduser()
+    inside = path / "deploy" / "engine.yaml"
+    file = inside if inside.is_file() else path
+    if file.suffix in (".yaml", ".yml"):
+        if config is not None:
+            raise BadInput(f"two files of knobs are named: {target} and --config {config}")
+        return file
+    if flags.get("model") is not None:
+        raise BadInput(f"two models are named: {target} and --model {flags['model']}")
+    flags["model"] = target
+    return config
 
 
 def knob_help(knob: Knob) -> str:

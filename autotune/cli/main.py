@@ -18,6 +18,7 @@ from autotune.cli.profile import profile
 from autotune.cli.quantize import quantize
 from autotune.cli.report import report as report_command
 from autotune.cli.run import run
+from autotune.cli.serve import serve
 from autotune.cli.simulate import simulate
 from autotune.cli.train_medusa import train_medusa
 
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "profile": profile,
     "advise": advise,
     "bench": bench,
+    "serve": serve,
     "simulate": simulate,
     "plan": plan,
     "quantize": quantize,
