@@ -1,11 +1,14 @@
 """A process of its own that keeps a serving engine: it ends it when told to, or when we are gone.
 
 Started by `kept_process` as a script, it reads one line of JSON from its standard input (`argv`,
-`environment`, `log_file`, `pid_file`, `grace_s`), starts the engine in a session apart from the
-terminal, and answers with lines of JSON: {"started": pid} or {"error": text}, and at the end
-{"ended": status}. When its input says `stop` or closes, which happens however we end, it stops the
-engine and everything that came of it: workers that renamed themselves, or that lost their parent,
-are known by their descent and session and not by their names.
+`environment`, `log_file`, `pid_file`, `grace_s`, `returns`), starts the engine in a session apart
+from the terminal, and answers with lines of JSON: {"started": pid} or {"error": text}, and at the
+end {"ended": status}. When its input says `stop` or closes, which happens however we end, it stops
+the engine and everything that came of it: workers that renamed themselves, or that lost their
+parent, are known by their descent and session and not by their names.
+
+With `returns` it keeps a command that may start a server for others to keep: what is left when the
+command has ended by itself is none of ours.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.1
 # What workers get to end by themselves once the engine has.
-_STRAGGLERS_S = 2.0
+_STRAGGLERS_S = 1.0
 _KILLING_S = 10.0
 
 
@@ -153,14 +156,14 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    if sys.platform == "linux":
-        # Workers whose parent is gone become our children, so that none is lost from sight.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     owner = os.getppid()
     try:
         order = _read_order()
     except (EOFError, ValueError):
         return
+    if sys.platform == "linux" and not order["returns"]:
+        # Workers whose parent is gone become our children, so that none is lost from sight.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         kept = _Kept(order)
     except OSError as error:
@@ -175,13 +178,14 @@ def main() -> None:
             kept.stop(0.0)
             return
         _say(started=kept.pid)
-        while not kept.reap():
+        while not (ended := kept.reap()):
             readable, _, _ = select.select([0], [], [], _POLL_S)
             # Anything that comes means stop, and so does the end of the input.
             if readable or told or os.getppid() != owner:
                 kept.stop(float(order["grace_s"]))
                 break
-        kept.sweep()
+        if ended and not order["returns"]:
+            kept.sweep()
     finally:
         with contextlib.suppress(OSError):
             pid_file.unlink()

@@ -33,6 +33,8 @@ class KeptProcess:
         log_file: what it writes is added there.
         pid_file: holds the process ids while it runs, for `end_left_behind`.
         grace_s: seconds between asking it to end and killing it.
+        returns: it is a command that may start a server elsewhere and return: what it leaves when
+            it has ended by itself is not ended.
 
     Raises:
         EnvironmentMissing: it cannot be started at all.
@@ -46,6 +48,7 @@ class KeptProcess:
         log_file: Path,
         pid_file: Path,
         grace_s: float,
+        returns: bool = False,
     ) -> None:
         end_left_behind(pid_file)
         self._grace_s = grace_s
@@ -65,6 +68,7 @@ class KeptProcess:
             "log_file": str(log_file.resolve()),
             "pid_file": str(pid_file.resolve()),
             "grace_s": grace_s,
+            "returns": returns,
         }
         try:
             assert self._keeper.stdin is not None

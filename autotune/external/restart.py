@@ -59,7 +59,12 @@ class RestartCommand:
         self._health_url = health_url
         self._was_up = status_of(health_url) == 200
         self._process = KeptProcess(
-            words, environment, log_file=log_file, pid_file=pid_file, grace_s=grace_s
+            words,
+            environment,
+            log_file=log_file,
+            pid_file=pid_file,
+            grace_s=grace_s,
+            returns=True,
         )
 
     @property
