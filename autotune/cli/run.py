@@ -13,6 +13,7 @@ from autotune.cli.console import message_console, note, print_json
 from autotune.cli.default_folder import default_folder
 from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
+from autotune.cli.external_options import with_external
 from autotune.cli.given_options import given_options
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
@@ -28,6 +29,7 @@ _SEARCH = "Search"
 
 @with_knobs(without=("seed",))
 @with_traffic()
+@with_external()
 def run(
     context: typer.Context,
     slo: Annotated[
@@ -57,8 +59,8 @@ def run(
         str | None,
         typer.Option(
             "--budget",
-            help="Wall-clock time of the whole run, for instance 10m. Default: 4m, or none with "
-            "--trials.",
+            help="Wall-clock time of the whole run, for instance 10m. Default: 4m, or 60m of "
+            "another engine, or none with --trials.",
             rich_help_panel=_SEARCH,
         ),
     ] = None,
@@ -71,19 +73,22 @@ def run(
         ),
     ] = None,
     finalists: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--finalists",
-            help="Configurations measured again against the default.",
+            help="Configurations measured again against the default. Default: 2, or 1 of another "
+            "engine.",
             rich_help_panel=_SEARCH,
         ),
-    ] = 2,
+    ] = None,
     rounds: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--rounds", help="Measurements of each in the proof.", rich_help_panel=_SEARCH
+            "--rounds",
+            help="Measurements of each in the proof. Default: 5, or 4 of another engine.",
+            rich_help_panel=_SEARCH,
         ),
-    ] = 5,
+    ] = None,
     confidence: Annotated[
         float,
         typer.Option(
@@ -151,14 +156,17 @@ def run(
     ] = False,
     *,
     traffic: TrafficOptions,
+    external: dict[str, Any] | None,
     knobs: dict[str, Any],
 ) -> None:
     """Tune the engine for a workload and an SLO; prove the winner.
 
     Writes report and configuration files. The config given by knob options (or the engine's
     defaults) is measured first; every gain is over it. Exit code 0: the SLO is met; 4: no
-    configuration meets it; 130: interrupted, to be continued with --resume.
+    configuration meets it; 130: interrupted, to be continued with --resume. With --engine the
+    flags of another engine are tuned, on that engine.
     """
+    from autotune.cli.run_external import external_tune_options, is_external, tune_other_engine
     from autotune.search.objective import Objective
     from autotune.search.options import DEFAULT_BUDGET_S, DEFAULT_SLO, TuneOptions
 
@@ -169,32 +177,39 @@ def run(
         check_lm_eval()  # now, and not after the search
     if resume is not None:
         _say_what_is_ignored(context)
-        options, folder = None, resume
+        options: TuneOptions | None = None
+        folder = resume
     else:
         budget_s = None if budget is None else parse_duration(budget, "--budget")
-        if budget_s is None and trials is None:
-            budget_s = DEFAULT_BUDGET_S
-        options = TuneOptions(
-            config={"seed": seed, **knobs},
-            traffic=traffic,
-            slo=DEFAULT_SLO if slo is None else slo,
+        # Of any type: the options' own checks tell what is wrong.
+        asked: dict[str, Any] = {
+            "traffic": traffic,
+            "slo": DEFAULT_SLO if slo is None else slo,
             # Objective refuses an unknown name with the list of known ones.
-            objective=Objective(objective, price).name,  # type: ignore[arg-type]
-            price=price,
-            budget_s=budget_s,
-            trials=trials,
-            finalists=finalists,
-            rounds=rounds,
-            confidence=confidence,
-            narrowing=_narrowing(search or []),
-            space_file=None if space is None else str(space),
-            seed=seed,
-            advice=advice,
-            # TuneOptions refuses an unknown name with the list of known ones.
-            sampler=sampler,  # type: ignore[arg-type]
-        )
-        options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
+            "objective": Objective(objective, price).name,  # type: ignore[arg-type]
+            "price": price,
+            "trials": trials,
+            "confidence": confidence,
+            "narrowing": _narrowing(search or []),
+            "space_file": None if space is None else str(space),
+            "seed": seed,
+            # The options refuse an unknown name with the list of known ones.
+            "sampler": sampler,
+        }
+        asked |= {"finalists": finalists} if finalists is not None else {}
+        asked |= {"rounds": rounds} if rounds is not None else {}
         folder = output or default_folder(knobs.get("model", ""))
+        if external is None:
+            if budget_s is None and trials is None:
+                budget_s = DEFAULT_BUDGET_S
+            config = {"seed": seed, **knobs}
+            options = TuneOptions(config=config, budget_s=budget_s, advice=advice, **asked)
+        else:
+            options = external_tune_options(external, knobs, budget_s, asked)
+        options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
+    if external is not None or (resume is not None and is_external(resume)):
+        tune_other_engine(options, folder, as_json)
+        return
     _tune_and_report(options, folder, as_json, tasks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -33,12 +34,19 @@ def print_summary(run: Mapping[str, Any], folder: RunFolder) -> None:
     print_scoreboard(console, result.get("scoreboard") or {})
     print_infeasible_limits(console, result.get("infeasible") or ())
     console.print()
-    for label, path in (
-        ("Report", folder.report_html),
-        ("Engine config", folder.deploy / "engine.yaml"),
-        ("vLLM config", folder.deploy / "vllm.yaml"),
-    ):
+    for label, path in (("Report", folder.report_html), *_files(run, folder)):
         console.print(Text(f"{label + ':':15}{path}"), soft_wrap=True)
+
+
+def _files(run: Mapping[str, Any], folder: RunFolder) -> list[tuple[str, Path]]:
+    """What of `deploy/` to name: the bundled engine's and vLLM's, or those of the engine tuned."""
+    if "engine" not in run:
+        files = {"Engine config": "engine.yaml", "vLLM config": "vllm.yaml"}
+    else:
+        title, name = run["engine"]["title"], run["engine"]["name"]
+        files = {f"{title} config": f"{name}.yaml", "Start with": "serve.sh"}
+    paths = ((label, folder.deploy / file) for label, file in files.items())
+    return [(label, path) for label, path in paths if "engine" not in run or path.exists()]
 
 
 def _print_changes(console: Console, changes: Mapping[str, list[Any]]) -> None:

@@ -25,6 +25,7 @@ from autotune.search.forecast import (
     limit_name,
     load_limits,
     quantities,
+    worth_of,
 )
 from autotune.search.objective import Objective
 from autotune.search.space import SearchSpace
@@ -56,18 +57,7 @@ class Question:
 
     def worth(self, values: Mapping[str, float]) -> float:
         """The objective's logarithm, more being better, less what the limits are missed by."""
-        value = values.get(OBJECTIVE)
-        if value is None:
-            return -math.inf
-        sign = 1.0 if self.objective.maximise else -1.0
-        worth = sign * math.log(max(value, 1e-12))
-        for limit in load_limits(self.slo):
-            measured = values.get(limit_name(limit))
-            if measured is None and limit.metric not in ("tpot", "itl"):
-                worth -= 10.0
-            elif measured is not None and not limit.met_by(measured):
-                worth -= 4.0 * math.log1p(max(0.0, limit.violation(measured)))
-        return worth
+        return worth_of(values, self.slo, self.objective)
 
 
 class Beliefs:
@@ -104,7 +94,7 @@ class Beliefs:
                 points.append(point)
                 simulated.append(expected)
                 measured.append(quantities(record.metrics, question.slo, question.objective))
-        self.discrepancy = Discrepancy(question.space, points, _residuals(measured, simulated))
+        self.discrepancy = Discrepancy(question.space, points, log_residuals(measured, simulated))
 
     def point_of(self, record: TrialRecord) -> Point | None:
         """The point of the space at which a trial ran."""
@@ -265,9 +255,10 @@ class Beliefs:
         return met
 
 
-def _residuals(
+def log_residuals(
     measured: Sequence[Mapping[str, float]], simulated: Sequence[Mapping[str, float]]
 ) -> dict[str, list[float]]:
+    """Logarithms of measured over simulated by quantity; NaN where one of them is not above 0."""
     names = dict.fromkeys(name for values in simulated for name in values)
 
     def log(name: str, seen: Mapping[str, float], said: Mapping[str, float]) -> float:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.search.space import SearchSpace
+from autotune.search.configuration import Space
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +48,7 @@ class Discrepancy:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space[Any],
         points: Sequence[Mapping[str, object]],
         residuals: Mapping[str, Sequence[float]],
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,3 +101,22 @@ def falls_with_slowness(name: str, slo: Slo, objective: Objective) -> bool:
     if name in limits:
         return limits[name].operator in (">", ">=")
     return name in RATES
+
+
+def worth_of(values: Mapping[str, float], slo: Slo, objective: Objective) -> float:
+    """The objective's logarithm, more being better, less what the limits are missed by.
+
+    `values` are `quantities`.
+    """
+    value = values.get(OBJECTIVE)
+    if value is None:
+        return -math.inf
+    sign = 1.0 if objective.maximise else -1.0
+    worth = sign * math.log(max(value, 1e-12))
+    for limit in load_limits(slo):
+        measured = values.get(limit_name(limit))
+        if measured is None and limit.metric not in ("tpot", "itl"):
+            worth -= 10.0
+        elif measured is not None and not limit.met_by(measured):
+            worth -= 4.0 * math.log1p(max(0.0, limit.violation(measured)))
+    return worth

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from autotune.calibration import CALIBRATION_REQUESTS, offered_rate, sustained_rate
 from autotune.calibration_text import write_calibration_text
@@ -21,6 +21,7 @@ from autotune.hardware.versions import library_versions
 from autotune.model_info import ModelInfo, read_model_info, with_default_model
 from autotune.quality import check_measurable, forget_reference
 from autotune.records import SCHEMA_VERSION, RunFolder, TrialRecord, utc_now
+from autotune.search.configuration import Configuration, Space
 from autotune.search.methods_offered import Offer, offer_for
 from autotune.search.options import TuneOptions
 from autotune.search.schedule import Schedule, plan_schedule
@@ -38,6 +39,44 @@ from engine.quantize.method_table import METHODS
 MIN_FREE_BYTES = 200 * 1024 * 1024
 # Loads of one capacity trial.
 CAPACITY_PROBES = 5
+
+
+class Preparation(Protocol):
+    """What any search works with, of the bundled engine or of another; see `Prepared`."""
+
+    run: dict[str, Any]
+    notes: list[str]
+    num_windows: int
+
+    @property
+    def options(self) -> TuneOptions:
+        """What was asked for."""
+        ...
+
+    @property
+    def model(self) -> ModelInfo:
+        """Facts of the model."""
+        ...
+
+    @property
+    def base(self) -> Configuration:
+        """The default."""
+        ...
+
+    @property
+    def space(self) -> Space[Any]:
+        """Where to look."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Shares of the budget."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """The workload; None where the windows are on disk."""
+        ...
 
 
 @dataclass(slots=True)
@@ -179,7 +218,7 @@ def prepare(folder: RunFolder, options: TuneOptions | None, command: Sequence[st
         base = _with_calibration_text(folder, base, space, traffic, notes)
     prepared = Prepared(run or {}, options, model, base, space, offer, schedule, traffic, notes)
     if run is None:
-        prepared.run = _new_run(prepared, hardware, command)
+        prepared.run = new_run(prepared, hardware, command)
         folder.write_json(folder.run_json, prepared.run)
     else:
         prepared.notes = list(run.get("notes", ()))
@@ -221,7 +260,7 @@ def read_search_run(folder: RunFolder) -> dict[str, Any]:
 
 def offer_traffic(
     folder: RunFolder,
-    prepared: Prepared,
+    prepared: Preparation,
     *,
     saturated: TrialRecord | None,
     final: bool = False,
@@ -284,9 +323,10 @@ def _is_free(path: Path) -> bool:
     )
 
 
-def _new_run(
-    prepared: Prepared, hardware: dict[str, Any], command: Sequence[str]
+def new_run(
+    prepared: Preparation, hardware: dict[str, Any], command: Sequence[str]
 ) -> dict[str, Any]:
+    """The `run.json` of a run that begins."""
     options, objective = prepared.options, prepared.options.parsed_objective
     return {
         "schema_version": SCHEMA_VERSION,

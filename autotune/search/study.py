@@ -137,6 +137,10 @@ class Study(Generic[C]):
             suggestion.trial.set_constraint(name, violation)
         self._study.tell(suggestion.trial, self._value(record))
 
+    def forget(self, suggestion: Suggestion) -> None:
+        """Leave out a point that is not measured."""
+        self._study.tell(suggestion.trial, state=TrialState.FAIL)
+
     def importances(self) -> dict[str, float]:
         """Share of the objective's variation that each knob explains, over trials that measured it.
 

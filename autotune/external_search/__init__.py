@@ -1,0 +1,1 @@
+"""Searching the flags of a serving engine that is not ours, by measurement over HTTP."""

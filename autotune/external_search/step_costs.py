@@ -1,0 +1,120 @@
+"""What a step of another engine costs, as far as the answers of a load tell.
+
+    seconds = base + sequence * decodes + token * prompt tokens
+
+Between two tokens of an answer lies one step: of the sequences that decode then, and of the prompts
+whose first token comes with it. So every gap in every stream is one line of a regression. It tells
+neither what attention costs nor what lies between steps; for an order of configurations that the
+same engine runs, whose batches differ, that is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from autotune.predict.step_cost import StepWork
+from autotune.predict.step_times import DecodeLine
+from autotune.records import RequestRecord
+
+_MOST_GAPS = 20_000
+_FEWEST_GAPS = 50
+# A gap counts with this weight at most: a stall of the machine is no step.
+_LONGEST_QUANTILE = 0.995
+_LEAST_S = 1e-5
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearCost:
+    """Seconds of a step by what it computes; a `Cost` of the virtual engine."""
+
+    base: float
+    sequence: float
+    token: float
+
+    def device_seconds(self, work: StepWork) -> float:
+        """Seconds of a step."""
+        return self.base + self.sequence * work.decode_sequences + self.token * work.prompt_tokens
+
+    def host_seconds(self, work: StepWork) -> float:
+        """None apart: the gaps between tokens hold both."""
+        return 0.0 * work.rows
+
+    def decode_line(self, sequences: int) -> DecodeLine:
+        """Seconds of steps that decode so many sequences, whatever these see."""
+        return DecodeLine((0.0,), (self.base + self.sequence * sequences,))
+
+
+def fit_cost(records: Sequence[RequestRecord]) -> LinearCost | None:
+    """The costs that explain the gaps of a load; None where they are too few."""
+    finished = [r for r in records if r.completed and r.token_times]
+    streams = [np.unique(np.asarray(r.token_times, dtype=np.float64)) for r in finished]
+    starts = np.concatenate([s[:-1] for s in streams]) if streams else np.empty(0)
+    ends = np.concatenate([s[1:] for s in streams]) if streams else np.empty(0)
+    if len(starts) < _FEWEST_GAPS:
+        return None
+    firsts = np.array([s[0] for s in streams])
+    lasts = np.array([s[-1] for s in streams])
+    computed = np.array([max(0, r.input_tokens - r.cached_tokens) for r in finished], dtype=float)
+    if len(starts) > _MOST_GAPS:
+        places = np.linspace(0, len(starts) - 1, _MOST_GAPS).round().astype(np.int64)
+        starts, ends = starts[places], ends[places]
+    decodes = _count(np.sort(firsts), starts) - _count(np.sort(lasts), starts)
+    prompts = _sum_until(firsts, computed, ends) - _sum_until(firsts, computed, starts)
+    gaps = ends - starts
+    usual = (gaps >= _LEAST_S) & (gaps <= np.quantile(gaps, _LONGEST_QUANTILE))
+    if usual.sum() < _FEWEST_GAPS:
+        return None
+    lines = np.column_stack([np.ones(len(gaps)), decodes, prompts])[usual]
+    lines, seconds = _with_first_tokens(lines, gaps[usual], finished, firsts, lasts)
+    # By relative errors: otherwise the few long steps would decide alone.
+    found, _ = nnls(lines / seconds[:, None], np.ones(len(seconds)))
+    base, sequence, token = (float(value) for value in found)
+    return LinearCost(max(base, _LEAST_S), sequence, token)
+
+
+def _with_first_tokens(
+    lines: Floats,
+    seconds: Floats,
+    finished: Sequence[RequestRecord],
+    firsts: Floats,
+    lasts: Floats,
+) -> tuple[Floats, Floats]:
+    """With the prompts that met an idle engine: what they waited for is their own step."""
+    sends = np.array([r.send for r in finished])
+    order = np.argsort(sends)
+    busy_until = np.concatenate([[-np.inf], np.maximum.accumulate(lasts[order])[:-1]])
+    alone = order[(sends[order] > busy_until)]
+    following = np.concatenate([sends[order][1:], [np.inf]])
+    undisturbed = [
+        place
+        for place in alone
+        if following[int(np.flatnonzero(order == place)[0])] > firsts[place]
+    ]
+    rows = [
+        (1.0, 0.0, float(max(0, finished[p].input_tokens - finished[p].cached_tokens)))
+        for p in undisturbed
+        if firsts[p] - sends[p] > _LEAST_S
+    ]
+    waits = [firsts[p] - sends[p] for p in undisturbed if firsts[p] - sends[p] > _LEAST_S]
+    if not rows:
+        return lines, seconds
+    return np.vstack([lines, np.array(rows)]), np.concatenate([seconds, np.array(waits)])
+
+
+def _count(moments: Floats, until: Floats) -> Floats:
+    """How many of the sorted moments are at or before each of `until`."""
+    return np.searchsorted(moments, until, side="right").astype(np.float64)
+
+
+def _sum_until(moments: Floats, amounts: Floats, until: Floats) -> Floats:
+    """The sum of the amounts whose moment is at or before each of `until`."""
+    order = np.argsort(moments)
+    sums = np.concatenate([[0.0], np.cumsum(amounts[order])])
+    return sums[np.searchsorted(moments[order], until, side="right")]
