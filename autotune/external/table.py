@@ -45,7 +45,7 @@ class TableKnob(_Strict):
 
     It is given by a `flag` (a truth by `flag` where it holds and by `negated_flag` where not, each
     of which may lack), as a `member` of a flag's JSON, by a variable of the `environment`, or with
-    each request in `request_field`. Only the last needs no restart.
+    each request in `request_field`, be it beside a flag: then another value needs no restart.
 
     `search` lists the values that a search tries, in order, by device; a knob without any keeps
     what the user gives. `default` is what the engine takes by itself, None where that depends on
@@ -85,7 +85,9 @@ class TableKnob(_Strict):
     @model_validator(mode="after")
     def _is_sound(self) -> TableKnob:
         flagged = self.flag is not None or self.negated_flag is not None
-        if flagged + (self.environment is not None) + (self.request_field is not None) != 1:
+        if flagged and self.environment is not None:
+            raise ValueError("a knob has a flag or a variable, not both")
+        if not flagged and self.environment is None and self.request_field is None:
             raise ValueError("a knob has one of flag, environment and request_field")
         if self.negated_flag is not None and self.kind != "bool":
             raise ValueError("only a truth has a negated_flag")
