@@ -30,11 +30,13 @@ def sustained_rate(records: Sequence[RequestRecord], duration: float) -> float:
     return worked_off / duration
 
 
-def offered_rate(traffic: TrafficOptions, sustained: float) -> tuple[float, str]:
+def offered_rate(
+    traffic: TrafficOptions, sustained: float, by: str = "the default configuration"
+) -> tuple[float, str]:
     """The rate to offer, in requests per second, and a note that says where it comes from."""
     factor = traffic.load_factor or DEFAULT_LOAD_FACTOR
     rate = factor * sustained
     return rate, (
-        f"offered rate {rate:.3g} requests/s: {factor:g} times the {sustained:.3g} that the "
-        "default configuration sustained with all requests offered at once"
+        f"offered rate {rate:.3g} requests/s: {factor:g} times the {sustained:.3g} that "
+        f"{by} sustained with all requests offered at once"
     )

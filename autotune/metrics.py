@@ -45,7 +45,7 @@ def compute_metrics(
     slo: Slo | None,
     *,
     duration: float | None = None,
-    config: EngineConfig,
+    config: EngineConfig | Mapping[str, Any],
     load_delivered: bool,
     load_note: str | None,
     steps: Sequence[StepRecord] = (),
@@ -65,7 +65,7 @@ def compute_metrics(
         records: one a request; times in seconds since the load began.
         slo: decides goodput; without one goodput and attainment are None.
         duration: seconds that rates are divided by; by default until the last token.
-        config: what was measured.
+        config: what was measured; of a server what is known of it.
         load_delivered: whether the generator sent what it was asked to send, when asked.
         load_note: what to say about that.
         steps: the engine's own records of the same time.
@@ -105,9 +105,11 @@ def compute_metrics(
         "error_rate": sum(count.values()) / len(records) if records else None,
         "load_delivered": load_delivered,
         "load_note": load_note,
-        "config": config.to_dict(),
+        "config": config.to_dict() if isinstance(config, EngineConfig) else dict(config),
         "engine": _engine(steps) if engine is None else dict(engine),
-        "speculation": speculation_metrics(steps, config) if speculation is None else speculation,
+        "speculation": speculation_metrics(steps, config)
+        if speculation is None and isinstance(config, EngineConfig)
+        else speculation,
         "slo_statistics": _slo_statistics(records, slo),
         "intervals": {
             "slo_attainment": None if low is None else [low, high],

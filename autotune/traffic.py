@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from autotune.errors import BadInput
 from autotune.model_info import ModelInfo
@@ -29,6 +29,20 @@ from engine.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 # Requests of a window whose load is offered all at once, if their number is not given.
 BURST_REQUESTS = 256
+
+
+class ModelLimits(Protocol):
+    """What traffic must keep to; `autotune.model_info.ModelInfo` has it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its output."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,7 @@ class Traffic:
     def __init__(
         self,
         options: TrafficOptions,
-        model: ModelInfo,
+        model: ModelLimits,
         workload: Workload | None,
         length_factor: float,
         special_ids: frozenset[int],
@@ -198,7 +212,21 @@ def load_traffic(
     """
     folder = config.tokenizer or config.model
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    special = _special_ids(tokenizer, model.vocab_size)
+    return fit_traffic(options, model, tokenizer, _special_ids(tokenizer, model.vocab_size), seed)
+
+
+def fit_traffic(
+    options: TrafficOptions,
+    model: ModelLimits,
+    tokenizer: Tokenizer | None,
+    special: frozenset[int],
+    seed: int,
+) -> Traffic:
+    """As `load_traffic`, for a model of which no more is known; `special` ids are not drawn.
+
+    Raises:
+        BadInput: no such file or preset, a bad row, or texts without a tokenizer to count them.
+    """
     if options.is_preset:
         factor = options.length_factor
         if factor is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +18,27 @@ from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
 from autotune.cli.profile_options import DrainOption, SeedOption
+from autotune.cli.server_options import (
+    ApiKeyOption,
+    Send,
+    SendOption,
+    ServedModelOption,
+    UrlOption,
+    api_key_of,
+    prompt_form,
+    refuse_contradictions,
+)
 from autotune.cli.speculation_summary import speculation_sentence
 from autotune.cli.traffic_options import with_traffic
+from autotune.errors import EnvironmentMissing
 from autotune.traffic_options import TrafficOptions
 
 if TYPE_CHECKING:
     from autotune.records import LimitResult
+
+# How a load is measured, in process or over HTTP, and how what came of it is kept.
+_Measure = Callable[..., Any]
+_Save = Callable[[Any, Path, list[str]], None]
 
 
 @with_knobs(without=("seed",))
@@ -41,18 +57,30 @@ def bench(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the metrics.")
     ] = False,
+    url: UrlOption = None,
+    served_model: ServedModelOption = None,
+    api_key_env: ApiKeyOption = None,
+    send: SendOption = None,
     *,
     traffic: TrafficOptions,
     knobs: dict[str, Any],
 ) -> None:
     """Offer a workload to one configuration and measure it.
 
+    With --url the load goes to a running server over HTTP; --tokenizer then names the folder of
+    its model's tokenizer, where the server does not tell it.
+
     Exit code 0: the SLO is met; 4: it is not; 130: interrupted, with what was measured till then.
     """
-    from autotune.bench import bench as run_bench
-    from autotune.bench import save
     from autotune.output_folder import claim_output
 
+    only_with_url = {"--served-model": served_model, "--api-key-env": api_key_env, "--send": send}
+    refuse_contradictions(url, only_with_url, knobs)
+    measure, save = (
+        _in_process(seed, knobs)
+        if url is None
+        else _of_server(url, served_model, api_key_env, send, seed, knobs)
+    )
     stopping = "Stopping; what was measured is shown. Press Ctrl-C again to leave at once."
     console = message_console()
     status = console.status("loading") if console.is_terminal else contextlib.nullcontext()
@@ -63,8 +91,7 @@ def bench(
                 if live is not None:
                     live.update(text)
 
-            outcome = run_bench(
-                {"seed": seed, **knobs},
+            outcome = measure(
                 traffic,
                 slo=slo,
                 drain_limit=parse_duration(drain, "--drain"),
@@ -83,8 +110,40 @@ def bench(
                 save(outcome, output, sys.argv)
     if stop.is_set():
         raise typer.Exit(ExitCode.INTERRUPTED)
+    if url is not None and outcome.lost is not None:
+        raise EnvironmentMissing(outcome.lost)
     if not outcome.slo_met:
         raise typer.Exit(ExitCode.SLO_NOT_MET)
+
+
+def _in_process(seed: int, knobs: Mapping[str, Any]) -> tuple[_Measure, _Save]:
+    from autotune.bench import bench as run_bench
+    from autotune.bench import save
+
+    return partial(run_bench, {"seed": seed, **knobs}), save
+
+
+def _of_server(
+    url: str,
+    served_model: str | None,
+    api_key_env: str | None,
+    send: Send | None,
+    seed: int,
+    knobs: Mapping[str, Any],
+) -> tuple[_Measure, _Save]:
+    from autotune.bench_server import bench_server, save_server_bench
+
+    measure = partial(
+        bench_server,
+        url,
+        seed=seed,
+        served_model=served_model,
+        api_key=api_key_of(api_key_env),
+        prompts=prompt_form(send),
+        tokenizer=knobs.get("tokenizer") or knobs.get("model"),
+        max_model_len=knobs.get("max_model_len"),
+    )
+    return measure, save_server_bench
 
 
 def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
@@ -109,7 +168,8 @@ def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
         console.print(f"{label:22}{'-' if value is None else f'{value:.4g}'}")
     attained = metrics["slo_attainment"]
     console.print(f"{'within the SLO':22}{'-' if attained is None else f'{attained:.1%}'}")
-    console.print(f"{'requests':22}{metrics['completed']} completed, {metrics['failed']} not")
+    others = sum(metrics[outcome] for outcome in ("failed", "refused", "timed_out"))
+    console.print(f"{'requests':22}{metrics['completed']} completed, {others} not")
     if metrics["speculation"] is not None:
         text = speculation_sentence(metrics["speculation"])
         console.print(f"{'speculation':22}{text}", markup=False, soft_wrap=True)

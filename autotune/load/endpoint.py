@@ -14,12 +14,22 @@ from autotune.workload.materialise import LoadRequest
 from engine.request import SamplingParams
 
 PromptForm = Literal["token_ids", "text", "chat"]
-# What OpenAI's protocol lacks and most servers have, dearest last: `usage` tells an answer's tokens
+# What OpenAI's protocol lacks and most servers have, `usage` tells an answer's tokens
 # at its end, `continuous_usage` with every chunk, `token_ids` the tokens themselves; `cache_salt`
-# keeps prompts of an earlier load from being found in the prefix cache.
-Extension = Literal["usage", "ignore_eos", "continuous_usage", "cache_salt", "token_ids"]
+# keeps prompts of an earlier load from being found in the prefix cache, and `repetition_penalty`
+# is sent even if it is none, as models may have one by default.
+Extension = Literal[
+    "usage", "ignore_eos", "continuous_usage", "cache_salt", "token_ids", "repetition_penalty"
+]
 EXTENSIONS: frozenset[Extension] = frozenset(
-    ("usage", "ignore_eos", "continuous_usage", "cache_salt", "token_ids")
+    (
+        "usage",
+        "ignore_eos",
+        "continuous_usage",
+        "cache_salt",
+        "token_ids",
+        "repetition_penalty",
+    )
 )
 _PATHS = {
     "token_ids": "/v1/completions",
@@ -66,7 +76,7 @@ class Endpoint:
     @property
     def path(self) -> str:
         """The path that requests go to."""
-        return urlsplit(self.url).path.rstrip("/") + _PATHS[self.prompts]
+        return f"{urlsplit(self.url).path}{_PATHS[self.prompts]}"
 
     def with_salt(self, salt: str) -> Endpoint:
         """The same endpoint, its prompts apart from those of every other salt."""
@@ -99,27 +109,15 @@ class Endpoint:
             body["ignore_eos"] = True
         if "token_ids" in self.extensions:
             body["return_token_ids"] = True
+        if "repetition_penalty" in self.extensions:
+            body["repetition_penalty"] = sampling.repetition_penalty
         if "cache_salt" in self.extensions and self.cache_salt:
             body["cache_salt"] = self.cache_salt
         return body
 
     def message(self, body: Mapping[str, Any]) -> bytes:
         """The whole HTTP request for a body."""
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "replace"
-        )
-        head = [
-            f"POST {self.path} HTTP/1.1",
-            f"Host: {urlsplit(self.url).netloc}",
-            "User-Agent: autotune",
-            "Accept: text/event-stream, application/json",
-            "Accept-Encoding: identity",
-            "Content-Type: application/json",
-            f"Content-Length: {len(content)}",
-        ]
-        if self.api_key is not None:
-            head.append(f"Authorization: Bearer {self.api_key}")
-        return "\r\n".join([*head, "", ""]).encode("ascii") + content
+        return http_message(self.url, self.path, api_key=self.api_key, body=body)
 
     def _prompt(self, request: LoadRequest) -> dict[str, Any]:
         if self.prompts == "token_ids":
@@ -128,7 +126,7 @@ class Endpoint:
             raise BadInput(
                 "prompts are sent as texts, which needs the model's tokenizer: give --tokenizer"
             )
-        text = self.tokenizer.decode(request.token_ids)
+        text = _text_of(request.token_ids, self.tokenizer)
         if self.prompts == "text":
             return {"prompt": text}
         return {"messages": [{"role": "user", "content": text}]}
@@ -166,8 +164,36 @@ def server_url(text: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
+def http_message(
+    url: str, path: str, *, api_key: str | None = None, body: Mapping[str, Any] | None = None
+) -> bytes:
+    """An HTTP request for a path of the server at `url`: GET, or POST where there is a body."""
+    head = [
+        f"{'GET' if body is None else 'POST'} {path} HTTP/1.1",
+        f"Host: {urlsplit(url).netloc}",
+        "User-Agent: autotune",
+        "Accept: text/event-stream, application/json",
+        "Accept-Encoding: identity",
+    ]
+    if api_key is not None:
+        head.append(f"Authorization: Bearer {api_key}")
+    content = b""
+    if body is not None:
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        content = text.encode("utf-8", "replace")
+        head += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+    return "\r\n".join([*head, "", ""]).encode("ascii") + content
+
+
+def _text_of(token_ids: Sequence[int], tokenizer: Decoder) -> str:
+    """A text of at most about so many tokens; ids drawn at random join to others, often to more."""
+    text = tokenizer.decode(token_ids)
+    again = tokenizer.encode(text)
+    return text if len(again) <= len(token_ids) else tokenizer.decode(again[: len(token_ids)])
+
+
 def _sampling(sampling: SamplingParams) -> dict[str, Any]:
-    """The fields of a sampling; what has its default is left to the server, which has the same."""
+    """The fields of a sampling, without those that change nothing."""
     default = SamplingParams()
     fields: dict[str, Any] = {"temperature": sampling.temperature}
     for name in (

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -167,23 +168,18 @@ class Connection(asyncio.Protocol):
 
 
 class HttpClient:
-    """Connections to one server, as many as there are requests at once, each used again.
+    """Connections to the server at `url`, as many as there are requests at once, each used again.
 
     Every method is called from the event loop's thread. Each exchange that was begun ends once:
     then `on_end` is called with it.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        tls: ssl.SSLContext | None,
-        clock: Clock,
-        on_end: Callable[[Exchange], None],
-    ) -> None:
+    def __init__(self, url: str, *, clock: Clock, on_end: Callable[[Exchange], None]) -> None:
+        parts = urlsplit(url)
         self.clock = clock
-        self._host, self._port, self._tls = host, port, tls
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._host = parts.hostname or ""
+        self._port = parts.port or (80 if self._tls is None else 443)
         self._on_end = on_end
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()

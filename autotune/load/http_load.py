@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from autotune.load.answer import Answer, read_answer
 from autotune.load.endpoint import Endpoint
@@ -132,7 +130,7 @@ class _Load:
         time_limit: float | None,
     ) -> None:
         """Send, and read what comes, until the last answer is there or time is up."""
-        client = self._client()
+        client = HttpClient(self.endpoint.url, clock=self.clock, on_end=self.ended.put)
         numbers = {request.request_id: n for n, request in enumerate(self.requests)}
 
         def hand_over(request: LoadRequest, _due: float) -> None:
@@ -192,14 +190,6 @@ class _Load:
             interrupted=self.interrupted,
             notes=load_notes(answers, records),
             cached_share=_cached_share(answers, records),
-        )
-
-    def _client(self) -> HttpClient:
-        parts = urlsplit(self.endpoint.url)
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
-        port = parts.port or (80 if tls is None else 443)
-        return HttpClient(
-            parts.hostname or "", port, tls=tls, clock=self.clock, on_end=self.ended.put
         )
 
     def _wait(self, sender: Sender, errors: list[BaseException]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def test_events_are_the_same_however_they_are_cut() -> None:
     for _ in range(200):
         cuts = sorted(rng.sample(range(1, len(stream)), rng.randint(1, 12)))
         ends = [0, *cuts, len(stream)]
-        pieces = [(float(b), stream[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        pieces = [(float(b), stream[a:b]) for a, b in itertools.pairwise(ends)]
         found = list(read_events(pieces))
         assert [data for _, data in found] == expected
         # An event's time is that of the piece that ended it.
