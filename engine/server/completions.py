@@ -65,7 +65,7 @@ async def _answer(
             400,
             "max_tokens=0 generates nothing: give at least 1, or set echo",
             param="max_tokens",
-            code="invalid_value",
+            code="invalid_combination",
         )
     count = body.num_choices
     choices: list[Choice] = []

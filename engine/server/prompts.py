@@ -133,11 +133,7 @@ async def conversation_ids(
 
 
 def _message(message: Message) -> Mapping[str, Any]:
-    """A message as templates take it: content is a text, arguments of calls are values.
-
-    Raises:
-        ApiError: 400, a call's arguments are not JSON.
-    """
+    """A message as templates take it: content is a text, arguments of calls are values."""
     fields = message.model_dump(exclude_unset=True)
     if isinstance(message.content, list):
         fields["content"] = "\n".join(part.text for part in message.content)
@@ -150,12 +146,9 @@ def _message(message: Message) -> Mapping[str, Any]:
 
 
 def _arguments(text: str) -> Any:
+    """What a call's arguments say; as they stand where a model wrote something else than JSON, for
+    the conversation has to go on."""
     try:
         return json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise ApiError(
-            400,
-            f"a tool call's arguments are not JSON: {error}",
-            param="messages",
-            code="invalid_messages",
-        ) from error
+    except (ValueError, RecursionError):
+        return text

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from engine.server.request_fields import Fields, GenerationFields, TokenId
+from engine.server.request_fields import WHOLE, Fields, GenerationFields, TokenId, whole
 
 _PROMPTS = 2048
 _TOKEN_IDS = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
@@ -32,7 +32,7 @@ def _prompts(value: object) -> list[Prompt]:
         raise ValueError(_PROMPT_FORMS)
     if not value:
         raise ValueError("is an empty list: give at least one prompt")
-    if type(value[0]) is int:
+    if type(value[0]) in (int, float):
         return [_token_ids(value)]
     if len(value) > _PROMPTS:
         raise ValueError(f"holds {len(value)} prompts, and a request may hold {_PROMPTS}")
@@ -47,7 +47,9 @@ def _token_ids(ids: list[Any]) -> list[int]:
     if not ids:
         raise ValueError("holds an empty list of token ids: give at least one token")
     if not all(type(i) is int for i in ids):
-        raise ValueError(_PROMPT_FORMS)
+        ids = [whole(i) for i in ids]
+        if not all(type(i) is int for i in ids):
+            raise ValueError(_PROMPT_FORMS)
     if min(ids) < 0 or max(ids) >= 2**31:
         raise ValueError("holds a token id that is negative or above 2147483647")
     return ids
@@ -84,17 +86,17 @@ class CompletionRequest(GenerationFields):
     """Text that follows prompts."""
 
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None = Field(
         16, description="Most tokens of an output; null means up to the model's limit."
     )
     echo: bool | None = Field(None, description="Begin outputs with their prompts.")
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
         None, description="Tell log-probabilities of each token and of so many likeliest ones."
     )
     add_special_tokens: bool | None = Field(
         None, description="Whether prompts begin with the tokenizer's special tokens; they do."
     )
-    best_of: Literal[1] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     suffix: None = None
     prompt_embeds: None = None
 
@@ -189,14 +191,14 @@ class ConversationFields(Fields):
 class ChatCompletionRequest(ConversationFields, GenerationFields):
     """The next message of a conversation."""
 
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31), WHOLE] | None = Field(
         None, description="As max_completion_tokens, which goes before it."
     )
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31), WHOLE] | None = Field(
         None, description="Most tokens of an output; without it, up to the model's limit."
     )
     logprobs: bool | None = Field(None, description="Tell log-probabilities of each token.")
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
         None, description="With logprobs: and of so many likeliest ones."
     )
     tool_choice: Literal["none", "auto"] | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _INT64 = 2**63
 _INT32 = 2**31
@@ -12,8 +12,29 @@ _INT32 = 2**31
 _STOP_TEXTS = 16
 _STOP_LENGTH = 256
 
+
+def whole(value: object) -> object:
+    """A number without a fraction as an integer, whichever way JSON writes it; others as are."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value
+
+
+def _only(wanted: bool) -> AfterValidator:
+    def check(value: bool) -> bool:
+        if value is not wanted:
+            raise ValueError(f"must be {str(wanted).lower()}")
+        return value
+
+    return AfterValidator(check)
+
+
+WHOLE = BeforeValidator(whole)  # stands after bounds, so that the schema tells them
+# Not a Literal: 0 and 1 would do for it.
+Never = Annotated[bool, _only(False), Field(json_schema_extra={"const": False})]
+Always = Annotated[bool, _only(True), Field(json_schema_extra={"const": True})]
 StopText = Annotated[str, Field(min_length=1, max_length=_STOP_LENGTH)]
-TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
+TokenId = Annotated[int, Field(ge=0, lt=_INT32), WHOLE]
 
 # Fields that other servers have and this one does not: accepted with the values that mean nothing,
 # refused with others. What is not listed anywhere is ignored, as other servers do.
@@ -74,19 +95,21 @@ class GenerationFields(Fields):
     """How outputs are to be generated; names and meanings are OpenAI's and vLLM's."""
 
     model: str | None = Field(None, description="The served model's name; none means that one.")
-    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Outputs a prompt.")
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = Field(
+        None, description="Outputs a prompt."
+    )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="0 takes the likeliest token."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=_INT32)] | None = Field(
+    top_k: Annotated[int, Field(ge=-1, lt=_INT32), WHOLE] | None = Field(
         None, description="0 and -1 keep all tokens."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=1e-6, le=100)] | None = None
-    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = Field(
+    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64), WHOLE] | None = Field(
         None, description="Makes outputs reproducible; output i of n has seed + i."
     )
     stop: StopText | Annotated[list[StopText], Field(max_length=_STOP_TEXTS)] | None = Field(
@@ -94,7 +117,7 @@ class GenerationFields(Fields):
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     ignore_eos: bool | None = Field(None, description="Go on after the model's end token.")
-    min_tokens: Annotated[int, Field(ge=0, lt=_INT32)] | None = Field(
+    min_tokens: Annotated[int, Field(ge=0, lt=_INT32), WHOLE] | None = Field(
         None, description="No end and no stop before so many tokens."
     )
     stream: bool | None = None
@@ -105,13 +128,13 @@ class GenerationFields(Fields):
     return_tokens_as_token_ids: bool | None = Field(
         None, description="In logprobs, write tokens as token_id:7."
     )
-    truncate_prompt_tokens: Annotated[int, Field(ge=1, lt=_INT32)] | None = Field(
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, lt=_INT32), WHOLE] | None = Field(
         None, description="Keep only so many tokens of the prompt's end."
     )
-    priority: Annotated[int, Field(ge=-_INT32, lt=_INT32)] | None = Field(
+    priority: Annotated[int, Field(ge=-_INT32, lt=_INT32), WHOLE] | None = Field(
         None, description="The lower is served first where scheduling_policy is priority."
     )
-    use_beam_search: Literal[False] | None = None
+    use_beam_search: Never | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None
     structured_outputs: None = None
@@ -122,8 +145,8 @@ class GenerationFields(Fields):
     prompt_logprobs: None = None
     allowed_token_ids: None = None
     bad_words: Annotated[list[Any], Field(max_length=0)] | None = None
-    include_stop_str_in_output: Literal[False] | None = None
-    skip_special_tokens: Literal[True] | None = None
+    include_stop_str_in_output: Never | None = None
+    skip_special_tokens: Always | None = None
 
     @property
     def num_choices(self) -> int:

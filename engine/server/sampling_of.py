@@ -11,6 +11,7 @@ from engine.server.errors import ApiError
 from engine.server.request_fields import GenerationFields
 from engine.server.served_model import ServedModel
 
+_INT64 = 2**63
 _TOO_LONG = "context_length_exceeded"
 
 
@@ -72,6 +73,13 @@ def sampling_of(
             param="stop_token_ids",
             code="invalid_value",
         )
+    if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+        raise ApiError(
+            400,
+            f"min_tokens={body.min_tokens} is above max_tokens={max_tokens}",
+            param="min_tokens",
+            code="invalid_combination",
+        )
     if body.stops:
         model.needs_tokenizer()
     asked = {
@@ -103,4 +111,4 @@ def sampling_of_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
     """The sampling of one of `n` outputs: each has a seed of its own, as in vLLM."""
     if sampling.seed is None or choice == 0:
         return sampling
-    return replace(sampling, seed=sampling.seed + choice)
+    return replace(sampling, seed=(sampling.seed + choice + _INT64) % (2 * _INT64) - _INT64)
