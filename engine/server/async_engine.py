@@ -349,8 +349,8 @@ class AsyncEngine:
                 continue
             due = engine.next_wakeup()
             if due is not None and (wait := due - engine.clock()) > 0:
+                self._progress_at = time.monotonic() + wait  # it is no stall
                 wake.wait(wait)  # dynamic batching waits for a full batch
-                self._progress_at = time.monotonic()
             before = self.metrics.steps
             try:
                 outputs = engine.step()
