@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
+from autotune.deploy.beside import beside
+from autotune.deploy.engine_launch import model_of
 from autotune.deploy.engine_yaml import render_engine_yaml
-from autotune.deploy.serving_engine import load_serving_engine, serving_engines
+from autotune.deploy.serving_engine import ServingEngine, load_serving_engine, serving_engines
 from autotune.deploy.serving_yaml import render_serving_yaml
+from autotune.deploy.start_script import render_start_script
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.translate import translate
+from autotune.deploy.translation import Translation
+from autotune.deploy.translation_notes import warnings
 
 BUNDLED = "engine"
 
@@ -20,11 +25,37 @@ def engine_targets() -> list[Target]:
 
 
 def _bundled(deployment: Deployment) -> Exported:
-    return Exported({"engine.yaml": render_engine_yaml(deployment.config, deployment.evidence)})
+    scripts = beside(
+        deployment,
+        served_model=deployment.config.model,
+        start="autotune serve engine.yaml",
+    )
+    text = render_engine_yaml(deployment.config, deployment.evidence)
+    return Exported({"engine.yaml": text, **scripts})
 
 
 def _serving(name: str, deployment: Deployment) -> Exported:
     table = load_serving_engine(name)
-    config, evidence, measured = deployment.config, deployment.evidence, deployment.measured
-    lost = translate(config, table, evidence.device, measured).lost
-    return Exported({table.file: render_serving_yaml(table, config, evidence, measured)}, lost)
+    config = deployment.config
+    if deployment.model is not None:
+        config = config.replace(model=deployment.model)
+    evidence, measured = deployment.evidence, deployment.measured
+    translation = translate(config, table, evidence.device, measured)
+    files = {}
+    if table.file is not None:
+        files[table.file] = render_serving_yaml(table, config, evidence, measured)
+    files[table.start_script] = render_start_script(table, translation, evidence)
+    files |= beside(
+        deployment,
+        served_model=_served_model(table, translation),
+        start=f"bash {table.start_script}",
+        url=f"http://127.0.0.1:{table.port}",
+        health=table.health,
+    )
+    return Exported(files, translation.lost, warnings(table, evidence))
+
+
+def _served_model(table: ServingEngine, translation: Translation) -> str:
+    """The name under which the engine answers unless it is told another."""
+    model = model_of(translation)
+    return model.rpartition("/")[2] if "{name}" in table.command else model

@@ -7,8 +7,9 @@ from typing import Any
 
 from autotune.deploy.evidence import Evidence
 from autotune.deploy.serving_engine import ServingEngine
-from autotune.deploy.translate import LeftOut, translate
-from autotune.deploy.yaml_text import comment, setting
+from autotune.deploy.translate import translate
+from autotune.deploy.translation_notes import environment_notes, heading, key_notes, left_out
+from autotune.deploy.yaml_document import document, noted
 from engine.config import EngineConfig
 
 
@@ -27,37 +28,33 @@ def render_serving_yaml(
         measured: what unset knobs came to; see `translate`.
     """
     translation = translate(config, engine, evidence.device, measured)
-    title = engine.title
-    lines = comment(f"Configuration of {title} {engine.version}. Use: {engine.command}")
-    lines += comment(f"The keys were checked against {title} {' and '.join(engine.checked)}.")
-    lines += comment(
-        f"WARNING: this was measured with autotune's bundled engine, not with {title}. The choice "
-        f"is where to start from; a gain named below was not measured on {title}. Measure there "
-        "before relying on it."
-    )
-    lines.append("#")
-    for line in evidence.summary:
-        lines += comment(line, indent="  ")
-    lines.append("")
-    for key, value in translation.settings().items():
-        for entry in (entry for entry in translation.entries if entry.key == key):
-            of_member = "" if entry.member is None else f"{entry.member}: "
-            tuned = evidence.of_knob(entry.knob)
-            for note in (*([f"tuned: {tuned}"] if tuned else []), *entry.notes):
-                lines += comment(of_member + note, indent="  ")
-        lines.append(setting(key, value))
-    lines += _left_out(
-        f"Not carried over: these shaped what was measured and {title} has no such key.",
-        translation.lost,
-    )
-    lines += _left_out(f"Needing no key in {title}:", translation.unneeded)
+    notes = key_notes(translation, evidence)
+    use = " ".join(_use(engine))
+    content = _with_notes(translation.settings(), notes, "")
+    lines = [*heading(engine, use, evidence), "", document(content).rstrip("\n")]
+    lines += [*environment_notes(translation), *left_out(engine, translation)]
     return "\n".join(lines) + "\n"
 
 
-def _left_out(heading: str, knobs: tuple[LeftOut, ...]) -> list[str]:
-    if not knobs:
-        return []
-    lines = ["", *comment(heading)]
-    for left in knobs:
-        lines += comment(f"- {setting(left.knob, left.value)}: {left.reason}", indent="    ")
-    return lines
+def _use(engine: ServingEngine) -> list[str]:
+    """The command as far as the file is concerned."""
+    words = [
+        word.replace("{file}", engine.file or "").replace("{model}", "MODEL")
+        for word in (engine.command)
+    ]
+    first = next(
+        (i for i, word in enumerate(words) if word in ("{host}", "{port}")), len(words) + 1
+    )
+    return words[: first - 1]
+
+
+def _with_notes(
+    settings: Mapping[str, Any], notes: Mapping[str, tuple[str, ...]], path: str
+) -> dict[str, Any]:
+    return {
+        key: noted(
+            _with_notes(value, notes, f"{path}{key}.") if isinstance(value, dict) else value,
+            *notes.get(f"{path}{key}", ()),
+        )
+        for key, value in settings.items()
+    }

@@ -1,6 +1,7 @@
 """Any valid configuration survives its file, and none of its knobs vanishes on the way to vLLM."""
 
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -8,11 +9,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.deploy.engine_launch import flag_words
 from autotune.deploy.engine_yaml import read_knobs, render_engine_yaml
 from autotune.deploy.evidence import Evidence
-from autotune.deploy.serving_engine import load_serving_engine, serving_engines
+from autotune.deploy.serving_engine import (
+    ServingEngine,
+    load_serving_engine,
+    serving_engines,
+)
 from autotune.deploy.serving_yaml import render_serving_yaml
-from autotune.deploy.translate import translate
+from autotune.deploy.start_script import render_start_script
+from autotune.deploy.translate import Translation, translate
 from engine.config import KNOBS, MODEL_METHODS, EngineConfig, Knob
 
 
@@ -70,8 +77,19 @@ def test_engine_yaml_reads_back_as_the_same_configuration(
     assert set(read_knobs(path)) == set(KNOBS)
 
 
+def flags_of(script: str) -> list[str]:
+    """The words between `flags=(` and `)`, as a shell reads them."""
+    body = script.split("\nflags=(\n")[1].split("\n)\n")[0]
+    return shlex.split(body, comments=True)
+
+
+def launch_flags(engine: ServingEngine, result: Translation) -> list[str]:
+    flags = result.flags().items()
+    return [word for key, value in flags for word in flag_words(engine, key, value)]
+
+
 @pytest.mark.parametrize("name", serving_engines())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(config=configs(), found=evidence())
 def test_every_knob_that_is_set_goes_somewhere_once(
     name: str, config: EngineConfig, found: Evidence
@@ -80,8 +98,12 @@ def test_every_knob_that_is_set_goes_somewhere_once(
     result = translate(config, engine, found.device)
     placed = [item.knob for part in (result.entries, result.lost, result.unneeded) for item in part]
     assert sorted(placed) == sorted(k for k, v in config.to_dict().items() if v is not None)
-    text = render_serving_yaml(engine, config, found)
-    assert yaml.safe_load(text) == result.settings()
+    if engine.file is None:
+        text = render_start_script(engine, result, found)
+        assert flags_of(text) == launch_flags(engine, result)
+    else:
+        text = render_serving_yaml(engine, config, found)
+        assert yaml.safe_load(text) == result.settings()
     for left in (*result.lost, *result.unneeded):
         assert f"# - {left.knob}:" in text  # a long value goes on in the next line
 

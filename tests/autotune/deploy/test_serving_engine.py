@@ -27,7 +27,7 @@ def table(**knobs: Any) -> dict[str, Any]:
         "version": "1.0",
         "checked": ["1.0"],
         "file": "other.yaml",
-        "command": "other other.yaml",
+        "command": ["other", "{file}"],
         "knobs": knobs,
     }
 
@@ -38,9 +38,7 @@ def test_table_knows_every_knob(name: str) -> None:
 
 
 def test_vllm_is_there_and_its_keys_are_vllms() -> None:
-    mappings = load_serving_engine("vllm").knobs.values()
-    keys = {key for m in mappings for key in (m.key, m.negated_key) if key is not None}
-    assert keys == VLLM_FLAGS
+    assert load_serving_engine("vllm").keys() == VLLM_FLAGS
 
 
 def test_unknown_engine_is_refused_with_those_known() -> None:
@@ -55,6 +53,14 @@ def test_unknown_engine_is_refused_with_those_known() -> None:
         table(block_size={}),
         table(block_size={"key": "x", "lost": "and gone"}),
         table(block_size={"key": "x", "kee": "y"}),
+        table(block_size={"key": "x", "env": "Y"}),
+        table(block_size={"key": "x", "convert": "no_such_conversion"}),
+        table(block_size={"convert": {"x": "no_such_conversion"}}),
+        table(block_size={"carried_by": "no_such_knob"}),
+        table(block_size={"key_by": {"knob": "no_such_knob", "keys": {"a": "x"}}}),
+        table(block_size={"key": "x", "rules": [{"when": 8, "lost": "?", "beside": {"y": 1}}]}),
+        {**table(), "command": ["other"]},
+        {**table(), "file": None},
         table(block_size={"key": "x", "plus": "no_such_knob"}),
         table(block_size={"lost": "gone", "member": "y"}),
         table(block_size={"key": "x", "only_with": {"knob": "zzz", "among": [], "otherwise": "?"}}),
