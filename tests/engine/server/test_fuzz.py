@@ -21,7 +21,7 @@ from engine.server.served_model import ServedModel
 from engine.server.settings import ServerSettings
 from tests.engine.server.tiny_served import NAME, load_tiny, over_http
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5"))
 # Why a request that the schema allows may still be refused: what a schema cannot say.
 BEYOND_SCHEMAS = {
     "context_length_exceeded",  # lengths in tokens
@@ -65,10 +65,12 @@ def schema(server: tuple[str, AsyncEngine]) -> Any:
 
 def refused_with_reason(_context: Any, response: Any, case: Any) -> None:
     """What the schema allows is refused only for reasons that no schema can state."""
-    assert response.status_code != 404 or case.path == "/v1/models/{model}"
-    if response.status_code == 400 and case.meta.generation.mode.is_positive:
-        code = response.json()["error"]["code"]
-        assert code in BEYOND_SCHEMAS, response.json()
+    if not case.meta.generation.mode.is_positive:
+        return
+    if response.status_code == 400:
+        assert response.json()["error"]["code"] in BEYOND_SCHEMAS, response.json()
+    if response.status_code == 404:
+        assert case.path == "/v1/models/{model}"
 
 
 def test_every_operation_does_as_it_says(schema: Any) -> None:
