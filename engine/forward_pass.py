@@ -11,12 +11,13 @@ from torch import Tensor
 from engine.batch import Batch
 from engine.block_groups import BlockGroup, block_groups, group_of_layer
 from engine.config import EngineConfig
+from engine.cpu_cache_budget import cpu_cache_budget
 from engine.cuda_capture import CudaCapture
 from engine.device_memory import CudaMemory, DeviceMemory, measure_use
 from engine.errors import EnvironmentLacks
 from engine.graph_sizes import DecodeShape, decode_shapes, most_sequences
 from engine.graphs import Capture, DecodeGraphs, NotCapturable, Scores
-from engine.kv_cache import KVCache, cache_dtype, cpu_cache_budget
+from engine.kv_cache import KVCache, cache_dtype
 from engine.models.decoder import Decoder
 from engine.models.spec import DecoderSpec
 from engine.packed_step import StepBuffer, StepHeader, StepTensors

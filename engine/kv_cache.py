@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from engine.block_groups import BlockGroup, block_groups, longest_sequence, most_owned_blocks
@@ -14,7 +13,6 @@ from engine.errors import EnvironmentLacks
 from engine.models.spec import DecoderSpec
 from kernels.layer_cache import LayerCache
 
-CPU_DEFAULT_BYTES = 4 << 30
 CACHE_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 SCALE_BYTES = 4
 
@@ -99,11 +97,6 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of all layers, shared tensors counted once."""
         return sum(layer.nbytes for layer in {id(layer): layer for layer in self.layers}.values())
-
-
-def cpu_cache_budget() -> int:
-    """Bytes of KV cache on a CPU where nothing was asked for."""
-    return min(CPU_DEFAULT_BYTES, int(psutil.virtual_memory().available) // 4)
 
 
 def num_blocks_for(

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from autotune.profiling.schema import KvCache, ModelFacts
 from engine.block_groups import ONE_GROUP, BlockGroup, longest_sequence, most_owned_blocks
 from engine.config import KNOBS, EngineConfig
+from engine.cpu_cache_budget import CPU_DEFAULT_BYTES
 from engine.engine import CacheShape
-
-# What a CPU's cache takes at most where nothing was asked for; see `engine.kv_cache`.
-_CPU_DEFAULT_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ def _budget(
     if not on_gpu:
         # A cache that holds all that could ever be asked for does not tell how much it might have.
         was_asked = base.config.kv_cache_memory_bytes is not None
-        return max(had, _CPU_DEFAULT_BYTES) if was_capped or was_asked else had
+        return max(had, CPU_DEFAULT_BYTES) if was_capped or was_asked else had
     freed = base.model.resident_bytes - changed.model.resident_bytes * resident
     freed += base.draft_bytes - changed.draft_bytes
     share = changed.config.gpu_memory_utilization - base.config.gpu_memory_utilization

@@ -62,7 +62,12 @@ class RouterApp:
         }
 
     @property
-    def num_open(self) -> int:
+    def failed(self) -> Exception | None:
+        """None: replicas that fail are started again."""
+        return None
+
+    @property
+    def num_unfinished(self) -> int:
         """How many requests are being passed on."""
         return self._open
 
@@ -75,15 +80,8 @@ class RouterApp:
         return not self._open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, as ASGI has it."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-        else:
-            await self._answer(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request over HTTP, as ASGI has it."""
+        assert scope["type"] == "http", scope["type"]
         own = self._own.get(scope["path"]) if scope["method"] in ("GET", "HEAD") else None
         try:
             if own is not None:
@@ -206,9 +204,3 @@ def _broken_off(replica: Replica) -> ApiError:
         "again",
         code="replica_failed",
     )
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while (await receive())["type"] == "lifespan.startup":
-        await send({"type": "lifespan.startup.complete"})
-    await send({"type": "lifespan.shutdown.complete"})

@@ -12,8 +12,9 @@ import torch
 from engine.batch import Batch, BatchResult, ScheduledSequence
 from engine.block_tables import BlockTables
 from engine.config import EngineConfig
+from engine.cpu_cache_budget import cpu_cache_budget
 from engine.errors import EnvironmentLacks
-from engine.kv_cache import cpu_cache_budget, kv_bytes_per_token, num_blocks_for
+from engine.kv_cache import kv_bytes_per_token, num_blocks_for
 from engine.request import Request, SamplingParams
 from engine.runner import ModelRunner
 from tests.engine.tiny_llama import TinyLlama, make_tiny_llama

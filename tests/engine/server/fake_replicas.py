@@ -129,7 +129,7 @@ async def fleet(
             BodyLimit(app, limits.max_body_bytes, limits.read_timeout_s),
             http=limited_protocol(limits),
             log_level="critical",
-            lifespan="on",
+            lifespan="off",
             ws="none",
         )
         server = uvicorn.Server(config)
