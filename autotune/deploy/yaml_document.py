@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from autotune.deploy.yaml_text import comment
+from autotune.deploy.yaml_text import WIDTH, comment
 
 _STEP = "  "
 
@@ -67,7 +67,7 @@ def _entry(start: str, value: Any, indent: str) -> list[str]:
         return [start, *_mapping(value, indent)]
     if isinstance(value, list) and value:
         return [start, *_items(value, indent)]
-    if isinstance(value, str) and "\n" in value.rstrip("\n"):
+    if isinstance(value, str) and "\n" in value.rstrip("\n") and not value.startswith((" ", "\n")):
         keep = "" if value.endswith("\n") else "-"
         body = [f"{indent}{line}" if line else "" for line in value.rstrip("\n").split("\n")]
         return [f"{start} |{keep}", *body]
@@ -92,7 +92,15 @@ def _items(items: list[Any], indent: str) -> list[str]:
 
 
 def _comments(notes: Sequence[str], indent: str) -> list[str]:
-    return [f"{indent}{line}" for note in notes for line in comment(note, indent="  ")]
+    return [
+        f"{indent}{line}"
+        for note in notes
+        for line in comment(note, indent="  ", width=_width(indent))
+    ]
+
+
+def _width(indent: str) -> int:
+    return max(40, WIDTH - len(indent))
 
 
 def _scalar(value: Any) -> str:

@@ -10,12 +10,12 @@ import yaml
 WIDTH = 96
 
 
-def comment(text: str, *, indent: str = "") -> list[str]:
+def comment(text: str, *, indent: str = "", width: int = WIDTH) -> list[str]:
     """Comment lines; nothing in the text can end the comment early."""
     words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return textwrap.wrap(
         words,
-        width=WIDTH,
+        width=width,
         initial_indent="# ",
         subsequent_indent=f"# {indent}",
         break_long_words=False,

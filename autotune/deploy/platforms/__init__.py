@@ -1,0 +1,1 @@
+"""Files for platforms that run a serving engine: containers, clusters, clouds, one machine."""

@@ -1,0 +1,46 @@
+"""What every container of a serving engine needs, whatever runs it."""
+
+from __future__ import annotations
+
+from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried
+
+MODELS = "/models"
+CONFIG = "/etc/autotune"
+# A process of one engine shares memory with its workers there; Docker's own 64 MiB are too few.
+SHARED_MEMORY = "8g"
+
+
+def health_check() -> list[str]:
+    """A command that succeeds once the engine answers, with Python, which every image has."""
+    url = f"http://127.0.0.1:{PORT}/health"
+    return ["python3", "-c", f"import urllib.request as r; r.urlopen('{url}', timeout=5)"]
+
+
+def dockerfile(carried: Carried, torch: str | None) -> dict[str, str]:
+    """The Dockerfile of the bundled engine, by file name; nothing for engines with an image.
+
+    Arguments:
+        carried: the engine.
+        torch: the version of PyTorch that it was measured with, as `run.json` has it.
+    """
+    if carried.engine != BUNDLED:
+        return {}
+    release, _, build = (torch or "").partition("+")
+    index = "" if build in ("", "cu") else f" --index-url https://download.pytorch.org/whl/{build}"
+    wanted = f"torch=={release}" if release else "torch"
+    lines = [
+        f"# Image of {carried.title}. In a checkout of that release:",
+        f"#   docker build -f Dockerfile -t {carried.image} CHECKOUT",
+        "FROM python:3.11-slim-bookworm",
+        "# A compiler: PyTorch and Triton build kernels when the engine starts.",
+        "RUN apt-get update && apt-get install -y --no-install-recommends g++ \\",
+        "    && rm -rf /var/lib/apt/lists/*",
+        "COPY . /opt/autotune",
+        f"RUN pip install --no-cache-dir {wanted}{index} \\",
+        "    && pip install --no-cache-dir /opt/autotune -c /opt/autotune/constraints.txt",
+        "RUN useradd --create-home serving",
+        "USER serving",
+        f"EXPOSE {PORT}",
+        'ENTRYPOINT ["autotune"]',
+    ]
+    return {"Dockerfile": "\n".join(lines) + "\n"}

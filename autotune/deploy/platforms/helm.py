@@ -1,0 +1,140 @@
+"""vLLM's production stack: values of its Helm chart, with a router before the replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autotune.deploy.beside import beside
+from autotune.deploy.platforms.accelerators import accelerator
+from autotune.deploy.platforms.carried import Carried, Flag, carry
+from autotune.deploy.platforms.container import MODELS
+from autotune.deploy.platforms.head import head
+from autotune.deploy.platforms.pod import environment, models_claim, resources
+from autotune.deploy.platforms.scaling import behavior, keda
+from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.yaml_document import Noted, document, noted
+
+CARRIES = ("vllm",)
+FILE = "values.yaml"
+_RELEASE = "vllm"
+_REPOSITORY = "https://vllm-project.github.io/production-stack"
+# The chart's own names for flags; the others go as extraArgs.
+_NAMED = {
+    "enable-chunked-prefill": "enableChunkedPrefill",
+    "enable-prefix-caching": "enablePrefixCaching",
+    "max-model-len": "maxModelLen",
+    "dtype": "dtype",
+    "tensor-parallel-size": "tensorParallelSize",
+    "max-num-seqs": "maxNumSeqs",
+    "gpu-memory-utilization": "gpuMemoryUtilization",
+}
+
+
+def helm_target() -> Target:
+    """The target `helm`."""
+    return Target("helm", "vLLM's production stack", export_helm, CARRIES)
+
+
+def export_helm(deployment: Deployment) -> Exported:
+    """`values.yaml` of the chart vllm-stack."""
+    carried = carry(deployment, CARRIES, folder=MODELS)
+    start = f"helm install {_RELEASE} vllm-stack --repo {_REPOSITORY} --version 0.1.12 -f {FILE}"
+    text = document(
+        _content(carried, deployment),
+        head=head("helm", "Values of the chart", carried, deployment.evidence, use=start),
+    )
+    forward = f"kubectl port-forward service/{_RELEASE}-router-service 8000:80"
+    return Exported(
+        {FILE: text, **beside(deployment, served_model=carried.name, start=f"{start}; {forward}")},
+        carried.lost,
+        carried.warnings,
+    )
+
+
+def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
+    repository, _, tag = carried.image.rpartition(":")
+    model: dict[str, Any] = {
+        "name": carried.slug,
+        "repository": repository,
+        "tag": tag,
+        "modelURL": carried.model,
+        "replicaCount": 1,
+    }
+    if carried.gpus:
+        model["requestGPU"] = carried.gpus
+        product = accelerator(deployment, {"H100": "H100", "H200": "H200", "A100": "A100"})
+        if product is not None:
+            note = f"measured on {product}: requestGPUType: nvidia.com/gpu keeps any NVIDIA GPU"
+            model["requestGPUType"] = noted("nvidia.com/gpu", note)
+    elif carried.cores:
+        model["requestGPU"] = 0
+        model["requestCPU"] = noted(carried.cores, "the cores that it was measured with")
+        memory = resources(carried).get("requests", {}).get("memory")
+        if memory is not None:
+            model["requestMemory"] = memory
+    config: dict[str, Any] = {}
+    extra: list[Any] = ["--served-model-name", carried.name]
+    for flag in carried.flags:
+        _place(flag, config, extra)
+    model["vllmConfig"] = {**config, "extraArgs": extra}
+    if carried.from_hub:
+        model["hf_token"] = noted(
+            {"secretName": "hf-token", "secretKey": "token"},
+            "kubectl create secret generic hf-token --from-file=token=FILE",
+        )
+    else:
+        claim = {"claimName": models_claim(carried), "readOnly": True}
+        held = "; ".join(f"{here} as {there}" for here, there in carried.folders.items())
+        model["extraVolumes"] = [
+            noted(
+                {"name": "models", "persistentVolumeClaim": claim},
+                f"a claim that has to hold, under {MODELS}: {held}",
+            )
+        ]
+        mount = {"name": "models", "mountPath": MODELS, "readOnly": True}
+        model["extraVolumeMounts"] = [mount]
+    if variables := environment(carried):
+        model["env"] = variables
+    if carried.gpus > 1:
+        model["shmSize"] = noted("8Gi", "the ranks exchange data there")
+    if carried.capacity is not None:
+        model["keda"] = {
+            "enabled": True,
+            **keda(carried, carried.capacity, deployment.max_replicas),
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior()}},
+        }
+    return {
+        "servingEngineSpec": {
+            "runtimeClassName": noted("", "the cluster's default; nvidia where it has that class"),
+            "modelSpec": [model],
+        },
+        "routerSpec": {
+            "enableRouter": True,
+            "repository": "lmcache/lmstack-router",
+            "tag": noted("v0.1.12", "the chart's own release"),
+            "routingLogic": _routing(deployment),
+        },
+    }
+
+
+def _place(flag: Flag, config: dict[str, Any], extra: list[Any]) -> None:
+    """A flag under the chart's name, or among the extra arguments."""
+    negated = flag.key.startswith("no-")
+    name = _NAMED.get(flag.key.removeprefix("no-"))
+    if name is None:
+        if flag.words:
+            extra += [noted(flag.words[0], *flag.notes), *flag.words[1:]]
+        return
+    value = flag.value
+    if negated:
+        value = not value
+    config[name] = Noted(value, flag.notes)
+
+
+def _routing(deployment: Deployment) -> Any:
+    share = ((deployment.evidence.bench.get("engine") or {}).get("prefix_hit_rate")) or 0.0
+    if deployment.config.enable_prefix_caching and share >= 0.05:
+        return noted(
+            "prefixaware", f"{share:.0%} of the prompts' tokens were found in the prefix cache"
+        )
+    return noted("roundrobin", "hardly any prompt's beginning was found in the prefix cache")

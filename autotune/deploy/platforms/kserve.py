@@ -1,0 +1,185 @@
+"""KServe: an LLMInferenceService for vLLM, an InferenceService with any engine's container."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autotune.deploy.beside import beside
+from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
+from autotune.deploy.platforms.container import MODELS, dockerfile
+from autotune.deploy.platforms.head import head
+from autotune.deploy.platforms.pod import (
+    DRAIN_S,
+    environment,
+    models_claim,
+    pod,
+    probes,
+    resources,
+    secrets,
+)
+from autotune.deploy.platforms.scaling import (
+    PROMETHEUS,
+    keda,
+    target_in_flight,
+    target_note,
+)
+from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.yaml_document import document, noted
+
+CARRIES = ("vllm", "sglang", BUNDLED)
+# Where KServe's storage initializer puts the model.
+_MOUNTED = "/mnt/models"
+
+
+def kserve_target() -> Target:
+    """The target `kserve`."""
+    return Target("kserve", "KServe", export_kserve, CARRIES)
+
+
+def export_kserve(deployment: Deployment) -> Exported:
+    """The custom resource, the kustomization that adds the engine's file, and the scripts."""
+    engine = deployment.engine or CARRIES[0]
+    carried = carry(deployment, CARRIES, folder=MODELS)
+    kind, file = (
+        ("LLMInferenceService", "llminferenceservice.yaml")
+        if engine == "vllm"
+        else ("InferenceService", "inferenceservice.yaml")
+    )
+    use = "kubectl apply -k ."
+
+    def render(title: str, content: dict[str, Any], evidence_in: str) -> str:
+        top = head("kserve", title, carried, deployment.evidence, use=use, evidence_in=evidence_in)
+        return document(content, head=top)
+
+    if engine == "vllm":
+        files = {file: render(kind, _llm_service(carried, deployment), "")}
+    else:
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [file],
+            "configMapGenerator": [{"name": _config_map(carried), "files": [carried.file]}],
+            "generatorOptions": noted(
+                {"disableNameSuffixHash": True},
+                "kustomize does not know the fields of KServe's resource that name it",
+            ),
+        }
+        files = {
+            file: render(kind, _service(carried, deployment), carried.file),
+            "kustomization.yaml": document(kustomization),
+            carried.file: carried.text,
+        }
+    start = f"{use if engine != 'vllm' else f'kubectl apply -f {file}'}; set URL to status.url"
+    torch = (deployment.run.get("versions") or {}).get("torch")
+    return Exported(
+        {
+            **files,
+            **dockerfile(carried, torch),
+            **beside(deployment, served_model=carried.name, start=start),
+        },
+        carried.lost,
+        carried.warnings,
+    )
+
+
+def _config_map(carried: Carried) -> str:
+    return f"{carried.slug}-config"
+
+
+def _uri(carried: Carried) -> Any:
+    """Where KServe gets the model: the hub, or a volume claim that has to be filled."""
+    if carried.from_hub:
+        return f"hf://{carried.model}"
+    if not carried.folders:
+        return carried.model
+    claim = models_claim(carried)
+    path = carried.model.removeprefix(f"{MODELS}/")
+    here = next(here for here, there in carried.folders.items() if there == carried.model)
+    return noted(f"pvc://{claim}/{path}", f"the claim {claim} has to hold {here} as {path}")
+
+
+def _llm_service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
+    """KServe mounts the model and passes its own arguments; ours come after them."""
+    container: dict[str, Any] = {
+        "name": "main",
+        "image": carried.image,
+        "command": ["vllm", "serve", _MOUNTED],
+        "args": [
+            *_words(carried),
+            "--served-model-name",
+            carried.name,
+            "--host",
+            "0.0.0.0",  # noqa: S104 - inside a container
+            "--port",
+            str(PORT),
+        ],
+        "ports": [{"name": "http", "containerPort": PORT}],
+    }
+    if variables := environment(carried) + secrets(carried):
+        container["env"] = variables
+    if wanted := resources(carried):
+        container["resources"] = wanted
+    container |= probes()
+    spec: dict[str, Any] = {
+        "model": {"uri": _uri(carried), "name": carried.name},
+        "router": noted(
+            {"scheduler": {}, "route": {}, "gateway": {}},
+            "KServe's scheduler sends requests where their prefix is cached",
+        ),
+    }
+    if carried.capacity is None:
+        spec["replicas"] = 1
+    else:
+        bounds = keda(carried, carried.capacity, deployment.max_replicas)
+        spec["scaling"] = {
+            "minReplicas": bounds.pop("minReplicaCount"),
+            "maxReplicas": bounds.pop("maxReplicaCount"),
+            "keda": bounds,
+        }
+    spec["template"] = {
+        "terminationGracePeriodSeconds": noted(DRAIN_S, "running requests are finished first"),
+        "containers": [container],
+    }
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha2",
+        "kind": "LLMInferenceService",
+        "metadata": {"name": carried.slug},
+        "spec": spec,
+    }
+
+
+def _words(carried: Carried) -> list[Any]:
+    """Every flag as list items, each with its evidence."""
+    words: list[Any] = []
+    for flag in carried.flags:
+        first, *rest = flag.words or ("",)
+        if first:
+            words += [noted(first, *flag.notes), *rest]
+    return words
+
+
+def _service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
+    content = pod(carried, container_name="kserve-container", config_map=_config_map(carried))
+    predictor: dict[str, Any] = {"minReplicas": 1}
+    annotations: dict[str, Any] = {
+        "serving.kserve.io/deploymentMode": noted(
+            "Standard", "a Deployment; without Knative, which would cut long streams"
+        )
+    }
+    if carried.capacity is not None:
+        annotations["serving.kserve.io/autoscalerClass"] = "keda"
+        value = noted(f"{target_in_flight(carried.capacity):g}", target_note(carried.capacity))
+        metric = {
+            "backend": "prometheus",
+            "serverAddress": noted(PROMETHEUS, "where this cluster's Prometheus answers"),
+            "query": carried.in_flight_query(),
+        }
+        external = {"metric": metric, "target": {"type": "AverageValue", "averageValue": value}}
+        predictor["maxReplicas"] = deployment.max_replicas
+        predictor["autoScaling"] = {"metrics": [{"type": "External", "external": external}]}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": carried.slug, "annotations": annotations},
+        "spec": {"predictor": {**predictor, **content}},
+    }
