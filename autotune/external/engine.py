@@ -28,6 +28,8 @@ class ExternalEngine:
     adds its own to them, and the defaults that are compared with have them too. `extra_arguments`
     go to the engine as they are. Without a `port`, a free one is taken at each start.
 
+    `missing` are knobs that this release has no flag for; they are not in its table.
+
     With `restart_command` the server runs where that command starts it and answers at `url`.
     """
 
@@ -45,6 +47,7 @@ class ExternalEngine:
     start_limit_s: float = 600.0
     url: str | None = None
     restart_command: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def version_checked(self) -> bool:
@@ -56,10 +59,14 @@ class ExternalEngine:
         if self.version_checked:
             return None
         checked = ", ".join(self.table.version.checked)
-        told = f"{self.table.title} {self.version}" if self.version else self.table.title
-        unknown = "is not among the releases" if self.version else "does not tell its version;"
-        tail = "that its flags were checked with" if self.version else "flags were checked with"
-        return f"{told} {unknown} {tail} ({checked}): a flag may be missing or mean something else"
+        title = self.table.title
+        which = f"{title} {self.version} is none of" if self.version else f"{title} may be none of"
+        note = f"{which} the releases that its flags were checked with ({checked})"
+        if self.missing:
+            return f"{note}; it lacks those of {', '.join(self.missing)}, which are left alone"
+        if self.restart_command:
+            return f"{note}, as it is not asked for its version"
+        return f"{note}; it has all of them, and they may mean something else"
 
 
 def find_engine(
@@ -112,7 +119,9 @@ def find_engine(
         port=port,
         start_limit_s=start_limit_s or table.start_limit_s,
     )
-    if problems := problems_of(table, engine.fixed, device):
+    if not engine.version_checked:
+        engine, _ = without_missing_flags(engine)
+    if problems := problems_of(engine.table, engine.fixed, device):
         raise BadInput(f"the values given for {table.title} are refused: {'; '.join(problems)}")
     return engine
 
@@ -166,29 +175,34 @@ def running_engine(
 
 
 def without_missing_flags(engine: ExternalEngine) -> tuple[ExternalEngine, tuple[str, ...]]:
-    """The engine, its table without the knobs whose flag its own help does not list; their names.
+    """The engine, its table without the knobs whose flags its own help does not list; those knobs.
 
-    For releases that the table was not checked with. Asking may take as long as a start of Python
-    with all of the engine's packages.
+    `find_engine` does so for releases that the table was not checked with.
     """
     if engine.restart_command or not engine.table.version.help:
         return engine, ()
-    listed = set(
-        re.findall(r"--?[A-Za-z][\w-]*", _run((*engine.program, *engine.table.version.help)))
-    )
-    if len(listed) < len(engine.table.knobs):
-        # No help text at all: nothing can be told from it.
+    told = _run((*engine.program, *engine.table.version.help))
+    listed = set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", told))
+    if len(listed) < len(engine.table.knobs) // 2:
+        # No list of its flags: nothing can be told from it.
         return engine, ()
-    missing = tuple(
+    missing = {
         name
         for name, knob in engine.table.knobs.items()
         for flag in (knob.flag, knob.negated_flag)
-        if flag is not None and flag.split()[0] not in listed
-    )
+        if flag is not None and flag not in listed
+    }
+    # What means something only beside a knob that is gone goes with it.
+    missing |= {
+        name
+        for name, knob in engine.table.knobs.items()
+        if knob.only_with is not None and knob.only_with.knob in missing
+    }
     kept = {name: knob for name, knob in engine.table.knobs.items() if name not in missing}
-    rules = tuple(r for r in engine.table.rules if all(n in kept for n in r.knobs))
+    rules = tuple(rule for rule in engine.table.rules if not missing & set(rule.knobs))
     table = engine.table.model_copy(update={"knobs": kept, "rules": rules})
-    return replace(engine, table=table), tuple(dict.fromkeys(missing))
+    names = tuple(name for name in engine.table.knobs if name in missing)
+    return replace(engine, table=table, missing=(*engine.missing, *names)), names
 
 
 def _program(table: EngineTable, given: str | None) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def _flags(table: EngineTable, values: Mapping[str, Value], idle: set[str], *, l
 def _arguments(knob: TableKnob, value: Value) -> list[str]:
     if isinstance(value, bool):
         flag = knob.flag if value else knob.negated_flag
-        return [] if flag is None else flag.split()
+        return [] if flag is None else [flag]
     return [] if knob.flag is None else [knob.flag, _text(value)]
 
 

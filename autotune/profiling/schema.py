@@ -79,7 +79,7 @@ class Source(Part):
     kind: Literal["run", "records", "metrics"]
     where: str | None = None
     trial: int | None = None
-    server: Literal["vllm", "sglang", "tgi"] | None = None
+    server: Literal["vllm", "sglang", "tgi", "llamacpp"] | None = None
     window_s: float | None = None
 
 

@@ -1,8 +1,9 @@
 """What each serving engine calls the quantities that a profile is made of.
 
 Names are those of the public documentation: vLLM "Production Metrics" (of the releases 0.5 to
-0.32), SGLang "Production Metrics", text-generation-inference "Metrics". Where releases differ, the
-newest name stands first. Counters stand without `_total`, as `Scrape` has them.
+0.32), SGLang "Production Metrics", text-generation-inference "Metrics", llama.cpp's server (its
+README). Where releases differ, the newest name stands first. Counters stand without `_total`, as
+`Scrape` has them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 from autotune.errors import BadInput
 from autotune.profiling.prometheus_scrape import Scrape
 
-ServerName = Literal["vllm", "sglang", "tgi"]
+ServerName = Literal["vllm", "sglang", "tgi", "llamacpp"]
 Names = tuple[str, ...]
 
 
@@ -157,7 +158,20 @@ TGI = Dialect(
     },
 )
 
-DIALECTS: tuple[Dialect, ...] = (VLLM, SGLANG, TGI)
+# It counts tokens and tells who runs and waits; of single requests it tells nothing.
+LLAMACPP = Dialect(
+    name="llamacpp",
+    title="llama.cpp",
+    prefix="llamacpp:",
+    prompt_tokens=("llamacpp:prompt_tokens",),
+    output_tokens=("llamacpp:tokens_predicted",),
+    finished=(),
+    running=("llamacpp:requests_processing",),
+    waiting=("llamacpp:requests_deferred",),
+    occupancy=("llamacpp:kv_cache_usage_ratio",),
+)
+
+DIALECTS: tuple[Dialect, ...] = (VLLM, SGLANG, TGI, LLAMACPP)
 
 
 def dialect_of(scrape: Scrape, url: str) -> Dialect:
@@ -173,6 +187,7 @@ def dialect_of(scrape: Scrape, url: str) -> Dialect:
         seen = ", ".join(names[:3]) or "only figures of its process"
         raise BadInput(
             f"{url} speaks none of the dialects that are read here, which are vLLM (vllm:…), "
-            f"SGLang (sglang:…) and text-generation-inference (tgi_…); it has {seen}"
+            f"SGLang (sglang:…), text-generation-inference (tgi_…) and llama.cpp (llamacpp:…); it "
+            f"has {seen}"
         )
     return best

@@ -20,7 +20,12 @@ import psutil
 import pytest
 
 from autotune.errors import BadInput, EnvironmentMissing, Interrupted
-from autotune.external.engine import ExternalEngine, find_engine, running_engine
+from autotune.external.engine import (
+    ExternalEngine,
+    find_engine,
+    running_engine,
+    without_missing_flags,
+)
 from autotune.external.failures import LaunchFailed
 from autotune.external.kept_process import end_left_behind
 from autotune.external.launch import launch
@@ -367,6 +372,25 @@ def test_finding_an_engine(tmp_path: Path) -> None:
         find_engine("vllm", "m", program=str(program), fixed={"max_num_seqs": 0})
     with pytest.raises(BadInput, match="no engine 'vlm'"):
         find_engine("vlm", "m")
+
+
+def test_a_release_that_the_table_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", '{"version": "9.1.0"}')
+    engine = find_engine("vllm", "m", program=str(install(tmp_path)), device="cpu")
+    assert not engine.version_checked
+    note = engine.version_note()
+    assert note is not None
+    assert note.startswith("vLLM 9.1.0 is none of the releases")
+    # The fake's help lists fewer flags than vLLM's.
+    assert "stream_interval" in engine.missing
+    assert "stream_interval" in note
+    assert "max_num_seqs" in engine.table.knobs
+    assert not set(engine.missing) & set(engine.table.knobs)
+    assert without_missing_flags(engine) == (engine, ())
+    with launch(engine, {"max_num_seqs": 2}, log_file=tmp_path / "log") as server:
+        assert server.healthy()
 
 
 def asked(url: str, path: str, body: dict[str, Any] | None = None) -> Any:

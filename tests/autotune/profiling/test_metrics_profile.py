@@ -179,6 +179,26 @@ def test_tgi_tells_its_phases_but_no_time_to_first_token() -> None:
     assert prefill.share + decode.share == pytest.approx(1.0)
 
 
+def test_llama_cpp_counts_tokens_and_tells_of_no_request() -> None:
+    def page(served: Served) -> str:
+        return (
+            f"llamacpp:prompt_tokens_total {sum(served.inputs)}\n"
+            f"llamacpp:tokens_predicted_total {sum(served.outputs)}\n"
+            f"llamacpp:requests_processing {served.running}\n"
+            f"llamacpp:requests_deferred {served.waiting}\n"
+        )
+
+    profile, new = watched(page)
+    assert profile.source.server == "llamacpp"
+    assert profile.metrics is not None
+    seconds = profile.source.window_s
+    assert seconds is not None
+    rate = profile.metrics["output_tokens_per_s"]
+    assert rate == pytest.approx(sum(new.outputs) / seconds)
+    assert profile.metrics["ttft"]["p95"] is None
+    assert any("time to the first token" in sentence for sentence in profile.partial)
+
+
 def test_the_wait_is_told_by_littles_law_where_no_histogram_tells_it() -> None:
     """Three wait at every reading and 20 a second come: each waits 150 ms."""
 
