@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aiohttp import ClientError
 
-from engine.errors import EngineError
+from engine.errors import EngineError, EnvironmentLacks
 from engine.server.replica import Replica
 from engine.server.replica_main import Arguments, read_error
 from engine.server.router_metrics import cache_tokens
@@ -89,6 +89,7 @@ class ReplicaProcess:
         self._say = say
         self._lives = 0
         self._error: EngineError | None = None
+        self._kind: type[EngineError] = EngineError
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     async def keep_running(self, first_ready: asyncio.Future[None]) -> None:
@@ -97,14 +98,20 @@ class ReplicaProcess:
         `first_ready` gets a result once it is healthy for the first time, or the reason why it
         never was; then it is not started again.
         """
+        try:
+            await self._keep_running(first_ready)
+        finally:
+            first_ready.cancel()
+
+    async def _keep_running(self, first_ready: asyncio.Future[None]) -> None:
         patience = self._patience
         wait = patience.restart
         while True:
             began = time.monotonic()
             reason = await self._live(first_ready)
             if not first_ready.done():
-                error = type(self._error) if self._error is not None else EngineError
-                first_ready.set_exception(error(f"replica {self.replica.number}: {reason}"))
+                text = f"replica {self.replica.number} {reason}"
+                first_ready.set_exception(self._kind(text))
                 return
             if time.monotonic() - began >= patience.steady:
                 wait = patience.restart
@@ -119,6 +126,7 @@ class ReplicaProcess:
         socket = self._folder / f"{replica.number}-{self._lives}"
         self._lives += 1
         self._error = None
+        self._kind = EngineError
         self._last_lines.clear()
         replica.state = "starting"
         process = await asyncio.create_subprocess_exec(
@@ -220,12 +228,18 @@ class ReplicaProcess:
             self._say(f"replica {self.replica.number}: {text}")
 
     def _why(self, code: int) -> str:
+        """How a life ended, to go on a sentence that begins with the replica."""
         if self._error is not None:
-            return str(self._error)
+            self._kind = type(self._error)
+            return f"cannot serve: {self._error}"
         how = f"ended with exit status {code}"
-        if code < 0:
+        if code == -signal.SIGKILL:
+            # Who kills a process is outside: the system for want of memory, or a person.
+            self._kind = EnvironmentLacks
+            how = "was killed by SIGKILL, perhaps for want of memory"
+        elif code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
-        last = f" ({self._last_lines[-1]})" if self._last_lines else ""
+        last = f" (last: {self._last_lines[-1]})" if self._last_lines else ""
         return how + last
 
     async def _end(self, process: Process, ending: asyncio.Future[int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import socket
 import tempfile
@@ -133,11 +132,12 @@ class ReplicaFleet:
         ]
         self.failure: BaseException | None = None
         self._keeping: list[asyncio.Task[None]] = []
+        self._closing = False
 
     async def start(self) -> bool:
         """Start all of them and wait until they are ready; whether they are.
 
-        If one never is, the others are ended, and `failure` says why.
+        If one never is, the others are ended, and `failure` says why. To give it up, `close`.
         """
         loop = asyncio.get_running_loop()
         ready = [loop.create_future() for _ in self.processes]
@@ -154,15 +154,20 @@ class ReplicaFleet:
                 if first.done() and not first.cancelled() and (failure := first.exception())
             ]
             self.failure = failures[0] if failures else None
-            if not all(first.done() for first in ready) or failures:
+            up = all(first.done() and not first.cancelled() for first in ready) and not failures
+            if not up:
                 await self.close()
-        return not failures
+        return up
 
     async def close(self) -> None:
         """End all of them."""
-        for task in self._keeping:
-            task.cancel()
-        await asyncio.gather(*self._keeping, return_exceptions=True)
+        # Once: a second time would interrupt those that are ending their processes.
+        if not self._closing:
+            self._closing = True
+            for task in self._keeping:
+                task.cancel()
+        if self._keeping:
+            await asyncio.wait(self._keeping)
 
 
 class FleetServer(DrainingServer):
@@ -196,11 +201,8 @@ class FleetServer(DrainingServer):
         while not starting.done() and not self.should_exit:
             await asyncio.wait({starting}, timeout=_TICK_S)
         if not starting.done():
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            return
-        if not starting.result():
+            await self._fleet.close()
+        if not await starting:
             self.should_exit = True
             return
         await super().startup(sockets)
