@@ -1,0 +1,256 @@
+"""What serving over HTTP costs beside the engine in process, on a 135M Llama with random weights.
+
+Both get the same requests in turn, so that what else the machine does falls on both; each round
+begins with the other one. Reported are medians over rounds of the ratio of the throughputs and of
+the difference of the 95th percentiles of TTFT, with their quartiles. The generator runs on the same
+machine and takes its share of it, as it does not in process.
+
+Then 500 streams at once on the embedded model, every token of which is compared with what the
+engine makes of the same prompts in process; and the time from the start of `autotune serve` to its
+first healthy answer.
+
+    python -m benchmarks.serving --out benchmarks/results/<machine>/serving.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from autotune.embedded import TARGET
+from autotune.load import LoadResult, run_load
+from autotune.load.discover import discover
+from autotune.load.endpoint import Endpoint
+from autotune.load.http_load import run_http_load
+from autotune.metrics import latencies
+from autotune.workload.materialise import LoadRequest
+from benchmarks.engine_speed import LLAMA_135M, save_random_llama
+from benchmarks.quiet_machine import Watch
+from benchmarks.server_process import resident_bytes, served
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.loading import load_model
+from engine.tokenizer import load_tokenizer
+
+BATCH = 32
+PROMPT = 256
+OUTPUT = 64
+# Requests of the load without a pause, in batches; and of the one that keeps BATCH busy in time.
+BATCHES = 3
+PACED = 96
+# Share of the throughput that the paced load asks for: below it TTFT is the server's, not a
+# queue's.
+SHARE = 0.8
+STREAMS = 500
+STREAM_OUTPUT = 48
+STARTS = 5
+TOKENS_PER_S = "output_tokens_per_s"
+
+
+def requests(
+    rng: np.random.Generator, count: int, *, vocabulary: int, rate: float | None = None
+) -> list[LoadRequest]:
+    """Prompts that share nothing, all at once or as a Poisson process."""
+    arrivals = np.zeros(count) if rate is None else np.cumsum(rng.exponential(1 / rate, count))
+    ids = rng.integers(3, vocabulary, size=(count, PROMPT))
+    return [
+        LoadRequest(str(i), float(at), tuple(prompt.tolist()), OUTPUT)
+        for i, (at, prompt) in enumerate(zip(arrivals, ids, strict=True))
+    ]
+
+
+class InProcess:
+    """The engine in this process."""
+
+    def __init__(self, knobs: dict[str, Any]) -> None:
+        self.config = EngineConfig.from_mapping(knobs)
+        self.loaded = load_model(self.config)
+        self.engine: Engine = self.loaded.engine(self.config)
+
+    def load(self, wanted: Sequence[LoadRequest]) -> LoadResult:
+        """Offer the requests."""
+        return run_load(self.engine, wanted)
+
+
+class OverHttp:
+    """The server, as a client sees it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+
+    def load(self, wanted: Sequence[LoadRequest]) -> LoadResult:
+        """Offer the requests."""
+        return run_http_load(self.endpoint, wanted)
+
+
+def figures(result: LoadResult) -> dict[str, float]:
+    """Throughput in tokens a second, and the latencies in seconds."""
+    unfinished = [record.reason for record in result.records if not record.completed]
+    assert not unfinished, unfinished[0]
+    assert all(r.output_tokens == r.asked_output_tokens for r in result.records)
+    last = max(record.token_times[-1] for record in result.records)
+    out = {TOKENS_PER_S: sum(r.output_tokens for r in result.records) / last}
+    for metric in ("ttft", "tpot", "e2e"):
+        values, _ = latencies(metric, result.records)
+        out |= {f"{metric}_mean": float(values.mean())}
+        out |= {f"{metric}_p95": float(np.percentile(values, 95))}
+    sends = [record.send - record.intended_send for record in result.records]
+    return out | {"send_lag_p99": float(np.percentile(sends, 99))}
+
+
+def overhead(contenders: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """The same loads on each contender in turn, and what the last costs beside the first."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    rate = None
+    for number in range(rounds + 1):
+        names = list(contenders) if number % 2 else list(contenders)[::-1]
+        full = requests(np.random.default_rng(number), BATCHES * BATCH, vocabulary=49152)
+        if rate is not None:
+            paced = requests(np.random.default_rng([number, 1]), PACED, vocabulary=49152, rate=rate)
+        for name in names:
+            watch = Watch()
+            results = {"full": figures(contenders[name].load(full))}
+            if rate is not None:
+                results["paced"] = figures(contenders[name].load(paced))
+                found[name].append({**results, "others_share": watch.others()})
+        if rate is None:  # the first round warms up, and tells what the machine can do
+            rate = SHARE * results["full"][TOKENS_PER_S] / OUTPUT
+        else:
+            say(number, {name: rows[-1] for name, rows in found.items()})
+    first, last = (found[name] for name in contenders)
+    pairs = list(zip(first, last, strict=True))
+
+    def later(metric: str) -> dict[str, Any]:
+        return spread([b["paced"][metric] - a["paced"][metric] for a, b in pairs])
+
+    lost = [1 - b["full"][TOKENS_PER_S] / a["full"][TOKENS_PER_S] for a, b in pairs]
+    return {
+        "rate": rate,
+        "throughput_lost": spread(lost),
+        "ttft_p95_later_s": later("ttft_p95"),
+        "ttft_mean_later_s": later("ttft_mean"),
+        "tpot_mean_later_s": later("tpot_mean"),
+        "rounds": found,
+    }
+
+
+def many_streams(knobs: dict[str, Any]) -> dict[str, Any]:
+    """500 answers at once, each token compared with that of the engine in process."""
+    vocabulary = load_tokenizer(TARGET).vocab_size
+    rng = np.random.default_rng(7)
+    wanted = [
+        LoadRequest(str(i), 0.0, tuple(rng.integers(3, vocabulary, length).tolist()), STREAM_OUTPUT)
+        for i, length in enumerate(rng.integers(8, 96, STREAMS))
+    ]
+    expected = InProcess(knobs).load(wanted)
+    with served(knobs) as server:
+        endpoint = discover(server.url).endpoint
+        before = resident_bytes(server.pid)
+        result = run_http_load(endpoint, wanted, drain_limit=300.0)
+        grown = resident_bytes(server.pid) - before
+    pairs = list(zip(result.records, expected.records, strict=True))
+    return {
+        "streams": len(pairs),
+        "finished": sum(got.completed for got, _ in pairs),
+        "tokens": sum(got.output_tokens for got, _ in pairs),
+        "lost_tokens": sum(want.output_tokens - got.output_tokens for got, want in pairs),
+        "answers_that_differ": sum(
+            got.output_token_ids != want.output_token_ids for got, want in pairs
+        ),
+        "seconds": result.duration,
+        "seconds_in_process": expected.duration,
+        "server_grew_bytes": grown,
+    }
+
+
+def start_times() -> dict[str, Any]:
+    """Seconds from the start of the process to its first healthy answer, on the embedded model."""
+    seconds = []
+    for _ in range(STARTS):
+        with served({"device": "cpu"}) as server:
+            seconds.append(server.healthy_s)
+    return {"median_s": statistics.median(seconds), "all_s": seconds}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and all."""
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values * 3)
+    return {"median": statistics.median(values), "quartiles": [low, high], "all": list(values)}
+
+
+def say(number: int, rows: dict[str, dict[str, Any]]) -> None:
+    """Tell a round to a person."""
+    parts = [
+        f"{name}: {row['full'][TOKENS_PER_S]:.1f} tokens/s, "
+        f"TTFT p95 {row['paced']['ttft_p95'] * 1e3:.1f} ms"
+        for name, row in rows.items()
+    ]
+    print(f"round {number}: {'; '.join(parts)}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run everything and print the results as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="num_threads of both engines")
+    parser.add_argument("--only", choices=("overhead", "streams", "start"))
+    args = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    common = {"device": "cpu", "enable_prefix_caching": False, "num_threads": args.threads}
+    results: dict[str, Any] = {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "load_average": os.getloadavg()[0],
+        },
+        "shape": LLAMA_135M,
+        "load": {
+            "batch": BATCH,
+            "prompt_tokens": PROMPT,
+            "output_tokens": OUTPUT,
+            "full_requests": BATCHES * BATCH,
+            "paced_requests": PACED,
+            "paced_share": SHARE,
+        },
+    }
+    if args.only in (None, "overhead"):
+        with tempfile.TemporaryDirectory() as folder:
+            save_random_llama(Path(folder), LLAMA_135M, torch.bfloat16)
+            knobs = {
+                **common,
+                "model": folder,
+                "max_model_len": 512,
+                "max_num_seqs": BATCH,
+                "kv_cache_memory_bytes": 640 << 20,
+            }
+            with served(knobs) as server:
+                endpoint = Endpoint(server.url, Path(folder).name)
+                contenders = {"in_process": InProcess(knobs), "over_http": OverHttp(endpoint)}
+                results["overhead"] = overhead(contenders, args.rounds)
+    if args.only in (None, "streams"):
+        many = {**common, "model": str(TARGET), "max_num_seqs": 256}
+        results["many_streams"] = many_streams(many)
+    if args.only in (None, "start"):
+        results["start"] = start_times()
+    text = json.dumps(results, indent=1)
+    if args.out:
+        args.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
