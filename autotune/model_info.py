@@ -72,7 +72,7 @@ def read_model_info(config: EngineConfig) -> ModelInfo:
     path = folder.path.resolve()
     return ModelInfo(
         path=str(path),
-        name=_name(path),
+        name=model_name(path),
         architecture=str(names[0]),
         parameters=spec.num_parameters,
         vocab_size=spec.vocab_size,
@@ -82,7 +82,8 @@ def read_model_info(config: EngineConfig) -> ModelInfo:
     )
 
 
-def _name(path: Path) -> str:
+def model_name(path: Path) -> str:
+    """What people call the model in a folder, whose path must be absolute."""
     if path == TARGET.resolve():
         return "embedded"
     # A snapshot of the hub's cache is named by its commit; the model's name is two folders up.

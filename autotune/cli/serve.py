@@ -10,9 +10,17 @@ import typer
 from autotune.cli.console import note
 from autotune.cli.durations import parse_duration
 from autotune.cli.knob_options import parse_bytes, with_knobs
+from autotune.errors import BadInput
+from engine.server.routing import Router
 
 _ACCESS = "Access"
 _LIMITS = "Limits"
+_REPLICAS = "Replicas"
+_ROUTERS: dict[str, Router] = {
+    "prefix": "prefix_aware",
+    "least-loaded": "least_loaded",
+    "round-robin": "round_robin",
+}
 
 
 @with_knobs(target="target")
@@ -20,7 +28,7 @@ def serve(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ENGINE_YAML | RUN | MODEL]",
+            metavar="ENGINE_YAML|RUN|MODEL",
             help="A run's deploy/engine.yaml, the run's folder, or a model; by default the "
             "embedded model.",
             show_default=False,
@@ -29,7 +37,7 @@ def serve(
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen on; others than this machine reach it on 0.0.0.0 alone.",
+            help="Address to listen on; 0.0.0.0 to be reached from other machines.",
             rich_help_panel=_ACCESS,
         ),
     ] = "127.0.0.1",
@@ -58,7 +66,7 @@ def serve(
         list[str] | None,
         typer.Option(
             help="What requests may call the model; may be given several times, the first stands "
-            "in answers. Default: the folder's name.",
+            "in answers. Default: the folder's name, and its path.",
             metavar="NAME",
             show_default=False,
             rich_help_panel=_ACCESS,
@@ -151,6 +159,23 @@ def serve(
             help="Time without progress after which /health fails.", rich_help_panel=_LIMITS
         ),
     ] = "60s",
+    replicas: Annotated[
+        int,
+        typer.Option(
+            help="Engines to serve with, each with its share of this machine's cores or GPUs.",
+            min=1,
+            rich_help_panel=_REPLICAS,
+        ),
+    ] = 1,
+    routing: Annotated[
+        str,
+        typer.Option(
+            help="Who gets a request: prefix, the engine that has most of its prompt cached unless "
+            "it has too much to do; least-loaded; round-robin.",
+            metavar="|".join(_ROUTERS),
+            rich_help_panel=_REPLICAS,
+        ),
+    ] = "prefix",
     drain: Annotated[
         str,
         typer.Option(
@@ -166,11 +191,13 @@ def serve(
     SIGTERM or Ctrl-C finishes what runs and ends with code 0; a second one ends at once.
     """
     del target  # has become knobs
-    from autotune.model_info import with_default_model
+    from autotune.model_info import model_name, with_default_model
     from engine.config import EngineConfig
     from engine.server.limits import ServerLimits
     from engine.server.settings import ServerSettings
 
+    if routing not in _ROUTERS:
+        raise BadInput(f"--routing {routing!r} is none of {', '.join(_ROUTERS)}")
     timeout = None
     if request_timeout != "none":
         timeout = parse_duration(request_timeout, "--request-timeout")
@@ -200,15 +227,22 @@ def serve(
         if settings.api_keys:
             who = "keys and prompts travel in the clear: put a proxy with TLS before it"
         note(f"warning: {host} is reached from other machines, and {who}")
-    from engine.server.run_server import run_server
+    # What a person wrote as a path may be asked for by that path too.
+    names = served_model_name or [model_name(Path(config.model)), config.model]
+    more: dict[str, Any] = {
+        "names": list(dict.fromkeys(names)),
+        "chat_template": chat_template,
+        "generation_defaults": generation_defaults,
+        "say": note,
+    }
+    if replicas > 1:
+        from engine.server.run_router import run_router
 
-    code = run_server(
-        config,
-        settings,
-        names=served_model_name or (),
-        chat_template=chat_template,
-        generation_defaults=generation_defaults,
-        say=note,
-    )
+        router = _ROUTERS[routing]
+        code = run_router(config, settings, replicas=replicas, router=router, **more)
+    else:
+        from engine.server.run_server import run_server
+
+        code = run_server(config, settings, **more)
     if code:
         raise typer.Exit(code)

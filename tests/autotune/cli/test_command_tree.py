@@ -86,7 +86,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         "try:\n"
         f"    main({arguments!r})\n"
         "finally:\n"
-        "    heavy = {'torch', 'transformers', 'pandas', 'pyarrow', 'optuna', 'scipy'}\n"
+        "    heavy = {'torch', 'transformers', 'pandas', 'pyarrow', 'optuna', 'scipy',"
+        " 'fastapi', 'uvicorn', 'aiohttp', 'prometheus_client'}\n"
         "    sys.stderr.write(','.join(sorted(heavy & set(sys.modules))))\n"
     )
     result = subprocess.run(

@@ -17,8 +17,8 @@ from engine.engine import Engine
 from engine.server.app import create_app
 from engine.server.async_engine import AsyncEngine
 from engine.server.connections import limited_protocol
+from engine.server.draining_server import DrainingServer
 from engine.server.limits import ServerLimits
-from engine.server.run_server import DrainingServer
 from engine.server.served_model import ServedModel
 from engine.server.settings import ServerSettings
 from tests.engine.fake_executor import VOCABULARY, FakeExecutor, assert_idle, make_engine

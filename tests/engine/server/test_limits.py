@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import ConfigError
 from engine.server.async_engine import AsyncEngine
+from engine.server.draining_server import DrainingServer
 from engine.server.limits import ServerLimits
-from engine.server.run_server import DrainingServer
 from engine.server.settings import ServerSettings
 from tests.engine.fake_executor import expected_output
 from tests.engine.server.fake_served import (
@@ -313,8 +313,27 @@ def test_a_signal_lets_what_runs_end(second: bool) -> None:
     run(test, ServerSettings(drain_s=0.1 if second else 20))
 
 
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+
+    async def test(port: int, served: AsyncEngine, gate: Gate, server: DrainingServer) -> None:
+        gate.open.clear()
+        running = asyncio.create_task(ask(port, completion([5], max_tokens=20)))
+        while not gate.entered.is_set():
+            await asyncio.sleep(0.001)
+        server.handle_exit(2, None)
+        assert codes == []
+        server.handle_exit(15, None)
+        assert codes == [130]
+        gate.open.set()
+        assert (await running)[0] == 200
+
+    run(test)
+
+
 def test_a_dead_engine_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.server.run_server._DEAD_S", 0.2)
+    monkeypatch.setattr("engine.server.draining_server._DEAD_S", 0.2)
 
     async def test(port: int, served: AsyncEngine, gate: Gate, server: DrainingServer) -> None:
         gate.errors.append(SystemExit("gone"))
