@@ -16,8 +16,6 @@ from engine.server.sent_prefixes import SentPrefixes
 State = Literal["starting", "ready", "unwell", "down"]
 
 CONNECT_SECONDS = 5.0
-# Below what servers keep an idle connection for: one that is taken up again is never just closing.
-IDLE_SECONDS = 1.0
 # A name for where there is none: requests go to a socket in the file system.
 BASE = "http://replica"
 
@@ -67,7 +65,9 @@ class Replica:
         await self.disconnect()
         self.sent.clear()
         self._session = ClientSession(
-            connector=UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_SECONDS),
+            # A connection for each request: one that was kept may have died with its process, and
+            # nobody could tell whether a request was still read from it.
+            connector=UnixConnector(str(socket), limit=0, force_close=True),
             cookie_jar=DummyCookieJar(),
             timeout=ClientTimeout(total=None, connect=CONNECT_SECONDS),
             auto_decompress=False,

@@ -86,23 +86,25 @@ class FakeReplica:
             await self.release.wait()
         if do == "die":
             if fields.get("stream"):
-                response = await self._stream(request, 2, 0.0, b'data: {"half')
+                response = await self._stream(request, {"pieces": 2}, b'data: {"half')
                 del response
             assert request.transport is not None
             request.transport.close()
             return web.Response()
         if do == "stream":
-            return await self._stream(request, fields["pieces"], fields.get("pause", 0.0), b"")
+            return await self._stream(request, fields, b"")
         return web.json_response({"by": self.number, "path": request.path_qs})
 
     async def _stream(
-        self, request: web.Request, pieces: int, pause: float, last: bytes
+        self, request: web.Request, fields: dict[str, Any], last: bytes
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        for piece in range(pieces):
-            await response.write(b"data: %d\n\n" % piece)
+        padding = b" " * fields.get("padding", 0)
+        pause = fields.get("pause", 0.0)
+        for piece in range(fields["pieces"]):
+            await response.write(b"data: %d%s\n\n" % (piece, padding))
             if pause:
                 await asyncio.sleep(pause)
         await response.write(last or b"data: [DONE]\n\n")

@@ -226,7 +226,7 @@ def test_who_does_not_read_is_left(tmp_path: Path) -> None:
         ):
             url = URL(str(client._base_url))
             _reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
-            body = json.dumps({"do": "stream", "pieces": 10_000_000}).encode()
+            body = json.dumps({"do": "stream", "pieces": 10_000, "padding": 1 << 16}).encode()
             head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
             await until(lambda: fakes[0].running == 1)
@@ -263,13 +263,13 @@ def test_equal_beginnings_meet_until_it_gets_too_much(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_thousand_streams_with_random_departures_leave_nothing(tmp_path: Path) -> None:
+def test_hundreds_of_streams_with_random_departures_leave_nothing(tmp_path: Path) -> None:
     """Whoever stays gets every event, and of whoever leaves nothing is left."""
     random.seed(3)
 
     async def test() -> None:
         async with routed(tmp_path, 3) as (fakes, app, client):
-            seats = asyncio.Semaphore(200)
+            seats = asyncio.Semaphore(150)
             whole: Counter[bool] = Counter()
 
             async def one(pieces: int, leaves_after: int | None) -> None:
@@ -284,12 +284,12 @@ def test_a_thousand_streams_with_random_departures_leave_nothing(tmp_path: Path)
                     expected = [*(b"data: %d" % i for i in range(pieces)), b"data: [DONE]", b""]
                     whole[events == expected] += 1
 
-            departures = [random.choice([None, 0, 1, 4]) for _ in range(1000)]
+            departures = [random.choice([None, 0, 1, 4]) for _ in range(400)]
             await asyncio.gather(*(one(6, leaves) for leaves in departures))
             assert whole == {True: departures.count(None)}
             await until(lambda: app.num_unfinished == 0 and not any(f.running for f in fakes))
             assert [replica.outstanding for replica in app.replicas] == [0, 0, 0]
-            assert sum(replica.requests for replica in app.replicas) == 1000
+            assert sum(replica.requests for replica in app.replicas) == 400
             assert sum(replica.failures for replica in app.replicas) == 0
 
     run(test)
