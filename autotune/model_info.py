@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.embedded import TARGET
-from engine.checkpoints.model_folder import open_model_folder
-from engine.checkpoints.open_source import open_source
 from engine.config import EngineConfig
-from engine.models.registry import decoder_spec
 
 # Enough of each end of a shard to tell versions of a model apart without reading all of it.
 _FINGERPRINT_BYTES = 1 << 20
@@ -65,6 +62,11 @@ def read_model_info(config: EngineConfig) -> ModelInfo:
         engine.errors.ModelError: no such folder, a broken one, or an unsupported architecture or
             quantization.
     """
+    # They bring torch along, which a router of replicas is better off without.
+    from engine.checkpoints.model_folder import open_model_folder
+    from engine.checkpoints.open_source import open_source
+    from engine.models.registry import decoder_spec
+
     folder = open_model_folder(config.model)
     spec = decoder_spec(folder)
     names = folder.config.get("architectures") or [folder.config.get("model_type", "unknown")]
