@@ -23,6 +23,7 @@ def beside(
     start: str,
     url: str = "http://127.0.0.1:8000",
     health: str = "/health",
+    api: str = "/v1",
     wait_s: int = 900,
 ) -> dict[str, str]:
     """The two scripts, by file name.
@@ -33,16 +34,25 @@ def beside(
         start: how the server is started, in words or as a command; for a comment.
         url: where it answers unless the variable URL says otherwise.
         health: the path that answers 200 once it serves.
+        api: the path where the OpenAI-compatible routes begin.
         wait_s: how long the smoke test waits for that.
     """
     return {
-        SMOKE_TEST: smoke_test(served_model, start=start, url=url, health=health, wait_s=wait_s),
+        SMOKE_TEST: smoke_test(
+            served_model, start=start, url=url, health=health, api=api, wait_s=wait_s
+        ),
         BENCHMARK: benchmark(deployment, served_model=served_model, url=url),
     }
 
 
 def smoke_test(
-    served_model: str, *, start: str, url: str, health: str = "/health", wait_s: int = 900
+    served_model: str,
+    *,
+    start: str,
+    url: str,
+    health: str = "/health",
+    api: str = "/v1",
+    wait_s: int = 900,
 ) -> str:
     """A POSIX script that fails unless the server gets healthy, knows the model and completes."""
     lines = [
@@ -71,10 +81,10 @@ def smoke_test(
         "  sleep 1",
         "  waited=$((waited + 1))",
         "done",
-        'ask "$URL/v1/models" | grep --fixed-strings --quiet "\\"$MODEL\\"" ||',
-        '  fail "/v1/models does not name $MODEL"',
+        f'ask "$URL{api}/models" | grep --fixed-strings --quiet "\\"$MODEL\\"" ||',
+        f'  fail "{api}/models does not name $MODEL"',
         r'body="{\"model\": \"$MODEL\", \"prompt\": \"Once upon a time\", \"max_tokens\": 8}"',
-        'answer=$(ask "$URL/v1/completions" --header "Content-Type: application/json" \\',
+        f'answer=$(ask "$URL{api}/completions" --header "Content-Type: application/json" \\',
         '  --data "$body") || fail "no completion"',
         'printf %s "$answer" | grep --quiet \'"completion_tokens": *[1-9]\' ||',
         '  fail "a completion without tokens: $answer"',

@@ -82,6 +82,18 @@ def _tokens(value: int, known: Known) -> Converted:
     return Converted(tokens, note)
 
 
+def _same_share(value: float, known: Known) -> Converted:
+    """A share that the other engine means as this one does; its bytes are told beside it."""
+    held = known.facts.get("kv_cache_memory_bytes")
+    if held is None:
+        return Converted(value, "")
+    return Converted(
+        value,
+        f"the KV cache came to {_size(held)} of it when measured; kv-cache-memory-bytes: {held} "
+        "asks for just that",
+    )
+
+
 def _share_with_weights(value: int, known: Known) -> Converted:
     """(weights + KV cache) / all memory of the device."""
     total, weights = _memory(value, known)
@@ -170,6 +182,7 @@ CONVERSIONS: Mapping[str, Callable[[Any, Known], Converted]] = {
     "value": lambda value, _known: Converted(value, ""),
     "gib": _gib,
     "tokens": _tokens,
+    "same_share": _same_share,
     "share_with_weights": _share_with_weights,
     "share_of_free": _share_of_free,
     "prefill_passes": _prefill_passes,

@@ -51,6 +51,7 @@ def _serving(name: str, deployment: Deployment) -> Exported:
         start=f"bash {table.start_script}",
         url=f"http://127.0.0.1:{table.port}",
         health=table.health,
+        api=table.api,
     )
     return Exported(files, translation.lost, warnings(table, evidence))
 
@@ -58,4 +59,4 @@ def _serving(name: str, deployment: Deployment) -> Exported:
 def _served_model(table: ServingEngine, translation: Translation) -> str:
     """The name under which the engine answers unless it is told another."""
     model = model_of(translation)
-    return model.rpartition("/")[2] if "{name}" in table.command else model
+    return model.rstrip("/").rpartition("/")[2] if table.served_as == "folder" else model

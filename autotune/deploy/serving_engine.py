@@ -146,7 +146,7 @@ class ServingEngine(_Strict):
     argument parser was run on the keys, or whose source was read for them (`checked_by`).
     `command` starts the server; {model}, {host}, {port} and {file} stand for what they say.
     `image` is the container of that version, `cpu_image` the one for machines without a GPU.
-    `api` is where the OpenAI-compatible routes begin.
+    `api` is where the OpenAI-compatible routes begin; requests name the model by `served_as`.
     """
 
     engine: str
@@ -157,6 +157,7 @@ class ServingEngine(_Strict):
     file: str | None = None
     command: tuple[str, ...] = Field(min_length=1)
     prepare: tuple[str, ...] = ()
+    served_as: Literal["model", "folder"] = "model"
     flags: Literal["switch", "value"] = "switch"
     devices: tuple[Device, ...] = ("cpu", "cuda")
     image: str | None = None

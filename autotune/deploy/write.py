@@ -10,12 +10,13 @@ from typing import Any
 from autotune.calibration_text import with_text_at_hand
 from autotune.deploy.engine_targets import BUNDLED
 from autotune.deploy.evidence import Evidence
+from autotune.deploy.measured_facts import measured_facts
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.targets import find_target
 from autotune.errors import BadInput
 from autotune.records import RunFolder, write_atomically
 from engine.config import EngineConfig
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError
 
 # What a run leaves without being asked, each as its main file alone.
 WITH_EVERY_RUN = (BUNDLED, "vllm")
@@ -76,7 +77,7 @@ def export_config(
         config=config,
         evidence=evidence,
         run=run,
-        measured=_measured(config, evidence),
+        measured=measured_facts(config, run),
         engine=options.engine,
         model=options.model,
         max_replicas=options.max_replicas,
@@ -118,27 +119,3 @@ def winner_of(run: Mapping[str, Any], source: Path) -> EngineConfig:
         raise BadInput(f"{source / 'run.json'}: the winner's config is unreadable: {error}") from (
             error
         )
-
-
-def _measured(config: EngineConfig, evidence: Evidence) -> dict[str, int]:
-    """What unset knobs came to: the model's length limit, the bytes of the KV cache.
-
-    Empty where the model's folder is not here any more.
-    """
-    from engine.checkpoints.model_folder import open_model_folder
-    from engine.kv_cache import cache_bytes
-    from engine.loading import resolve_dtype, resolve_max_model_len
-    from engine.models.registry import decoder_spec
-
-    try:
-        spec = decoder_spec(open_model_folder(config.model))
-    except EngineError:
-        return {}
-    measured = {"max_model_len": spec.max_position}
-    blocks = (evidence.bench.get("engine") or {}).get("kv_blocks_total")
-    if blocks:
-        length = resolve_max_model_len(config, spec)
-        measured["kv_cache_memory_bytes"] = cache_bytes(
-            config, spec, resolve_dtype(config, spec), length, int(blocks)
-        )
-    return measured
