@@ -41,7 +41,9 @@ def beside(
         SMOKE_TEST: smoke_test(
             served_model, start=start, url=url, health=health, api=api, wait_s=wait_s
         ),
-        BENCHMARK: benchmark(deployment, served_model=served_model, url=url),
+        BENCHMARK: benchmark(
+            deployment, served_model=served_model, url=url + api.removesuffix("/v1")
+        ),
     }
 
 

@@ -125,6 +125,7 @@ def carry(
     carries: tuple[str, ...],
     *,
     image: str | None = None,
+    contained: bool = True,
     folder: str | None = None,
 ) -> Carried:
     """The engine that a platform is to run.
@@ -133,10 +134,12 @@ def carry(
         deployment: what is deployed.
         carries: the engines that the platform can run, its default first.
         image: the platform's own image of it, if it has one.
+        contained: whether it runs in a container at all; without, there is no image.
         folder: where containers find the files of this machine; None where they stay.
 
     Raises:
-        BadInput: the bundled engine was asked to load from the hub, which it does not.
+        BadInput: the engine has no image for the device, or the bundled one was asked to load
+            from the hub, which it does not.
     """
     engine = deployment.engine or carries[0]
     config, evidence = deployment.config, deployment.evidence
@@ -171,7 +174,8 @@ def carry(
         words: tuple[str, ...] = ("autotune", "serve", FILE_PATH, *ends)
     else:
         table = load_serving_engine(engine)
-        title, own_image = f"{table.title} {table.version}", _image(table, evidence.device)
+        title = f"{table.title} {table.version}"
+        own_image = _image(table, evidence.device) if contained and image is None else ""
         file = f"{engine}.yaml"
         text = render_serving_yaml(table, placed, evidence, deployment.measured)
         translation = translate(placed, table, evidence.device, deployment.measured)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.deploy.beside import beside
-from autotune.deploy.platforms.accelerators import accelerator
 from autotune.deploy.platforms.carried import Carried, Flag, carry
 from autotune.deploy.platforms.container import MODELS
 from autotune.deploy.platforms.head import head
 from autotune.deploy.platforms.pod import environment, models_claim, resources
 from autotune.deploy.platforms.scaling import behavior, keda
+from autotune.deploy.replica_capacity import ReplicaCapacity
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import Noted, document, noted
 
@@ -60,18 +60,8 @@ def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         "modelURL": carried.model,
         "replicaCount": 1,
     }
-    if carried.gpus:
-        model["requestGPU"] = carried.gpus
-        product = accelerator(deployment, {"H100": "H100", "H200": "H200", "A100": "A100"})
-        if product is not None:
-            note = f"measured on {product}: requestGPUType: nvidia.com/gpu keeps any NVIDIA GPU"
-            model["requestGPUType"] = noted("nvidia.com/gpu", note)
-    elif carried.cores:
-        model["requestGPU"] = 0
-        model["requestCPU"] = noted(carried.cores, "the cores that it was measured with")
-        memory = resources(carried).get("requests", {}).get("memory")
-        if memory is not None:
-            model["requestMemory"] = memory
+    if wanted := resources(carried):
+        model["resources"] = wanted
     config: dict[str, Any] = {}
     extra: list[Any] = ["--served-model-name", carried.name]
     for flag in carried.flags:
@@ -97,13 +87,7 @@ def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         model["env"] = variables
     if carried.gpus > 1:
         model["shmSize"] = noted("8Gi", "the ranks exchange data there")
-    if carried.capacity is not None:
-        model["keda"] = {
-            "enabled": True,
-            **keda(carried, carried.capacity, deployment.max_replicas),
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior()}},
-        }
-    return {
+    values: dict[str, Any] = {
         "servingEngineSpec": {
             "runtimeClassName": noted("", "the cluster's default; nvidia where it has that class"),
             "modelSpec": [model],
@@ -113,6 +97,27 @@ def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
             "repository": "lmcache/lmstack-router",
             "tag": noted("v0.1.12", "the chart's own release"),
             "routingLogic": _routing(deployment),
+        },
+    }
+    if carried.capacity is not None:
+        scaler = _scaler(carried, carried.capacity, deployment.max_replicas)
+        values["extraObjects"] = noted(
+            [scaler],
+            "KEDA's autoscaler as an object of its own: the chart's schema wants keda.triggers as "
+            "a mapping, which KEDA refuses",
+        )
+    return values
+
+
+def _scaler(carried: Carried, capacity: ReplicaCapacity, most: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": f"{{{{ .Release.Name }}}}-{carried.slug}"},
+        "spec": {
+            "scaleTargetRef": {"name": f"{{{{ .Release.Name }}}}-{carried.slug}-deployment-vllm"},
+            **keda(carried, capacity, most),
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior()}},
         },
     }
 

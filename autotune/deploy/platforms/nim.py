@@ -7,7 +7,6 @@ from typing import Any
 
 from autotune.deploy.beside import beside
 from autotune.deploy.platforms.carried import PORT, Carried, carry
-from autotune.deploy.platforms.container import MODELS
 from autotune.deploy.platforms.head import head
 from autotune.deploy.platforms.pod import models_claim
 from autotune.deploy.platforms.scaling import behavior, target_in_flight, target_note
@@ -20,6 +19,8 @@ from autotune.errors import BadInput
 CARRIES = ("vllm", "sglang")
 FILE = "nimservice.yaml"
 _ENVIRONMENT = "nim.env"
+# Where the operator mounts the volume.
+_MODELS = "/model-store"
 _HEALTH = "/v1/health/ready"
 _PER_POD = "llm_requests_in_flight"
 
@@ -39,7 +40,7 @@ def export_nim(deployment: Deployment) -> Exported:
         raise BadInput("NIM's containers need a GPU, and this was measured on a CPU")
     known = platform("nim")
     engine = deployment.engine or CARRIES[0]
-    carried = carry(deployment, CARRIES, image=known.images[engine], folder=MODELS)
+    carried = carry(deployment, CARRIES, image=known.images[engine], folder=_MODELS)
     own = f"{known.release} brings its own release of the engine, not {carried.title}"
     more = (f"{own}: check the flags against it (docker run ... --dry-run)",)
 
@@ -128,8 +129,7 @@ def _service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         held = "; ".join(f"{here} as {there}" for here, there in carried.folders.items())
         spec["storage"] = noted(
             {"pvc": {"name": models_claim(carried), "create": False}},
-            f"a claim that has to hold the model: {held}; the operator mounts it at "
-            "/model-store, so give --model /model-store/... to export for the operator",
+            f"a claim that has to hold, at {_MODELS}: {held}",
         )
     else:
         pvc = {"create": True, "size": "200Gi", "volumeAccessMode": "ReadWriteOnce"}

@@ -33,7 +33,7 @@ def ray_serve_target() -> Target:
 
 def export_ray_serve(deployment: Deployment) -> Exported:
     """`serve.yaml`, as `serve deploy` and KubeRay's `serveConfigV2` read it."""
-    carried = carry(deployment, CARRIES)
+    carried = carry(deployment, CARRIES, contained=False)
     start = f"serve run {FILE}"
     warnings = carried.warnings
     if not carried.from_hub:

@@ -24,7 +24,7 @@ def systemd_target() -> Target:
 
 def export_systemd(deployment: Deployment) -> Exported:
     """A unit, with the engine's file beside it."""
-    carried = carry(deployment, CARRIES)
+    carried = carry(deployment, CARRIES, contained=False)
     unit = f"{carried.slug}.service"
     install = (
         f"install -D -m 644 {carried.file} {_CONFIG / carried.file} && "
