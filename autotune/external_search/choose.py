@@ -2,22 +2,23 @@
 
 The quantities of a trial are the simulated ones times what a Gaussian process says of measured over
 simulated (`autotune.search.discrepancy`), so that knobs of which no simulation knows are learned
-from the trials alone. Points are compared by their worth: the objective's logarithm, less what
-limits are missed by.
+from the trials alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.external_search.space import FlagConfig, FlagSpace, point_key
 from autotune.records import TrialRecord
 from autotune.search.acquisition import Reached, Sampled, choose
-from autotune.search.beliefs import log_residuals
+from autotune.search.beliefs import log_residuals, missed_by
 from autotune.search.discrepancy import Discrepancy
 from autotune.search.forecast import (
     OBJECTIVE,
@@ -33,21 +34,20 @@ from autotune.search.objective import Objective
 from autotune.simulation.interval import Interval
 from autotune.slo import Slo
 
-MOST_CONSIDERED = 512
+MOST_CONSIDERED = 128
 # Of the simulated points, so many are compared by all that is known; and the neighbours of as many
 # measured ones as `LEADERS`.
 SHORTLIST = 24
 LEADERS = 2
 SAMPLES = 256
-# A configuration that failed is taken for worse than the worst that ran, by this factor.
-_FAILED = 2.0
 # Worths that differ by less are equal to a simulation; then the fewest changes come first.
 _EQUAL = 0.01
-_WORTH = "worth"
-# Where nothing finished there is no worth; further down a single trial would decide the scale.
+_FAILS = "fails"
+# Where nothing finished there is no worth.
 _LEAST_WORTH = -40.0
 
 Point = Mapping[str, Any]
+Floats = NDArray[np.float64]
 Simulate = Callable[[FlagConfig], Mapping[str, float] | None]
 
 
@@ -61,6 +61,8 @@ class Chooser:
         objective: what is compared.
         seed: of what is drawn.
         simulate: `quantities` of a trial; None where it cannot be told.
+        played: the knobs whose effect a simulation shows; the others are moved one at a time, from
+            the best that ran.
     """
 
     def __init__(
@@ -71,49 +73,40 @@ class Chooser:
         objective: Objective,
         seed: int,
         simulate: Simulate,
+        played: Sequence[str] = (),
     ) -> None:
         self._space, self._base = space, base
         self._slo, self._objective = slo, objective
         self._seed = seed
         self._simulate = simulate
-        self._considered = space.candidates(base, MOST_CONSIDERED, seed)
-
-    @property
-    def considered(self) -> int:
-        """How many points were simulated."""
-        return len(self._considered)
+        self._considered = space.candidates(
+            base, MOST_CONSIDERED, seed, played or list(space.values)
+        )
 
     def choose(
         self, records: Sequence[TrialRecord], excluded: Callable[[Point], bool]
     ) -> Choice | None:
         """The point that is worth most to measure next; None if none is left."""
-        known = self._measured(records)
-        correction = self._correction(known)
-        points = self._shortlist(known, excluded)
+        tried = _Tried.of(self, records)
+        points = self._shortlist(tried, excluded)
         if not points:
             return None
-        everywhere = [*points, *(point for point, _ in known)]
-        means = np.array([self._worth(p) for p in everywhere])
-        means = means + correction.means(_WORTH, everywhere)
-        rng = np.random.default_rng([self._seed, len(records)])
-        drawn = correction.root(everywhere) @ rng.standard_normal((len(everywhere), SAMPLES))
-        value = means[:, None] + correction.scale(_WORTH) * drawn
-        sampled = Sampled(value, np.ones(value.shape, dtype=bool), np.zeros(value.shape))
-        reached = Reached.by(sampled.rows(range(len(points), len(everywhere))), 1.0)
+        everywhere = [*points, *tried.points]
+        sampled = self._sampled(tried, everywhere, len(records))
+        # What ran met the limits or not as it was measured, whatever the samples say.
+        met = [len(points) + i for i, r in enumerate(tried.records) if r.slo_met]
+        missed = [r.missed for r in tried.records if r.outcome == "ok"]
+        reached = Reached.by(sampled.rows(met), max(1e-3, min(missed, default=1.0)))
         best = choose(sampled.rows(range(len(points))), reached, 1)[0][0]
         return Choice("forecast", points[best], self.forecast(records, points[best]))
 
     def forecast(self, records: Sequence[TrialRecord], point: Point) -> Forecast | None:
         """What a trial at a point is expected to measure, with the noise of a single trial."""
         simulated = self._simulate(self._space.config_of(point, self._base))
-        known = [(p, r) for r in records if r.outcome == "ok" and (p := self._point(r)) is not None]
-        if simulated is None or not known:
+        tried = _Tried.of(self, [r for r in records if r.outcome == "ok"])
+        if simulated is None or not tried.points:
             return None
-        measured = [quantities(r.metrics or {}, self._slo, self._objective) for _, r in known]
-        expected = [self._simulate(self._space.config_of(p, self._base)) or {} for p, _ in known]
-        correction = Discrepancy(
-            self._space, [p for p, _ in known], log_residuals(measured, expected)
-        )
+        correction = tried.off
         spread = math.sqrt(float((correction.root([point]) ** 2).sum()) + correction.noise)
         draws = np.random.default_rng([self._seed, len(records), 1]).standard_normal(SAMPLES)
         intervals: dict[str, Interval] = {}
@@ -130,55 +123,94 @@ class Chooser:
         objective = intervals.pop(OBJECTIVE, None)
         return Forecast(intervals, objective, float(met.mean()))
 
-    def _measured(self, records: Sequence[TrialRecord]) -> list[tuple[Point, float]]:
-        """Points that were tried, with what they were worth; failures are worth little."""
-        found: list[tuple[Point, float | None]] = []
-        for record in records:
-            point = self._point(record)
-            if point is not None and record.outcome != "rejected":
-                found.append((point, self._worth_of_trial(record)))
-        ran = [worth for _, worth in found if worth is not None]
-        worst = min(ran, default=0.0) - math.log(_FAILED)
-        return [(point, worst if worth is None else worth) for point, worth in found]
+    def _sampled(self, tried: _Tried, points: Sequence[Point], seed: int) -> Sampled:
+        """Joint samples of the objective and of what the limits are missed by."""
+        rng = np.random.default_rng([self._seed, seed])
+        slower = tried.off.root(points) @ rng.standard_normal((len(points), SAMPLES))
+        rows = [self.simulated(point) for point in points]
 
-    def _worth_of_trial(self, record: TrialRecord) -> float | None:
-        if record.metrics is None or record.outcome not in ("ok", "cut_short"):
-            return None
-        if record.outcome == "cut_short":
-            # As far behind in a full load as in the short one.
-            told = record.metrics.get("short_load") or {}
-            return None if "expected_worth" not in told else float(told["expected_worth"])
-        return self._floored(quantities(record.metrics, self._slo, self._objective))
+        def samples(name: str) -> Floats:
+            """By the simulation, or from 1 on where nothing is simulated."""
+            said = np.array(
+                [(values or {}).get(name, math.nan if values else 1.0) for values in rows]
+            )
+            falls = falls_with_slowness(name, self._slo, self._objective)
+            off = tried.off.means(name, points)[:, None]
+            drawn = (-1.0 if falls else 1.0) * tried.off.scale(name) * slower
+            return np.asarray(said[:, None] * np.exp(off + drawn))
 
-    def _correction(self, known: Sequence[tuple[Point, float]]) -> Discrepancy:
-        residuals = [worth - self._worth(point) for point, worth in known]
-        return Discrepancy(self._space, [point for point, _ in known], {_WORTH: residuals})
+        value = samples(OBJECTIVE)
+        value = np.where(np.isnan(value), -np.inf, value if self._objective.maximise else -value)
+        short = np.zeros_like(value)
+        for limit in load_limits(self._slo):
+            short += missed_by(limit, samples(limit_name(limit)))
+        fails = tried.fails.means(_FAILS, points)[:, None]
+        met = (short <= 0.0) & (rng.random(value.shape) >= fails)
+        return Sampled(value, met, short)
 
-    def _shortlist(
-        self, known: Sequence[tuple[Point, float]], excluded: Callable[[Point], bool]
-    ) -> list[Point]:
+    def simulated(self, point: Point) -> Mapping[str, float] | None:
+        """`quantities` by simulation; those of the default where a point cannot be played."""
+        values = self._simulate(self._space.config_of(point, self._base))
+        return self._simulate(self._base) if values is None else values
+
+    def measured(self, record: TrialRecord) -> Mapping[str, float]:
+        """`quantities` of a trial; of one that was cut short, those of its short load."""
+        return quantities(record.metrics or {}, self._slo, self._objective)
+
+    def point_of(self, record: TrialRecord) -> Point | None:
+        """Where a trial ran."""
+        return self._space.point_in(record.config, self._base)
+
+    @property
+    def space(self) -> FlagSpace:
+        """Where to look."""
+        return self._space
+
+    def _shortlist(self, tried: _Tried, excluded: Callable[[Point], bool]) -> list[Point]:
         start = self._space.point_in({}, self._base) or {}
 
         def order(point: Point) -> tuple[float, int]:
             changes = sum(point[name] != start.get(name) for name in point)
-            return -round(self._worth(point) / _EQUAL), changes
+            return -round(self._worth(self.simulated(point)) / _EQUAL), changes
 
         best = sorted(self._considered, key=order)
-        leaders = [point for point, _ in sorted(known, key=lambda item: -item[1])[:LEADERS]]
+        ran = zip(tried.points, tried.records, strict=True)
+        worths = [(self._worth(self.measured(r)), p) for p, r in ran if r.outcome == "ok"]
+        leaders = [p for _, p in sorted(worths, key=lambda item: -item[0])[:LEADERS]]
         near = [p for leader in leaders for p in self._space.neighbours(leader, self._base)]
-        unique = {point_key(p): p for p in near if not excluded(p)}
         kept = [p for p in best if not excluded(p)][:SHORTLIST]
-        return list({**{point_key(p): p for p in kept}, **unique}.values())
+        unique = {point_key(p): p for p in (*kept, *near) if not excluded(p)}
+        return list(unique.values())
 
-    def _worth(self, point: Point) -> float:
-        """By simulation; that of the default where nothing is known, so that trials tell all."""
-        values = self._simulate(self._space.config_of(point, self._base))
+    def _worth(self, values: Mapping[str, float] | None) -> float:
         if values is None:
-            values = self._simulate(self._base)
-        return 0.0 if values is None else self._floored(values)
-
-    def _floored(self, values: Mapping[str, float]) -> float:
+            return 0.0
         return max(_LEAST_WORTH, worth_of(values, self._slo, self._objective))
 
-    def _point(self, record: TrialRecord) -> Point | None:
-        return self._space.point_in(record.config, self._base)
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """Where trials ran, what they say of the simulation, and where they failed."""
+
+    points: list[Point]
+    records: list[TrialRecord]
+    off: Discrepancy
+    fails: Discrepancy
+
+    @classmethod
+    def of(cls, chooser: Chooser, records: Sequence[TrialRecord]) -> _Tried:
+        pairs = [
+            (point, record)
+            for record in records
+            if record.outcome != "rejected" and (point := chooser.point_of(record)) is not None
+        ]
+        ran = [(p, r) for p, r in pairs if r.metrics is not None]
+        measured = [chooser.measured(r) for _, r in ran]
+        simulated = [
+            chooser.simulated(p) or dict.fromkeys(m, 1.0)
+            for (p, _), m in zip(ran, measured, strict=True)
+        ]
+        off = Discrepancy(chooser.space, [p for p, _ in ran], log_residuals(measured, simulated))
+        failed = [0.0 if r.metrics is not None else 1.0 for _, r in pairs]
+        fails = Discrepancy(chooser.space, [p for p, _ in pairs], {_FAILS: failed})
+        return cls([p for p, _ in pairs], [r for _, r in pairs], off, fails)

@@ -68,10 +68,9 @@ _KINDS: Mapping[str, FailureKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """The best trial so far: what its short load and its full one were worth."""
+    """The best trial so far: its number, and what its short load was worth."""
 
     trial: int
-    short_worth: float
     worth: float
 
 
@@ -323,7 +322,7 @@ class ExternalEvaluator:
         rival = screening.rival
         if rival is None:
             return None
-        behind = rival.short_worth - self._worth(short, slo)
+        behind = rival.worth - self._worth(short, slo)
         if behind <= math.log(HOPELESS):
             return None
         # As far behind as if it had had the full load.

@@ -14,7 +14,7 @@ from autotune.external_search.space import FlagConfig
 from autotune.external_search.step_costs import LinearCost, fit_cost
 from autotune.records import RunFolder, TrialRecord
 from autotune.search.events import Listener
-from autotune.search.forecast import Choice, quantities, worth_of
+from autotune.search.forecast import Choice
 from autotune.search.proof import ranked
 from autotune.search.spending import Spending
 from autotune.search.study import Study
@@ -23,7 +23,7 @@ from autotune.search.trials import TrialRunner
 from autotune.search.windows import read_windows
 
 # Of a long window the beginning is simulated: choosing must cost little beside measuring.
-_SIMULATED_TOKENS = 60_000.0
+_SIMULATED_TOKENS = 16_000.0
 _FEWEST_REQUESTS = 60
 # The space counts as exhausted after so many suggestions in a row that were measured before.
 _MAX_REPEATS = 50
@@ -168,6 +168,7 @@ class ExternalExploration:
                 self._objective,
                 self._options.seed,
                 _unknown if forecasts is None else forecasts.simulate,
+                () if forecasts is None else forecasts.played(self._prepared.space.values),
             )
             self._chooser = version, chooser
             if forecasts is None and ran:
@@ -240,10 +241,7 @@ class ExternalExploration:
         told = ((best.metrics or {}).get("short_load") or {}) if best is not None else {}
         if best is None or "worth" not in told:
             return Screening(seconds, None)
-        full = worth_of(
-            quantities(best.metrics or {}, self._slo, self._objective), self._slo, self._objective
-        )
-        return Screening(seconds, Rival(best.number, float(told["worth"]), full))
+        return Screening(seconds, Rival(best.number, float(told["worth"])))
 
 
 def _unknown(_: FlagConfig) -> None:

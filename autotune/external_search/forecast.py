@@ -7,7 +7,7 @@ say. What no simulation knows of, measured trials have to tell (`autotune.extern
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autotune.external.table import EngineTable
@@ -72,6 +72,10 @@ class Forecasts:
         tokens = min(float(needed), math.inf if cache_tokens is None else cache_tokens)
         self._cache = CacheShape(max(2, int(tokens // _BLOCK)), longest)
         self._known: dict[str, dict[str, float] | None] = {}
+
+    def played(self, knobs: Iterable[str]) -> list[str]:
+        """Those of the engine's knobs whose effect is simulated."""
+        return [name for name in knobs if self._table.knobs[name].same_as in PLAYED]
 
     def simulate(self, config: FlagConfig) -> dict[str, float] | None:
         """`quantities` of a trial; None where the scheduler cannot play it."""

@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import BadInput
-from autotune.external.engine import (
-    ExternalEngine,
-    find_engine,
-    running_engine,
-    without_missing_flags,
-)
+from autotune.external.engine import ExternalEngine, find_engine, running_engine
 from autotune.external.flags import problems_of
 from autotune.external.table import DEVICES, Device, Value, load_table
 from autotune.external_search.options import ExternalOptions
@@ -213,12 +208,8 @@ def engine_of(options: ExternalOptions) -> tuple[ExternalEngine, list[str]]:
             extra_arguments=options.engine_arguments,
             start_limit_s=options.start_limit_s,
         )
-    notes = []
-    if (note := engine.version_note()) is not None:
-        notes.append(note)
-        engine, missing = without_missing_flags(engine)
-        if missing:
-            notes.append(f"it has no flag for {', '.join(missing)}: these are not searched")
+    note = engine.version_note()
+    notes = [] if note is None else [note]
     return engine, notes
 
 

@@ -127,18 +127,25 @@ class FlagSpace:
                     seeds.append((f"extreme: {name}={_plain(value)}", point))
         return seeds
 
-    def candidates(self, base: FlagConfig, most: int, seed: int) -> list[dict[str, Any]]:
-        """Points to think of: all where there are at most `most`, else neighbours and drawn ones.
+    def candidates(
+        self, base: FlagConfig, most: int, seed: int, knobs: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Points that differ from the default in some of `knobs`, to think of.
 
-        Of what is the same engine one point; what the engine would refuse is left out.
+        All where there are at most `most` combinations, else the ends of each knob's values and
+        drawn ones. Of what is the same engine one point; what it would refuse is left out.
         """
-        found: dict[str, dict[str, Any]] = {}
+        start = self.point_in({}, base)
+        assert start is not None, "the space is widened by the default first"
+        varied = {name: values for name, values in self.values.items() if name in knobs}
         points: Iterator[Point]
-        if self.size <= most:
-            points = self._product()
+        if math.prod(len(values) for values in varied.values()) <= most:
+            combinations = itertools.product(*varied.values())
+            points = ({**start, **dict(zip(varied, c, strict=True))} for c in combinations)
         else:
-            drawn = itertools.islice(self._drawn(random.Random(seed)), 4 * most)
-            points = itertools.chain((p for _, p in self.seeds(base)), drawn)
+            ends = ({**start, name: v} for name, vs in varied.items() for v in (vs[0], vs[-1]))
+            points = itertools.chain(ends, self._drawn(varied, start, 4 * most, seed))
+        found: dict[str, dict[str, Any]] = {}
         for point in points:
             if len(found) >= most:
                 break
@@ -161,13 +168,13 @@ class FlagSpace:
                     found[point_key(other)] = other
         return list(found.values())
 
-    def _product(self) -> Iterator[Point]:
-        for combination in itertools.product(*self.values.values()):
-            yield dict(zip(self.values, combination, strict=True))
-
-    def _drawn(self, rng: random.Random) -> Iterator[Point]:
-        while True:
-            yield {name: rng.choice(choices) for name, choices in self.values.items()}
+    @staticmethod
+    def _drawn(
+        varied: Mapping[str, Sequence[Any]], start: Point, count: int, seed: int
+    ) -> Iterator[Point]:
+        rng = random.Random(seed)
+        for _ in range(count):
+            yield {**start, **{name: rng.choice(values) for name, values in varied.items()}}
 
 
 def point_key(point: Point) -> str:

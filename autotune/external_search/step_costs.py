@@ -23,9 +23,11 @@ from autotune.records import RequestRecord
 
 _MOST_GAPS = 20_000
 _FEWEST_GAPS = 50
-# A gap counts with this weight at most: a stall of the machine is no step.
-_LONGEST_QUANTILE = 0.995
+# Longer gaps than this quantile's times so much are stalls of the machine, not steps.
+_LONGEST_QUANTILE, _LONGEST_FACTOR = 0.99, 3.0
 _LEAST_S = 1e-5
+# Stamps of one step differ by less than this share of the usual gap.
+_LATE = 0.3
 
 Floats = NDArray[np.float64]
 
@@ -66,9 +68,13 @@ def fit_cost(records: Sequence[RequestRecord]) -> LinearCost | None:
         places = np.linspace(0, len(starts) - 1, _MOST_GAPS).round().astype(np.int64)
         starts, ends = starts[places], ends[places]
     decodes = _count(np.sort(firsts), starts) - _count(np.sort(lasts), starts)
-    prompts = _sum_until(firsts, computed, ends) - _sum_until(firsts, computed, starts)
     gaps = ends - starts
-    usual = (gaps >= _LEAST_S) & (gaps <= np.quantile(gaps, _LONGEST_QUANTILE))
+    # Stamps of one step lie a little apart: a first token just behind a gap's end belongs to it.
+    late = _LATE * float(np.median(gaps))
+    prompts = _sum_until(firsts, computed, ends + late) - _sum_until(
+        firsts, computed, starts + late
+    )
+    usual = (gaps >= _LEAST_S) & (gaps <= _LONGEST_FACTOR * np.quantile(gaps, _LONGEST_QUANTILE))
     if usual.sum() < _FEWEST_GAPS:
         return None
     lines = np.column_stack([np.ones(len(gaps)), decodes, prompts])[usual]

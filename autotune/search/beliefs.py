@@ -126,7 +126,7 @@ class Beliefs:
         missed = np.zeros_like(value)
         for limit in load_limits(question.slo):
             samples = self._samples(limit_name(limit), points, slower, noise)
-            missed += _missed(limit, samples)
+            missed += missed_by(limit, samples)
         met = (missed <= 0.0) & self._runs(points) & self._keeps_quality(points)
         return Sampled(value, met, missed)
 
@@ -146,7 +146,7 @@ class Beliefs:
         missed = np.zeros(SAMPLES)
         for limit in load_limits(question.slo):
             samples = self._samples(limit_name(limit), [point], slower, noise, forecaster)
-            missed += _missed(limit, samples)[0]
+            missed += missed_by(limit, samples)[0]
         intervals = {}
         for name in simulated:
             samples = self._samples(name, [point], slower, noise, forecaster)[0]
@@ -269,7 +269,7 @@ def log_residuals(
     return {name: [log(name, seen, said) for seen, said in pairs] for name in names}
 
 
-def _missed(limit: Limit, samples: Floats) -> Floats:
+def missed_by(limit: Limit, samples: Floats) -> Floats:
     """By how much samples miss a limit, at least 0; what was not simulated is a miss of it.
 
     TPOT and ITL of single tokens are met without a measurement.
