@@ -30,12 +30,13 @@ def documented(
     answer: type[BaseModel],
     *,
     errors: tuple[int, ...],
-    streams: bool = False,
+    chunk: type[BaseModel] | None = None,
 ) -> dict[str, Any]:
     """Arguments of a route: what it takes and answers.
 
-    Bodies are read by `engine.server.body.read_body`; `engine.server.openapi.describe` puts their
-    schemas where the references point.
+    `chunk` is what the events of a stream hold, where the answer may be one. Bodies are read by
+    `engine.server.body.read_body`; `engine.server.openapi.describe` puts all these schemas where
+    the references point.
     """
     said: dict[str, Any] = {}
     if body is not None:
@@ -46,15 +47,8 @@ def documented(
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
         }
     good: dict[str, Any] = {"model": answer, "description": "Done."}
-    if streams:
-        good["content"] = {
-            "text/event-stream": {
-                "schema": {
-                    "type": "string",
-                    "description": "With stream set: events whose data are chunks, then [DONE].",
-                }
-            }
-        }
+    if chunk is not None:
+        good["content"] = {"text/event-stream": {"schema": _event(chunk)}}
     responses: dict[int | str, Any] = {200: good}
     for status in sorted(errors):
         responses[status] = {"model": ErrorAnswer, "description": _ERRORS[status]}
@@ -64,3 +58,14 @@ def documented(
             }
     said["responses"] = responses
     return said
+
+
+def _event(chunk: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a server-sent event."""
+    data = {
+        "type": "string",
+        "description": f"With stream set: each event has a {chunk.__name__}, the last one [DONE].",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{chunk.__name__}"},
+    }
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}

@@ -18,7 +18,7 @@ from engine.server.logprobs import TokenTexts, chat_logprobs
 from engine.server.prompts import conversation_ids
 from engine.server.protocol import ChatCompletionRequest
 from engine.server.request_id import request_id
-from engine.server.responses import ChatCompletion
+from engine.server.responses import ChatCompletion, ChatCompletionChunk
 from engine.server.sampling_of import check_prompt, sampling_of, sampling_of_choice
 from engine.server.served_model import ServedModel
 from engine.server.sse import DONE, Envelope, compact, event
@@ -38,7 +38,9 @@ def chat_route(model: ServedModel, engine: Submits) -> APIRouter:
         operation_id="createChatCompletion",
         summary="Generate the next message of a conversation",
         response_model=None,
-        **documented(ChatCompletionRequest, ChatCompletion, errors=GENERATES, streams=True),
+        **documented(
+            ChatCompletionRequest, ChatCompletion, errors=GENERATES, chunk=ChatCompletionChunk
+        ),
     )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, _BODY)

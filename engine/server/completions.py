@@ -19,7 +19,7 @@ from engine.server.logprobs import CompletionLogprobs, TokenTexts
 from engine.server.prompts import check_token_ids, prompt_ids
 from engine.server.protocol import CompletionRequest, Prompt
 from engine.server.request_id import request_id
-from engine.server.responses import Completion
+from engine.server.responses import Completion, CompletionChunk
 from engine.server.sampling_of import check_prompt, sampling_of, sampling_of_choice
 from engine.server.served_model import ServedModel
 from engine.server.sse import DONE, Envelope, compact, event
@@ -39,7 +39,7 @@ def completions_route(model: ServedModel, engine: Submits) -> APIRouter:
         operation_id="createCompletion",
         summary="Generate text that follows prompts",
         response_model=None,
-        **documented(CompletionRequest, Completion, errors=GENERATES, streams=True),
+        **documented(CompletionRequest, Completion, chunk=CompletionChunk, errors=GENERATES),
     )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, _BODY)

@@ -14,11 +14,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from engine.errors import EngineError, RequestRefused
 from engine.server.refusals import Draining, EngineFailed, Overloaded, TimedOut
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _RETRY_DRAINING_S = 1.0  # another replica, or the next server on this port, may take it
 _SHOWN = 120  # characters of a bad value in a message
 
@@ -159,9 +161,12 @@ def install_error_handlers(app: FastAPI) -> None:
     async def known(_request: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
-    async def http(_request: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _of_http(error)
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        if error.status_code == 405:
+            headers["allow"] = ", ".join(_methods(request))
+        return _of_http(error, headers)
 
     async def invalid(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -176,7 +181,17 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, known)
 
 
-def _of_http(error: HTTPException) -> Response:
+def _methods(request: Request) -> list[str]:
+    """The methods that a path takes; the router names those of its first route alone."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if takes(method)]
+
+
+def _of_http(error: HTTPException, headers: Mapping[str, str]) -> Response:
     status, message, code = error.status_code, error.detail, None
     if message == HTTPStatus(status).phrase:  # the router's own; say more
         code = message.lower().replace(" ", "_")
@@ -184,4 +199,4 @@ def _of_http(error: HTTPException) -> Response:
             404: "there is no such path here; /openapi.json lists those there are",
             405: "this path takes other methods, which the header Allow names",
         }.get(status, message)
-    return error_response(status, message, code=code, headers=error.headers)
+    return error_response(status, message, code=code, headers=headers)

@@ -15,6 +15,7 @@ from engine.server.protocol import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
+from engine.server.responses import ChatCompletionChunk, CompletionChunk
 from engine.server.served_model import ServedModel
 
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -24,6 +25,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     TokenizeChatRequest,
     DetokenizeRequest,
 )
+_CHUNKS: tuple[type[BaseModel], ...] = (CompletionChunk, ChatCompletionChunk)
 _SCHEMA = "#/components/schemas/{model}"
 
 

@@ -125,6 +125,57 @@ class ChatCompletion(_Answer):
     prompt_token_ids: list[int] = []
 
 
+class CompletionChunkChoice(_Answer):
+    """What an output grew by; `finish_reason` comes with the last of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobsObject | None
+    finish_reason: FinishReason | None
+    token_ids: list[int] = []
+    prompt_token_ids: list[int] = []
+
+
+class CompletionChunk(_Answer):
+    """A part of a stream of /v1/completions; the last one may have usage and no choices."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: UsageObject | None = None
+
+
+class Delta(_Answer):
+    """What a message grew by; its role comes first."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChunkChoice(_Answer):
+    """What an output grew by; `finish_reason` comes with the last of it."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    token_ids: list[int] = []
+
+
+class ChatCompletionChunk(_Answer):
+    """A part of a stream of /v1/chat/completions; the last one may have usage and no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: UsageObject | None = None
+    prompt_token_ids: list[int] = []
+
+
 class ModelObject(_Answer):
     """A model that is served."""
 

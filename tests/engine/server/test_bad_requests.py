@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi import APIRouter, FastAPI
+from starlette.testclient import TestClient
 
+from engine.server.errors import install_error_handlers
 from tests.engine.server.tiny_served import Served
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
@@ -233,3 +236,34 @@ def test_other_paths_and_methods(tiny: Served) -> None:
 def test_a_long_bad_value_is_not_repeated_whole(tiny: Served) -> None:
     error = refusal(tiny.post(COMPLETIONS, prompt="a", model=["x" * 10_000]))
     assert len(error["message"]) < 300
+
+
+def test_all_methods_of_a_path_are_named() -> None:
+    app = FastAPI()
+    install_error_handlers(app)
+
+    async def nothing() -> None:
+        return None
+
+    for number, method in enumerate(("GET", "POST")):
+        app.add_api_route("/both", nothing, methods=[method], operation_id=str(number))
+    router = APIRouter()
+    router.add_api_route("/inner/{name}", nothing, methods=["PUT"])
+    app.include_router(router)
+    for path, methods in (("/both", "GET, POST"), ("/inner/a", "PUT")):
+        answer = TestClient(app).delete(path)
+        assert answer.status_code == 405
+        assert answer.headers["allow"] == methods
+
+
+def test_unforeseen_failures_are_told_without_details(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    install_error_handlers(app)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise ZeroDivisionError("secret")
+
+    answer = TestClient(app, raise_server_exceptions=False).get("/")
+    assert "secret" not in refusal(answer, 500)["message"]
+    assert "not foreseen" in caplog.text

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -165,3 +167,21 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     write(tmp_path, "tokenizer_config.json", "{")
     with pytest.raises(ModelError, match="not valid JSON"):
         load_chat_template(tmp_path)
+
+
+def test_the_template_of_a_gguf_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ bos_token }}{{ messages[1].content }}{{ eos_token }}")
+    writer.add_tensor("one", np.zeros(4, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for model in (path, tmp_path):
+        found = load_chat_template(model)
+        assert found is not None
+        assert found.render(CHAT) == "<s>Wie heißt du? 你好</s>"

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from engine.tokenizer import load_tokenizer
-from tests.engine.server.tiny_served import CHAT_TEMPLATE, NAME, Served
+from starlette.testclient import TestClient
+from tokenizers import processors
+
+from engine.tokenizer import Tokenizer, load_tokenizer
+from tests.engine.server.scripted_engine import ScriptedEngine
+from tests.engine.server.test_served_model import model
+from tests.engine.server.tiny_served import CHAT_TEMPLATE, NAME, Served, make_app
+from tests.engine.tiny_tokenizers import byte_level
 
 
 def test_texts(tiny: Served, tiny_folder: object) -> None:
@@ -26,6 +32,21 @@ def test_conversations(tiny: Served) -> None:
     answer = tiny.post("/tokenize", messages=[{"role": "user", "content": "Hi"}]).json()
     text = tiny.post("/detokenize", tokens=answer["tokens"]).json()["prompt"]
     assert text == "<s>user: Hi\nassistant:"
+
+
+def test_special_tokens_are_added_if_asked_for() -> None:
+    backend = byte_level()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    served = model(tokenizer=Tokenizer(backend), vocab_size=500, chat_template=None)
+    client = TestClient(make_app(served, ScriptedEngine([])))
+
+    def tokens(**body: object) -> list[int]:
+        return list(client.post("/tokenize", json=body).json()["tokens"])
+
+    assert tokens(prompt="fox")[0] == 0
+    assert tokens(prompt="fox", add_special_tokens=False) == tokens(prompt="fox")[1:]
 
 
 def test_models(tiny: Served) -> None:

@@ -21,6 +21,7 @@ from engine.server.async_engine import AsyncEngine
 from engine.server.errors import install_error_handlers
 from engine.server.limits import ServerLimits
 from engine.server.openapi import describe
+from engine.server.responses import ChatCompletionChunk, CompletionChunk
 from engine.server.routes import openai_routes
 from engine.server.served_model import ServedModel
 from engine.server.submits import Submits
@@ -113,7 +114,11 @@ class Served:
         assert answer.headers["content-type"].startswith("text/event-stream")
         *chunks, done, rest = answer.text.split("\n\n")
         assert (done, rest) == ("data: [DONE]", "")
-        return [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+        data = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+        form = ChatCompletionChunk if "chat" in path else CompletionChunk
+        for chunk in data:
+            form.model_validate(chunk, strict=True)
+        return data
 
     def assert_idle(self) -> None:
         """No request, block or task is left."""
