@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineError, EnvironmentLacks, ModelError, first_line
+from engine.server.limits import ServerLimits
+from engine.server.settings import ServerSettings
 
 _ERRORS = {error.__name__: error for error in (ConfigError, ModelError, EnvironmentLacks)}
 
@@ -80,19 +83,16 @@ def main() -> None:
 
 
 def _serve(arguments: Arguments) -> int:
-    from engine.config import EngineConfig
-    from engine.server.limits import ServerLimits
+    config = EngineConfig.from_mapping(arguments.config)
+    settings = ServerSettings(
+        uds=arguments.uds, limits=ServerLimits(**arguments.limits), drain_s=arguments.drain_s
+    )
     from engine.server.run_server import run_server
-    from engine.server.settings import ServerSettings
 
     template = arguments.chat_template
     return run_server(
-        EngineConfig.from_mapping(arguments.config),
-        ServerSettings(
-            uds=arguments.uds,
-            limits=ServerLimits(**arguments.limits),
-            drain_s=arguments.drain_s,
-        ),
+        config,
+        settings,
         names=arguments.names,
         chat_template=None if template is None else Path(template),
         generation_defaults=arguments.generation_defaults,

@@ -216,6 +216,17 @@ def test_why_a_replica_cannot_serve_keeps_its_kind() -> None:
         assert read_error(line) is None
 
 
+def test_a_real_replica_says_why_it_cannot_serve(tmp_path: Path) -> None:
+    arguments = Arguments(config={"block_size": 7}, limits={})
+
+    async def test() -> None:
+        async with started(tmp_path, Launch(arguments), patience=Patience()) as (fleet, _):
+            assert type(fleet.failure) is ConfigError
+            assert str(fleet.failure).startswith("replica 0 cannot serve: block_size=7 is not one")
+
+    run(test)
+
+
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("count", [1, 2, 4, 7, 64])
 def test_cores_are_divided_alike(count: int, replicas: int) -> None:
