@@ -62,8 +62,8 @@ class TrialTable:
 
 def outcome_of(trial: TrialRecord) -> Outcome:
     """Whether a trial met the SLO, missed it, or failed to be measured."""
-    if trial.outcome == "quality":
-        return "missed"  # a limit on the quality; no load was offered
+    if trial.outcome in ("quality", "cut_short"):
+        return "missed"  # a limit on the quality, or hopeless: no full load was offered
     if trial.outcome != "ok" or trial.metrics is None:
         return "failed"
     return "met" if trial.slo_met else "missed"
@@ -76,6 +76,8 @@ def outcome_text(trial: TrialRecord) -> str:
         return trial.outcome.replace("_", " ") if trial.outcome != "ok" else "not measured"
     if trial.outcome == "quality":
         return "SLO missed by the quality"
+    if trial.outcome == "cut_short":
+        return "cut short"
     return "SLO met" if kind == "met" else "SLO missed"
 
 
@@ -186,7 +188,7 @@ def _row(
 def _slo_text(trial: TrialRecord) -> str:
     if outcome_of(trial) != "missed":
         return outcome_text(trial)
-    if trial.outcome == "quality":
+    if trial.outcome in ("quality", "cut_short"):
         return outcome_text(trial)
     if any(item.measured is None for item in trial.slo):
         return "SLO missed, not all measured"

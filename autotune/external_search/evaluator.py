@@ -28,7 +28,7 @@ from autotune.load.endpoint import EXTENSIONS, Decoder, Endpoint
 from autotune.load.http_load import HttpLoadResult, run_http_load
 from autotune.load.open_loop import LoadProgress
 from autotune.measure import at_rate
-from autotune.metrics import compute_metrics
+from autotune.metrics import RESAMPLES, compute_metrics
 from autotune.records import RunFolder
 from autotune.search.forecast import quantities, worth_of
 from autotune.search.messages import (
@@ -49,6 +49,8 @@ from engine.config import EngineConfig
 
 # The first requests of a new server meet what is compiled or allocated at first use.
 WARMUP_REQUESTS = 8
+# What is told of a load; a short one only compares, so that its figures need no intervals.
+FULL = "load"
 _WARMUP_LIMIT_S = 120.0
 # Engines that keep prompts of another salt apart in their prefix cache.
 HEED_SALTS = ("vllm",)
@@ -158,7 +160,7 @@ class ExternalEvaluator:
                 return self._failed(failure)
             if short is not None and (told := self._hopeless(short, slo, self.screening)):
                 return told
-        metrics = self._load(endpoint, server, requests, command, slo, "load", time_limit)
+        metrics = self._load(endpoint, server, requests, command, slo, FULL, time_limit)
         if (failure := server.failure()) is not None:
             return self._failed(failure)
         if not metrics["completed"]:
@@ -280,6 +282,7 @@ class ExternalEvaluator:
             load_note=result.note,
             engine=watch.engine_part(result.cached_share),
             seed=command.seed,
+            resamples=RESAMPLES if phase == FULL else 0,
         )
         metrics["config"] = dict(command.config)
         metrics["server"] = {

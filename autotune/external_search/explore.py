@@ -97,15 +97,6 @@ class ExternalExploration:
         """The best search trial so far."""
         return next(iter(ranked(self._searched, self._objective)), None)
 
-    def predicted(self, config: FlagConfig) -> dict[str, Any] | None:
-        """What another trial of a config is expected to measure; None if it cannot be told."""
-        point = self._prepared.space.point_in(config.to_dict(), self._prepared.base)
-        if self._options.sampler != "simulator" or point is None:
-            return None
-        forecast = self._opened_chooser().forecast(self._searched, point)
-        after = {"after_trials": len(self._searched)}
-        return None if forecast is None else {**forecast.to_json(), **after}
-
     def _follow_forecasts(self, study: Study[FlagConfig]) -> None:
         while self._spending.pays_for_trial():
             chooser = self._opened_chooser()

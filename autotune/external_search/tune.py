@@ -269,10 +269,7 @@ class _Search:
         source = f"proof of trial {contender.number}"
         self._listener.trial_started(self._trials.next_number, source, changes)
         window = self._prepared.proof_window(round_)
-        record = self._trials.run(
-            *("proof", source, config, window, round_),
-            predicted=self._exploration.predicted(config),
-        )
+        record = self._trials.run("proof", source, config, window, round_)
         self._proof.append(record)
         self._listener.trial_ended(record, self._exploration.best())
 

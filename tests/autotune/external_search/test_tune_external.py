@@ -20,7 +20,7 @@ from autotune.traffic_options import TrafficOptions
 from reports.report import render_report
 from tests.autotune.external_search.virtual_servers import VirtualServers, vllm
 
-TRAFFIC = TrafficOptions(source="chat", rate=30.0, duration_s=6.0, length_factor=0.04)
+TRAFFIC = TrafficOptions(source="chat", rate=25.0, duration_s=4.0, length_factor=0.04)
 # A small space, whose simulation takes no time.
 NARROWING: dict[str, list[Any]] = {
     "max_num_seqs": [8, 32, 128],
@@ -55,12 +55,20 @@ def searched(path: Path) -> list[TrialRecord]:
     return [t for t in RunFolder(path).read_trials() if t.kind == "search"]
 
 
-def test_a_better_configuration_is_found_and_proven(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    servers = VirtualServers().install(monkeypatch)
-    path = tmp_path / "run"
-    run = tune_external(options(), path)
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VirtualServers]:
+    """A finished run over virtual servers."""
+    path = tmp_path_factory.mktemp("tuned") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        servers = VirtualServers().install(patch)
+        narrowing = NARROWING | {"cpu_omp_threads_bind": ["0-1"]}
+        tune_external(options(narrowing=narrowing), path)
+    return path, servers
+
+
+def test_a_better_configuration_is_found_and_proven(tuned: tuple[Path, VirtualServers]) -> None:
+    path, servers = tuned
+    run = RunFolder(path).read_run()
     result = run["result"]
     trials = RunFolder(path).read_trials()
     assert run["status"] == "done"
@@ -79,7 +87,7 @@ def test_a_better_configuration_is_found_and_proven(
     # Each search trial has a server of its own, and the proof one for each run of one contender.
     assert len(servers.servers) == 8 + 4
     assert all(server.stopped for server in servers.servers)
-    assert servers.servers[0].values == {}
+    assert servers.servers[0].values == {"cpu_omp_threads_bind": "0-1"}
     for trial in searched(path)[1:]:
         assert trial.predicted is not None
         assert trial.predicted["after_trials"] == trial.number
@@ -155,9 +163,10 @@ def test_what_no_flag_could_mend_ends_the_run_and_keeps_it(
     VirtualServers(fails=lambda _: failure).install(monkeypatch)
     path = tmp_path / "run"
     with pytest.raises(EnvironmentMissing, match=r"no such model; .*--resume"):
-        tune_external(options(), path)
+        tune_external(options(trials=2, rounds=2), path)
     VirtualServers().install(monkeypatch)
     assert tune_external(None, path)["status"] == "done"
+    assert len(searched(path)) == 2
 
 
 def test_a_run_without_a_single_server_says_so(
@@ -174,11 +183,11 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
 ) -> None:
     VirtualServers().install(monkeypatch)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    tune_external(options(trials=5), whole)
-    asked: ExternalOptions | None = options(trials=5)
-    for _ in range(12):
+    tune_external(options(trials=3, rounds=2), whole)
+    asked: ExternalOptions | None = options(trials=3, rounds=2)
+    for _ in range(8):
         stop = threading.Event()
-        VirtualServers(loads=7, stop=stop).install(monkeypatch)
+        VirtualServers(loads=6, stop=stop).install(monkeypatch)
         try:
             tune_external(asked, parts, stop=stop)
             break
@@ -196,11 +205,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert tune_external(None, parts)["status"] == "done"
 
 
-def test_deploy_starts_what_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    VirtualServers().install(monkeypatch)
-    path = tmp_path / "run"
-    run = tune_external(options(narrowing=NARROWING | {"cpu_omp_threads_bind": ["0-1"]}), path)
-    folder = RunFolder(path)
+def test_deploy_starts_what_won(tuned: tuple[Path, VirtualServers]) -> None:
+    folder = RunFolder(tuned[0])
+    run = folder.read_run()
     run["result"]["winner_config"] |= {
         "speculative_method": "ngram",
         "num_speculative_tokens": 4,

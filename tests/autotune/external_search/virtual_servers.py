@@ -101,6 +101,8 @@ class VirtualServers:
         monkeypatch.setattr("autotune.external_search.evaluator.run_http_load", self.load)
         monkeypatch.setattr("autotune.external_search.tune.discover", _understands_all)
         monkeypatch.setattr("autotune.external_search.prepare.find_engine", _found)
+        # Intervals of single trials are of no interest here and take long.
+        monkeypatch.setattr("autotune.external_search.evaluator.RESAMPLES", 20)
         return self
 
     def start(
