@@ -93,12 +93,12 @@ class _Kept:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
             self.wait(grace_s, lambda: self.status is not None)
-        self.sweep()
+        self.sweep(grace_s)
 
-    def sweep(self) -> None:
+    def sweep(self, grace_s: float) -> None:
         """Give the workers a moment, then kill them until there are none."""
-        alone = self.status is not None
-        if alone and self.wait(_STRAGGLERS_S, lambda: not self.survivors()):
+        moment = min(grace_s, _STRAGGLERS_S)
+        if self.status is not None and self.wait(moment, lambda: not self.survivors()):
             return
         until = time.monotonic() + _KILLING_S
         while time.monotonic() < until and (left := self.survivors()):
@@ -133,13 +133,14 @@ def _read_order() -> dict[str, Any]:
     return order
 
 
-def _write_pids(path: Path, kept: _Kept, argv: list[str], owner: int) -> None:
+def _write_pids(path: Path, kept: _Kept, program: str, owner: int) -> None:
+    # The program alone: its arguments may hold keys.
     content = {
         "owner": owner,
         "keeper": os.getpid(),
         "keeper_created": psutil.Process().create_time(),
         "pid": kept.pid,
-        "command": argv,
+        "program": program,
     }
     with contextlib.suppress(psutil.Error):
         content["owner_created"] = psutil.Process(owner).create_time()
@@ -172,7 +173,7 @@ def main() -> None:
     pid_file = Path(order["pid_file"])
     try:
         try:
-            _write_pids(pid_file, kept, order["argv"], owner)
+            _write_pids(pid_file, kept, order["argv"][0], owner)
         except OSError as error:
             _say(error=f"{pid_file} cannot be written: {error.strerror}")
             kept.stop(0.0)
@@ -185,7 +186,7 @@ def main() -> None:
                 kept.stop(float(order["grace_s"]))
                 break
         if ended and not order["returns"]:
-            kept.sweep()
+            kept.sweep(float(order["grace_s"]))
     finally:
         with contextlib.suppress(OSError):
             pid_file.unlink()

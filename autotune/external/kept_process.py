@@ -9,6 +9,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ class KeptProcess:
     ) -> None:
         end_left_behind(pid_file)
         self._grace_s = grace_s
+        self._lock = threading.Lock()
         self._buffer = b""
         self._ended = False
         self._status: int | None = None
@@ -119,8 +121,9 @@ class KeptProcess:
         if self._keeper.poll() is None:
             self._keeper.kill()
             self._keeper.wait()
-        if self._keeper.stdout is not None and not self._keeper.stdout.closed:
-            self._keeper.stdout.close()
+        with self._lock:
+            if self._keeper.stdout is not None and not self._keeper.stdout.closed:
+                self._keeper.stdout.close()
 
     def _note(self, answer: dict[str, Any]) -> None:
         if "ended" in answer:
@@ -128,6 +131,11 @@ class KeptProcess:
 
     def _read(self, seconds: float) -> dict[str, Any] | None:
         """The keeper's next answer; None: none in time. A keeper that is gone ends the engine."""
+        # One thread may stop what another looks after.
+        with self._lock:
+            return self._read_alone(seconds)
+
+    def _read_alone(self, seconds: float) -> dict[str, Any] | None:
         assert self._keeper.stdout is not None
         if self._keeper.stdout.closed:
             return {"ended": self._status}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autotune.errors import Interrupted
 from autotune.external.engine import ExternalEngine
-from autotune.external.failures import Failure, LaunchFailed
+from autotune.external.failures import Failure, FailureKind, LaunchFailed
 from autotune.external.flags import Flags, flags_of, problems_of
 from autotune.external.kept_process import KeptProcess
 from autotune.external.probes import models_of, status_of
@@ -211,5 +211,7 @@ def _served_model(engine: ExternalEngine, url: str, log: ServerLog) -> str:
         return names[0]
     if engine.served_name not in names:
         reason = f"{url} serves {', '.join(names)} and not {engine.served_name}"
-        raise LaunchFailed(Failure("port_in_use", reason, None, tuple(log.tail(40))))
+        # At a port that we have chosen, another program's server is in the way.
+        kind: FailureKind = "port_in_use" if engine.url is None else "model_not_found"
+        raise LaunchFailed(Failure(kind, reason, None, tuple(log.tail(40))))
     return engine.served_name

@@ -80,8 +80,6 @@ def _go_wrong(mode: str) -> None:
     if mode == "crash":
         _log("RuntimeError: something inside broke")
         sys.exit(3)
-    if mode == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
     if mode == "port":
         _log("OSError: [Errno 98] error while attempting to bind: address already in use")
         sys.exit(1)

@@ -38,6 +38,12 @@ from autotune.external.table import load_table
             "CPU memory utilization (0.92, 21.7 GiB).",
             "host_memory",
         ),
+        (
+            "vllm",
+            "  Value error, max_num_batched_tokens (32) must be greater than or equal to "
+            "max_num_seqs (64). [type=value_error]",
+            "bad_flag",
+        ),
         ("vllm", "OSError: [Errno 98] Address already in use", "port_in_use"),
         (
             "vllm",
@@ -86,6 +92,13 @@ def test_the_class_of_a_line(engine: str, line: str, kind: str) -> None:
     assert failure.kind == kind
     assert failure.reason.startswith("X")
     assert failure.log_tail == tuple(log)
+
+
+def test_without_a_device_its_memory_is_the_machines() -> None:
+    line = "ValueError: No available memory for the cache blocks."
+    failures = load_table("vllm").failures
+    for on_device, kind in ((True, "device_memory"), (False, "host_memory")):
+        assert classify("X", failures, 1, [line], on_device=on_device).kind == kind
 
 
 def test_a_kill_without_a_word_is_for_memory() -> None:

@@ -100,9 +100,7 @@ def test_workers_are_ended_whatever_they_call_themselves(
     [
         ("device_memory", "host_memory", "No available memory for the cache blocks"),
         ("host_memory", "host_memory", "SIGKILL"),
-        ("value", "bad_flag", "block_size 7 must suit"),
         ("crash", "crash", "something inside broke"),
-        ("segfault", "crash", "SIGSEGV"),
         ("garbage", "crash", "lists no model"),
     ],
 )
@@ -115,12 +113,6 @@ def test_a_start_that_fails_is_classified(
     assert words in str(caught.value)
     assert caught.value.failure.log_tail
     assert not (tmp_path / "log.pid").exists()
-
-
-def test_memory_is_the_devices_on_a_device(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(LaunchFailed) as caught:
-        launch(make({"mode": "device_memory"}, device="cuda"), {}, log_file=tmp_path / "log")
-    assert caught.value.failure.kind == "device_memory"
 
 
 def test_a_flag_that_the_engine_does_not_know(make: Make, tmp_path: Path) -> None:
@@ -296,7 +288,7 @@ def test_process_ids_that_others_have_now_are_left_alone(tmp_path: Path) -> None
         "keeper_created": mine.create_time() - 100,
         "pid": mine.pid,
         "created": mine.create_time() - 99,
-        "command": ["vllm"],
+        "program": "vllm",
     }
     pid_file.write_text(json.dumps(stale))
     assert not end_left_behind(pid_file)
@@ -349,6 +341,16 @@ def test_a_restart_command_that_fails(tmp_path: Path) -> None:
     engine = running_engine("vllm", f"http://127.0.0.1:{free_port()}", words, device="cpu")
     with pytest.raises(LaunchFailed, match="exit status 5: error: no such unit"):
         launch(engine, {}, log_file=tmp_path / "log")
+
+
+def test_another_model_at_the_url(tmp_path: Path) -> None:
+    program, port = install(tmp_path), free_port()
+    words = f"{program} serve m --host 127.0.0.1 --port {port} {{flags}}".split()
+    url = f"http://127.0.0.1:{port}"
+    engine = running_engine("vllm", url, words, device="cpu", served_name="other")
+    with pytest.raises(LaunchFailed, match="serves m and not other") as caught:
+        launch(engine, {}, log_file=tmp_path / "log")
+    assert caught.value.failure.kind == "model_not_found"
 
 
 def test_a_restart_command_needs_a_place_for_flags() -> None:
