@@ -2,8 +2,9 @@
 
 For vLLM's CPU build, with a model folder M and the hour of a chat service as the trace:
 
-    VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 autotune run --engine vllm --engine-path VENV/bin/vllm \\
-        --model M --workload azure_llm_2023_conv.csv --scale-lengths 0.25 --rate 2.5 \\
+    VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 autotune run --engine vllm \\
+        --engine-path VENV/bin/vllm --model M \\
+        --workload azure_llm_2023_conv.csv --scale-lengths 0.25 --rate 2.5 \\
         --slo "ttft<1s,tpot<100ms" --objective latency --budget 60m -o RUN
     python -m benchmarks.engine_tuned RUN --out vllm_tuned.json
 """
