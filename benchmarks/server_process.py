@@ -38,12 +38,22 @@ def served(knobs: Mapping[str, Any], arguments: Sequence[str] = ()) -> Iterator[
     Raises:
         RuntimeError: it ended by itself, or was not healthy in time; its last words are told.
     """
+    with started(["-m", "autotune.cli.main", "serve", *flags_of(knobs), *arguments]) as server:
+        yield server
+
+
+@contextmanager
+def started(arguments: Sequence[str]) -> Iterator[Served]:
+    """Run Python with these arguments and a `--port` that is free, until the end of the block.
+
+    Raises:
+        RuntimeError: it ended by itself, or was not healthy in time; its last words are told.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "autotune.cli.main", "serve", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [*command, *flags_of(knobs), *arguments], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, *arguments, "--port", str(port)], stdout=log, stderr=subprocess.STDOUT
         )
         try:
             while not _healthy(port):

@@ -56,6 +56,7 @@ SHARE = 0.8
 STREAMS = 500
 STREAM_OUTPUT = 48
 STARTS = 5
+DRAIN_S = 600.0
 TOKENS_PER_S = "output_tokens_per_s"
 
 
@@ -81,7 +82,7 @@ class InProcess:
 
     def load(self, wanted: Sequence[LoadRequest]) -> LoadResult:
         """Offer the requests."""
-        return run_load(self.engine, wanted)
+        return run_load(self.engine, wanted, drain_limit=DRAIN_S)
 
 
 class OverHttp:
@@ -92,7 +93,7 @@ class OverHttp:
 
     def load(self, wanted: Sequence[LoadRequest]) -> LoadResult:
         """Offer the requests."""
-        return run_http_load(self.endpoint, wanted)
+        return run_http_load(self.endpoint, wanted, drain_limit=DRAIN_S)
 
 
 def figures(result: LoadResult) -> dict[str, float]:
@@ -158,7 +159,7 @@ def many_streams(knobs: dict[str, Any]) -> dict[str, Any]:
     with served(knobs) as server:
         endpoint = discover(server.url).endpoint
         before = resident_bytes(server.pid)
-        result = run_http_load(endpoint, wanted, drain_limit=300.0)
+        result = run_http_load(endpoint, wanted, drain_limit=DRAIN_S)
         grown = resident_bytes(server.pid) - before
     pairs = list(zip(result.records, expected.records, strict=True))
     return {
