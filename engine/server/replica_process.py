@@ -21,6 +21,7 @@ from engine.server.replica import Replica
 from engine.server.replica_main import Arguments, read_error
 from engine.server.router_metrics import cache_tokens
 
+_ROOT = Path(__file__).resolve().parents[2]
 _LAST_LINES = 5
 _LAST_WORDS_S = 1.0
 
@@ -31,7 +32,13 @@ class Launch:
 
     arguments: Arguments
     environment: Mapping[str, str] = field(default_factory=dict)
-    command: tuple[str, ...] = (sys.executable, "-m", "engine.server.replica_main")
+    # -P: what lies in the folder that the router was started in must not be imported.
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "engine.server.replica_main")
+
+    def whole_environment(self) -> dict[str, str]:
+        """The router's environment and the replica's own; this release is found first."""
+        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **self.environment}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +141,7 @@ class ReplicaProcess:
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
-            env={**os.environ, **self._launch.environment},
+            env=self._launch.whole_environment(),
             # Ctrl-C reaches the router, which decides what becomes of the replicas.
             start_new_session=True,
         )
