@@ -105,7 +105,10 @@ def benchmark(deployment: Deployment, *, served_model: str, url: str) -> str:
         options += ["--slo", str(slo)]
     lines = [
         "#!/bin/sh",
-        *comment("The load that the configuration was tuned under, offered to the server."),
+        *comment(
+            "The load that the configuration was tuned under, offered to the server. Run it where "
+            "the run was started: a trace is named as it was there."
+        ),
         *([] if capacity is None else comment(f"Measured before: {capacity.basis}")),
         *comment("URL and MODEL may be set; API_KEY too, if the server wants one."),
     ]

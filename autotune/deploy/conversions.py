@@ -70,7 +70,9 @@ def _gib(value: int, _known: Known) -> Converted:
 def _tokens(value: int, known: Known) -> Converted:
     """Tokens of KV cache that the bytes hold there, and no more than requests could fill."""
     if "kv_cache_dtype" in known.lost:
-        tokens = known.number("kv_cache_tokens_16bit", "the size of a token's keys and values")
+        tokens = known.number(
+            "kv_cache_tokens_unquantized", "the size of a token's keys and values"
+        )
         note = f"{_size(value)} when measured hold so many tokens in the model's own type"
     else:
         tokens = known.number("kv_cache_tokens", "the size of a token's keys and values")

@@ -16,7 +16,7 @@ def measured_facts(config: EngineConfig, run: Mapping[str, Any]) -> dict[str, in
     """The model's length limit, and the bytes of KV cache, weights and device.
 
     `kv_cache_memory_bytes` and `weights_bytes` are of one rank. `kv_cache_tokens` is how many
-    tokens those bytes held, `kv_cache_tokens_16bit` how many they would in the model's own type.
+    tokens those bytes held, `kv_cache_tokens_unquantized` how many they would in the model's own type.
 
     Args:
         config: the configuration that was measured.
@@ -53,7 +53,7 @@ def measured_facts(config: EngineConfig, run: Mapping[str, Any]) -> dict[str, in
         facts["kv_cache_memory_bytes"] = per_rank
         held = per_rank * shares
         facts["kv_cache_tokens"] = held // kv_bytes_per_token(spec, cache_dtype(config, dtype))
-        facts["kv_cache_tokens_16bit"] = held // kv_bytes_per_token(spec, dtype)
+        facts["kv_cache_tokens_unquantized"] = held // kv_bytes_per_token(spec, dtype)
     return facts
 
 

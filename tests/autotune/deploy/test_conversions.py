@@ -11,7 +11,7 @@ GIB = 1 << 30
 ON_GPU = {
     "kv_cache_memory_bytes": 20 * GIB,
     "kv_cache_tokens": 160_000,
-    "kv_cache_tokens_16bit": 80_000,
+    "kv_cache_tokens_unquantized": 80_000,
     "weights_bytes": 16 * GIB,
     "device_memory_bytes": 80 * GIB,
     "max_model_len": 8192,

@@ -25,7 +25,7 @@ FACTS: dict[str, dict[str, int]] = {
     "cpu": {
         "kv_cache_memory_bytes": 3 << 30,
         "kv_cache_tokens": 160_000,
-        "kv_cache_tokens_16bit": 80_000,
+        "kv_cache_tokens_unquantized": 80_000,
         "weights_bytes": 300 << 20,
         "device_memory_bytes": 24 << 30,
         "max_model_len": 4096,
@@ -33,7 +33,7 @@ FACTS: dict[str, dict[str, int]] = {
     "cuda": {
         "kv_cache_memory_bytes": 20 << 30,
         "kv_cache_tokens": 160_000,
-        "kv_cache_tokens_16bit": 80_000,
+        "kv_cache_tokens_unquantized": 80_000,
         "weights_bytes": 16 << 30,
         "device_memory_bytes": 80 << 30,
         "max_model_len": 8192,
