@@ -90,7 +90,7 @@ async def serving(
         async with asyncio.timeout(20):
             while not server.started:
                 await asyncio.sleep(0.01)
-            yield server.servers[0].sockets[0].getsockname()[1], served, server
+        yield server.servers[0].sockets[0].getsockname()[1], served, server
     finally:
         server.should_exit = True
         await asyncio.wait_for(task, 20)

@@ -34,7 +34,7 @@ def run(
         engine, gate = gated_engine(**knobs)
         served = AsyncEngine(engine, limits=limits or ServerLimits(), failure=failure)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await test(served, gate)
         finally:
             gate.open.set()

@@ -41,7 +41,7 @@ def run(test: Test, settings: ServerSettings | None = None, **knobs: Any) -> Non
         engine, gate = gated_engine(**knobs)
         async with serving(engine, settings) as (port, served, server):
             try:
-                async with asyncio.timeout(25):
+                async with asyncio.timeout(60):
                     await test(port, served, gate, server)
             finally:
                 gate.open.set()
