@@ -107,5 +107,6 @@ def _scalar(value: Any) -> str:
     """One value on one line, quoted where YAML would take it for something else."""
     if value in ({}, []) and not isinstance(value, (int, float)):
         return str(yaml.safe_dump(value, default_flow_style=True)).strip()
-    text = yaml.safe_dump(value, width=float("inf"), allow_unicode=False, default_flow_style=True)
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.safe_dump(value, width=float("inf"), default_flow_style=True, default_style=style)
     return str(text).removesuffix("\n").removesuffix("\n...")

@@ -64,7 +64,7 @@ def _content(carried: Carried) -> dict[str, Any]:
         )
     service["image"] = carried.image
     config = f"{CONFIG}/{carried.file}"
-    command = carried.command(config)
+    command = [_literal(word) for word in carried.command(config)]
     service["entrypoint"] = command[:1]
     service["command"] = command[1:]
     service["ports"] = [
@@ -79,13 +79,14 @@ def _content(carried: Carried) -> dict[str, Any]:
         mounts.append(
             {
                 "type": "bind",
-                "source": f"${{{variable}:-{here.replace('$', '$$')}}}",
-                "target": there,
+                "source": _source(variable, here),
+                "target": _literal(there),
                 "read_only": True,
             }
         )
     variables: list[Any] = [
-        noted(f"{name}={value}", *notes) for name, (value, notes) in carried.environment.items()
+        noted(f"{name}={_literal(value)}", *notes)
+        for name, (value, notes) in carried.environment.items()
     ]
     if carried.from_hub:
         mounts.append(f"{_HUB_CACHE}:/root/.cache/huggingface")
@@ -116,3 +117,15 @@ def _content(carried: Carried) -> dict[str, Any]:
     if carried.from_hub:
         content["volumes"] = {_HUB_CACHE: {}}
     return content
+
+
+def _source(variable: str, here: str) -> str:
+    """A path that a variable may replace; inside a default Compose knows no escapes."""
+    if "$" in here or "}" in here:
+        return _literal(here)
+    return f"${{{variable}:-{here}}}"
+
+
+def _literal(text: str) -> str:
+    """Text in which Compose is to replace nothing."""
+    return text.replace("$", "$$")

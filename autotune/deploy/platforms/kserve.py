@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from autotune.deploy.beside import beside
-from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
+from autotune.deploy.platforms.carried import BUNDLED, Carried, carry
 from autotune.deploy.platforms.container import MODELS, dockerfile
 from autotune.deploy.platforms.head import head
 from autotune.deploy.platforms.pod import (
@@ -13,7 +14,6 @@ from autotune.deploy.platforms.pod import (
     environment,
     models_claim,
     pod,
-    probes,
     resources,
     secrets,
 )
@@ -27,8 +27,7 @@ from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
 
 CARRIES = ("vllm", "sglang", BUNDLED)
-# Where KServe's storage initializer puts the model.
-_MOUNTED = "/mnt/models"
+_TENSOR_PARALLEL = "tensor-parallel-size"
 
 
 def kserve_target() -> Target:
@@ -45,7 +44,7 @@ def export_kserve(deployment: Deployment) -> Exported:
         if engine == "vllm"
         else ("InferenceService", "inferenceservice.yaml")
     )
-    use = "kubectl apply -k ."
+    use = f"kubectl apply -f {file}" if engine == "vllm" else "kubectl apply -k ."
 
     def render(title: str, content: dict[str, Any], evidence_in: str) -> str:
         top = head("kserve", title, carried, deployment.evidence, use=use, evidence_in=evidence_in)
@@ -69,7 +68,7 @@ def export_kserve(deployment: Deployment) -> Exported:
             "kustomization.yaml": document(kustomization),
             carried.file: carried.text,
         }
-    start = f"{use if engine != 'vllm' else f'kubectl apply -f {file}'}; set URL to status.url"
+    start = f"{use}; URL is status.url of the resource"
     torch = (deployment.run.get("versions") or {}).get("torch")
     return Exported(
         {
@@ -99,27 +98,21 @@ def _uri(carried: Carried) -> Any:
 
 
 def _llm_service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
-    """KServe mounts the model and passes its own arguments; ours come after them."""
+    """KServe starts vLLM by its own command, with certificates of its own; we add the flags."""
+    flags = [flag for flag in carried.flags if flag.key != _TENSOR_PARALLEL]
+    notes = [f"--{flag.key}: {note}" for flag in flags for note in flag.notes]
+    words = [word for flag in flags for word in flag.words]
+    added = noted({"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(words)}, *notes)
     container: dict[str, Any] = {
         "name": "main",
         "image": carried.image,
-        "command": ["vllm", "serve", _MOUNTED],
-        "args": [
-            *_words(carried),
-            "--served-model-name",
-            carried.name,
-            "--host",
-            "0.0.0.0",  # noqa: S104 - inside a container
-            "--port",
-            str(PORT),
-        ],
-        "ports": [{"name": "http", "containerPort": PORT}],
+        "env": [added, *environment(carried), *secrets(carried)],
     }
-    if variables := environment(carried) + secrets(carried):
-        container["env"] = variables
     if wanted := resources(carried):
         container["resources"] = wanted
-    container |= probes()
+    container["securityContext"] = noted(
+        {"runAsUser": 2000, "runAsGroup": 0}, "KServe refuses root; the image allows this user"
+    )
     spec: dict[str, Any] = {
         "model": {"uri": _uri(carried), "name": carried.name},
         "router": noted(
@@ -127,6 +120,8 @@ def _llm_service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
             "KServe's scheduler sends requests where their prefix is cached",
         ),
     }
+    if carried.gpus > 1:
+        spec["parallelism"] = {"tensor": carried.gpus}
     if carried.capacity is None:
         spec["replicas"] = 1
     else:
@@ -146,16 +141,6 @@ def _llm_service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         "metadata": {"name": carried.slug},
         "spec": spec,
     }
-
-
-def _words(carried: Carried) -> list[Any]:
-    """Every flag as list items, each with its evidence."""
-    words: list[Any] = []
-    for flag in carried.flags:
-        first, *rest = flag.words or ("",)
-        if first:
-            words += [noted(first, *flag.notes), *rest]
-    return words
 
 
 def _service(carried: Carried, deployment: Deployment) -> dict[str, Any]:

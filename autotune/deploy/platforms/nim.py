@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -84,7 +85,8 @@ def _env_file(carried: Carried, top: list[str]) -> str:
 
 def _run_script(carried: Carried) -> str:
     mounts = [
-        f'  --volume "${{MODEL_DIR{"" if n == 0 else f"_{n + 1}"}:-{here}}}:{there}:ro" \\'
+        f'  --volume "${{MODEL_DIR{"" if n == 0 else f"_{n + 1}"}:-{_inside(here)}}}"'
+        f":{shlex.quote(there)}:ro \\"
         for n, (here, there) in enumerate(carried.folders.items())
     ]
     lines = [
@@ -103,6 +105,11 @@ def _run_script(carried: Carried) -> str:
         f"  {carried.image}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _inside(text: str) -> str:
+    """Text between double quotes of a shell."""
+    return re.sub(r'([$`"\\])', r"\\\1", text)
 
 
 def _service(carried: Carried, deployment: Deployment) -> dict[str, Any]:

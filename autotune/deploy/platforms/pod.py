@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from autotune.deploy.platforms.carried import PORT, Carried
+from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried
 from autotune.deploy.platforms.container import CONFIG, MODELS
 from autotune.deploy.yaml_document import noted
 
 # Weights of hundreds of gigabytes take their time: 120 times 15 s.
 _START_PERIODS, _PERIOD_S = 120, 15
+_HEALTH_SAYS = {BUNDLED: "/health fails when the engine makes no progress"}
 DRAIN_S = 120
 GIB = 1 << 30
 # Beside weights and cache: the interpreter, PyTorch, activations.
@@ -85,20 +86,20 @@ def container(carried: Carried, *, name: str) -> dict[str, Any]:
         content["resources"] = wanted
     return {
         **content,
-        **probes(),
+        **probes(carried),
         "securityContext": {"allowPrivilegeEscalation": False},
         "volumeMounts": mounts,
     }
 
 
-def probes() -> dict[str, Any]:
+def probes(carried: Carried) -> dict[str, Any]:
     """When a replica is started, ready, and alive."""
     return {
         "startupProbe": noted(
             _probe(_PERIOD_S, _START_PERIODS), "loading weights may take half an hour"
         ),
         "readinessProbe": _probe(5, 3),
-        "livenessProbe": noted(_probe(20, 6), "/health fails when the engine makes no progress"),
+        "livenessProbe": noted(_probe(20, 6), _HEALTH_SAYS.get(carried.engine)),
     }
 
 

@@ -35,24 +35,21 @@ def export_ray_serve(deployment: Deployment) -> Exported:
     """`serve.yaml`, as `serve deploy` and KubeRay's `serveConfigV2` read it."""
     carried = carry(deployment, CARRIES, contained=False)
     start = f"serve run {FILE}"
-    warnings = carried.warnings
+    more: tuple[str, ...] = ()
     if not carried.from_hub:
-        warnings += (
+        more += (
             f"every node of the cluster must have the model at {carried.model}; a name of the hub "
             "(--model) is downloaded by each",
         )
-    warnings += ("Ray starts vLLM without its server: --served-model-name is model_id here",)
-    text = document(
-        _content(carried, deployment),
-        head=head("ray-serve", "Ray Serve config", carried, deployment.evidence, use=start),
-    )
+    top = head("ray-serve", "Ray Serve config", carried, deployment.evidence, use=start, more=more)
+    text = document(_content(carried, deployment), head=top)
     return Exported(
         {
             FILE: text,
             **beside(deployment, served_model=carried.name, start=start, health="/-/healthz"),
         },
         carried.lost,
-        warnings,
+        (*carried.warnings, *more),
     )
 
 

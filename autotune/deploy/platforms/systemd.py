@@ -14,7 +14,7 @@ from autotune.deploy.yaml_text import comment
 CARRIES = (BUNDLED, "vllm", "sglang")
 _CONFIG = PurePosixPath("/etc/autotune")
 # Where the engine's virtual environment is; a drop-in changes it (systemctl edit).
-_PREFIXES = {BUNDLED: "/opt/autotune", "vllm": "/opt/vllm", "sglang": "/opt/sglang"}
+PREFIXES = {BUNDLED: "/opt/autotune", "vllm": "/opt/vllm", "sglang": "/opt/sglang"}
 
 
 def systemd_target() -> Target:
@@ -43,7 +43,7 @@ def export_systemd(deployment: Deployment) -> Exported:
 
 
 def _unit(carried: Carried, deployment: Deployment, install: str) -> str:
-    prefix = _PREFIXES[carried.engine]
+    prefix = PREFIXES[carried.engine]
     top = head(
         "systemd",
         "systemd unit",
