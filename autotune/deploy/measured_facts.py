@@ -16,7 +16,8 @@ def measured_facts(config: EngineConfig, run: Mapping[str, Any]) -> dict[str, in
     """The model's length limit, and the bytes of KV cache, weights and device.
 
     `kv_cache_memory_bytes` and `weights_bytes` are of one rank. `kv_cache_tokens` is how many
-    tokens those bytes held, `kv_cache_tokens_unquantized` how many they would in the model's own type.
+    tokens those bytes held, `kv_cache_tokens_unquantized` how many they would hold in the model's
+    own type.
 
     Args:
         config: the configuration that was measured.
