@@ -13,12 +13,13 @@ from typing import Any
 import uvicorn
 from aiohttp import ClientSession, web
 
-from engine.server.body_limit import BodyLimit
 from engine.server.connections import limited_protocol
 from engine.server.limits import ServerLimits
 from engine.server.replica import Replica
 from engine.server.router import RouterApp
 from engine.server.routing import Router
+from engine.server.run_router import guarded
+from engine.server.settings import ServerSettings
 
 
 class FakeReplica:
@@ -119,6 +120,7 @@ async def fleet(
     count: int,
     router: Router,
     limits: ServerLimits,
+    keys: tuple[str, ...] = (),
 ) -> AsyncIterator[tuple[list[FakeReplica], RouterApp, ClientSession]]:
     """Fake replicas, a router over them, and a client of it whose base URL it is."""
     fakes = [FakeReplica(number, folder) for number in range(count)]
@@ -128,7 +130,7 @@ async def fleet(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(
-            BodyLimit(app, limits.max_body_bytes, limits.read_timeout_s),
+            guarded(app, ServerSettings(limits=limits, api_keys=keys)),
             http=limited_protocol(limits),
             log_level="critical",
             lifespan="off",

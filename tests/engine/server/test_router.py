@@ -29,8 +29,9 @@ def routed(
     count: int = 2,
     router: Router = "least_loaded",
     limits: ServerLimits | None = None,
+    keys: tuple[str, ...] = (),
 ) -> contextlib.AbstractAsyncContextManager[tuple[list[FakeReplica], RouterApp, ClientSession]]:
-    return fleet(folder, count, router, limits or ServerLimits())
+    return fleet(folder, count, router, limits or ServerLimits(), keys)
 
 
 async def ask(client: ClientSession, **fields: Any) -> tuple[int, Any]:
@@ -211,6 +212,22 @@ def test_bodies_have_limits(tmp_path: Path) -> None:
             assert not any(fake.seen for fake in fakes)
             assert app.num_unfinished == 0
             assert (await ask(client, x="y" * 900))[0] == 200
+
+    run(test)
+
+
+def test_a_key_opens_and_goes_no_further(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with routed(tmp_path, keys=("k1", "k2")) as (fakes, _, client):
+            status, answer = await ask(client)
+            assert (status, answer["error"]["type"]) == (401, "authentication_error")
+            assert not fakes[0].seen
+            async with client.post(PATH, headers={"Authorization": "Bearer k2"}) as response:
+                assert response.status == 200
+            assert "authorization" not in fakes[0].headers[0]
+            for path in ("/health", "/metrics", "/load"):
+                async with client.get(path) as response:
+                    assert response.status == 200
 
     run(test)
 
