@@ -4,6 +4,7 @@ Each engine lives in an environment of its own; name its interpreter, or llama.c
 
     python scripts/check_exports.py --vllm VENV/bin/python --model FOLDER
     python scripts/check_exports.py --sglang VENV/bin/python --lmdeploy VENV/bin/python
+    python scripts/check_exports.py --openvino VENV/bin/python
     python scripts/check_exports.py --llamacpp BUILD/bin/llama-server
 
 vLLM also checks some configurations as a whole, for which it reads the model's folder. Exits with
@@ -32,7 +33,13 @@ from engine.config import KNOBS, MODEL_METHODS, EngineConfig, Knob
 from engine.errors import ConfigError
 
 PROBE = Path(__file__).with_name("export_probe.py")
-DEVICES = {"vllm": "cpu", "sglang": "cuda", "lmdeploy": "cuda", "llamacpp": "cpu"}
+DEVICES = {
+    "vllm": "cpu",
+    "sglang": "cuda",
+    "lmdeploy": "cuda",
+    "openvino": "cpu",
+    "llamacpp": "cpu",
+}
 FACTS = {
     "kv_cache_memory_bytes": 3 << 30,
     "kv_cache_tokens": 100_000,
@@ -107,6 +114,7 @@ def cases(
             {
                 "words": launch_words(table, translation, file=None if path is None else str(path)),
                 "flags": launch_words(table, translation),
+                "settings": translation.flags(),
                 "whole": whole and number % 5 == 0,
             }
         )

@@ -1,9 +1,9 @@
 """Reads exported commands with an engine's own parser; run by that engine's interpreter.
 
-Usage: export_probe.py vllm|sglang|lmdeploy CASES
+Usage: export_probe.py vllm|sglang|lmdeploy|openvino CASES
 
-CASES has a JSON object a line: `words`, the command with the config file, and `flags`, the same
-without one. For each a JSON line comes back: `ok`, or `problem`. It imports nothing of autotune.
+CASES has a JSON object a line: `words`, the command with the config file, `flags`, the same
+without one, and `settings`, the keys with their values. For each a JSON line comes back: `ok`, or `problem`. It imports nothing of autotune.
 """
 
 from __future__ import annotations
@@ -74,9 +74,29 @@ def lmdeploy() -> Callable[[Case], None]:
     return check
 
 
+def openvino() -> Callable[[Case], None]:
+    """The scheduler's settings of OpenVINO GenAI, which the model server hands on."""
+    from openvino_genai import SchedulerConfig
+
+    # These are the server's own, or the plugin's.
+    elsewhere = {"target_device", "kv_cache_precision", "draft_source_model"}
+
+    def check(case: Case) -> None:
+        config = SchedulerConfig()
+        for key, value in case["settings"].items():
+            if key not in elsewhere:
+                if getattr(config, key) != value:
+                    setattr(config, key, value)
+                if getattr(config, key) != value:
+                    raise ValueError(f"{key} is not {value}")
+
+    return check
+
+
 def main() -> None:
     """Check every case."""
-    check = {"vllm": vllm, "sglang": sglang, "lmdeploy": lmdeploy}[sys.argv[1]]()
+    known = {"vllm": vllm, "sglang": sglang, "lmdeploy": lmdeploy, "openvino": openvino}
+    check = known[sys.argv[1]]()
     with Path(sys.argv[2]).open(encoding="utf-8") as cases:
         for line in cases:
             try:
