@@ -3,7 +3,8 @@
 Usage: export_probe.py vllm|sglang|lmdeploy|openvino CASES
 
 CASES has a JSON object a line: `words`, the command with the config file, `flags`, the same
-without one, and `settings`, the keys with their values. For each a JSON line comes back: `ok`, or `problem`. It imports nothing of autotune.
+without one, and `settings`, the keys with their values. For each a JSON line comes back: `ok`, or
+`problem`. It imports nothing of autotune.
 """
 
 from __future__ import annotations
