@@ -60,6 +60,7 @@ async def _answer(
             param="top_logprobs",
             code="invalid_combination",
         )
+    engine.admit(body.num_choices)  # before the work of reading the conversation
     ids = await conversation_ids(
         body,
         model,

@@ -68,15 +68,16 @@ async def _answer(
             code="invalid_combination",
         )
     count = body.num_choices
+    if not nothing:  # before the work of reading prompts
+        engine.admit(count * len(body.prompt))
+    prompts = await prompt_ids(
+        body.prompt,
+        model,
+        add_special_tokens=body.add_special_tokens is not False,
+        truncate=body.truncate_prompt_tokens,
+    )
     choices: list[Choice] = []
-    prompts: list[list[int]] = []
-    for prompt in body.prompt:
-        ids = await prompt_ids(
-            prompt,
-            model,
-            add_special_tokens=body.add_special_tokens is not False,
-            truncate=body.truncate_prompt_tokens,
-        )
+    for ids in prompts:
         check_prompt(len(ids), model)
         sampling = sampling_of(
             body,
@@ -85,7 +86,6 @@ async def _answer(
             max_tokens=1 if nothing else body.max_tokens,
             logprobs=body.logprobs,
         )
-        prompts.append(ids)
         choices += [Choice(ids, sampling_of_choice(sampling, i)) for i in range(count)]
     echoes = [_echo(prompt, model) for prompt in body.prompt] if body.echo else []
     envelope = Envelope(answer_id, "text_completion", int(time.time()), model.name)

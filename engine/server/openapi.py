@@ -53,7 +53,9 @@ def describe(app: FastAPI, model: ServedModel, *, api_keys: bool = False) -> Non
 
 
 def _add_bodies(description: dict[str, Any], model: ServedModel) -> None:
-    _, bodies = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_SCHEMA)
+    _, bodies = models_json_schema(
+        [(read, "validation") for read in (*_BODIES, *_CHUNKS)], ref_template=_SCHEMA
+    )
     schemas = description.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(bodies["$defs"])
     names = list(model.names)

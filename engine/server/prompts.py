@@ -9,20 +9,26 @@ from typing import Any
 
 from engine.server.chat_template import RESERVED, ChatTemplateError
 from engine.server.errors import ApiError
-from engine.server.protocol import ConversationFields, Message
+from engine.server.protocol import ConversationFields, Message, Prompt
 from engine.server.served_model import ServedModel
 from engine.tokenizer import Tokenizer
 
-# Characters from which on a text is encoded in a thread: the tokenizer is then busy for longer
+# Characters from which on texts are encoded in a thread: the tokenizer is then busy for longer
 # than a thread costs, and the event loop has streams to serve meanwhile.
 _LONG_TEXT = 4096
 
 
-async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text; a long one does not hold up the event loop."""
-    if len(text) < _LONG_TEXT:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+async def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of texts; long ones do not hold up the event loop."""
+
+    def encode_all() -> list[list[int]]:
+        return [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+    if sum(map(len, texts)) < _LONG_TEXT:
+        return encode_all()
+    return await asyncio.to_thread(encode_all)
 
 
 def check_token_ids(token_ids: Sequence[int], model: ServedModel) -> None:
@@ -42,26 +48,28 @@ def check_token_ids(token_ids: Sequence[int], model: ServedModel) -> None:
 
 
 async def prompt_ids(
-    prompt: str | list[int],
+    prompts: Sequence[Prompt],
     model: ServedModel,
     *,
     add_special_tokens: bool = True,
     truncate: int | None = None,
-) -> list[int]:
-    """Token ids of a prompt; `truncate` keeps so many at its end.
+) -> list[list[int]]:
+    """Token ids of prompts, all texts or none; `truncate` keeps so many at the end of each.
 
     Raises:
-        ApiError: 400, the model cannot take it.
+        ApiError: 400, the model cannot take them.
     """
-    if isinstance(prompt, str):
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if texts:
         tokenizer = model.needs_tokenizer()
-        ids = await encode(tokenizer, prompt, add_special_tokens=add_special_tokens)
+        found = await encode(tokenizer, texts, add_special_tokens=add_special_tokens)
     else:
-        ids = prompt
+        found = [prompt for prompt in prompts if not isinstance(prompt, str)]
     if truncate is not None:
-        ids = ids[-truncate:]
-    check_token_ids(ids, model)
-    return ids
+        found = [ids[-truncate:] for ids in found]
+    for ids in found:
+        check_token_ids(ids, model)
+    return found
 
 
 def conversation_text(
@@ -129,7 +137,8 @@ async def conversation_ids(
     text = conversation_text(body, model, hide_tools=hide_tools)
     # The template writes special tokens itself.
     special = bool(body.add_special_tokens)
-    return await prompt_ids(text, model, add_special_tokens=special, truncate=truncate)
+    (ids,) = await prompt_ids([text], model, add_special_tokens=special, truncate=truncate)
+    return ids
 
 
 def _message(message: Message) -> Mapping[str, Any]:

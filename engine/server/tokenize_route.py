@@ -36,7 +36,7 @@ def tokenize_route(model: ServedModel) -> APIRouter:
         tokenizer = model.needs_tokenizer()
         if isinstance(body, TokenizeRequest):
             special = body.add_special_tokens is not False
-            ids = await encode(tokenizer, body.prompt, add_special_tokens=special)
+            (ids,) = await encode(tokenizer, [body.prompt], add_special_tokens=special)
         else:
             ids = await conversation_ids(body, model)
         spelled = [tokenizer.piece(i) for i in ids] if body.return_token_strs else None

@@ -21,7 +21,7 @@ from engine.server.served_model import ServedModel
 from engine.server.settings import ServerSettings
 from tests.engine.server.tiny_served import NAME, load_tiny, over_http
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "3"))
 # Why a request that the schema allows may still be refused: what a schema cannot say.
 BEYOND_SCHEMAS = {
     "context_length_exceeded",  # lengths in tokens

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from engine.errors import RequestRefused
 from engine.output import RequestOutput
@@ -14,6 +15,8 @@ from engine.request import FinishReason, SamplingParams
 from engine.server.generation import Choice, Generation
 from engine.server.refusals import Draining, EngineFailed, Overloaded, TimedOut
 from tests.engine.server.scripted_engine import ScriptedEngine, output
+from tests.engine.server.test_served_model import model
+from tests.engine.server.tiny_served import make_app
 
 END = FinishReason.LENGTH
 
@@ -190,3 +193,15 @@ def test_requests_that_the_engine_turned_away(reason: FinishReason, status: int)
     client = answer(ScriptedEngine([[turned]]))
     assert client.status == status
     assert json.loads(client.body)["error"]["message"] == "no room for that"
+
+
+def test_a_full_server_turns_requests_away_before_it_reads_prompts() -> None:
+    engine = ScriptedEngine([], refuses=Overloaded("full", 3))
+    client = TestClient(make_app(model(), engine))
+    for path, body in (
+        ("/v1/completions", {"prompt": "a text, which this model cannot read"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "3"
