@@ -332,8 +332,9 @@ class AsyncEngine:
             self._begin_thread()
             self._serve()
         except BaseException as error:  # whatever it is, nobody steps any more
-            _log.critical("the engine broke down", exc_info=error)
             self.failed = EngineFailed(f"the engine broke down: {first_line(error)}")
+            foreseen = isinstance(error, EngineError)  # its sentence says it all
+            _log.critical("%s", self.failed, exc_info=None if foreseen else error)
             self._post(self._fail_all)
 
     def _serve(self) -> None:
