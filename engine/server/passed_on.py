@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Answer:
     def retry_after(self) -> float:
         """After how many seconds the client may come again; endless if it is not told."""
         told = next((v for k, v in self.headers if k == b"retry-after"), b"")
-        return int(told) if told.isdigit() else float("inf")
+        return int(told) if told.isdigit() else math.inf
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Sequence
 
 from aiohttp import ClientConnectorError, ClientError, ConnectionTimeoutError
@@ -25,8 +26,6 @@ from engine.server.replica import Replica
 from engine.server.router_metrics import merge_pages, router_page
 from engine.server.routing import Router, Routing
 
-# A replica that cannot take a request says so with these, and has then not begun it.
-_REFUSALS = (429, 503)
 # A replica that was started again is there after about so long.
 _RETRY_SECONDS = 5
 # Below what those who ask wait for: one that hangs must not take the others' figures along.
@@ -143,7 +142,7 @@ class RouterApp:
         """Have a replica answer; what it says instead if it did not take the request."""
         try:
             async with request_to(replica, scope, body) as response:
-                if response.status not in _REFUSALS and is_stream(response):
+                if is_stream(response):
                     if not await pass_stream(response, replica, send, _broken_off(replica)):
                         replica.suspect()
                     return None
@@ -154,9 +153,11 @@ class RouterApp:
         except (ClientError, TimeoutError, OSError) as error:
             replica.suspect()
             raise _broken_off(replica) from error
-        if answer.status in _REFUSALS:
-            if answer.status == 503:
-                replica.suspect()
+        if answer.status == 503:
+            replica.suspect()
+        # Who tells when to come again has not begun it. An engine that broke down with it does not
+        # tell: the next might break down too.
+        if answer.status in (429, 503) and answer.retry_after < math.inf:
             return answer
         await send_answer(send, answer.status, answer.headers, answer.body)
         return None

@@ -27,7 +27,8 @@ class FakeReplica:
 
     A request's field `do` says how: `stream` sends `pieces` events with a pause after each, `hold`
     waits until `release` is set, `die` breaks the connection off, in a stream after two events and
-    a half, `refuse` is 429, and anything else is echoed. `left` counts clients that went away.
+    a half, `fail` is an engine that breaks down, and anything else is echoed. A `status` other than
+    200 refuses all. `left` counts clients that went away.
     """
 
     def __init__(self, number: int, folder: Path) -> None:
@@ -78,11 +79,12 @@ class FakeReplica:
 
     async def _do(self, request: web.Request, fields: dict[str, Any]) -> web.StreamResponse:
         do = fields.get("do")
-        if do == "refuse" or self.status != 200:
-            status = self.status if self.status != 200 else 429
+        if self.status != 200:
             return web.json_response(
-                {}, status=status, headers={"Retry-After": str(7 - self.number)}
+                {}, status=self.status, headers={"Retry-After": str(7 - self.number)}
             )
+        if do == "fail":
+            return web.json_response({}, status=503)
         if do == "hold":
             await self.release.wait()
         if do == "die":

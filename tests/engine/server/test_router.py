@@ -154,6 +154,18 @@ def test_who_is_full_is_passed_over_until_all_are(tmp_path: Path) -> None:
     run(test)
 
 
+def test_what_may_have_broken_an_engine_is_not_sent_to_the_next(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with routed(tmp_path) as (fakes, app, client):
+            async with client.post(PATH, json={"do": "fail"}) as response:
+                assert response.status == 503
+                assert "Retry-After" not in response.headers
+            assert [len(fake.seen) for fake in fakes] == [1, 0]
+            assert app.replicas[0].suspected.is_set()
+
+    run(test)
+
+
 def test_without_a_ready_replica_it_is_unwell_and_says_when_to_come_again(tmp_path: Path) -> None:
     async def test() -> None:
         async with routed(tmp_path) as (fakes, _, client):
