@@ -22,6 +22,7 @@ from autotune.external_search.space import (
     load_flag_space,
 )
 from autotune.hardware.detect import describe_hardware
+from autotune.load.endpoint import server_url
 from autotune.model_info import ModelInfo, read_model_info
 from autotune.records import RunFolder
 from autotune.search.prepare import CAPACITY_PROBES, new_run, read_search_run
@@ -189,7 +190,7 @@ def engine_of(options: ExternalOptions) -> tuple[ExternalEngine, list[str]]:
     if options.url is not None:
         engine = running_engine(
             options.engine,
-            options.url,
+            server_url(options.url),
             options.restart_command,
             model=options.model or options.shape_folder,
             device=device or ("cuda" if _has("cuda") else "cpu"),

@@ -162,6 +162,8 @@ class FlagSpace:
             if self.is_ordinal(name):
                 place = values.index(point[name])
                 choices = values[max(0, place - 1) : place + 2]
+                if point[name] is None:
+                    choices = values  # the engine's own choice lies somewhere among them
             for value in choices:
                 other = self.sound({**point, name: value}, base)
                 if other is not None and other != dict(point):

@@ -14,6 +14,7 @@ from autotune.errors import BadInput, EnvironmentMissing, Interrupted
 from autotune.external.failures import Failure
 from autotune.external_search.deploy import write_external_deploy
 from autotune.external_search.options import ExternalOptions
+from autotune.external_search.prepare import engine_of
 from autotune.external_search.tune import tune_external
 from autotune.records import RunFolder, TrialRecord
 from autotune.traffic_options import TrafficOptions
@@ -249,3 +250,16 @@ def test_options_survive_the_record() -> None:
     asked = options(narrowing={"max_num_seqs": [1, 2]}, engine_arguments=("--x",))
     again = ExternalOptions.from_json(json.loads(json.dumps(asked.to_json())))
     assert again.to_json() == asked.to_json() or list(again.to_json()) == list(asked.to_json())
+
+
+def test_a_servers_address_may_end_as_clients_write_it() -> None:
+    asked = options(
+        url="http://127.0.0.1:8000/v1",
+        restart_command=("restart", "{flags}"),
+        device="cpu",
+        narrowing={"max_num_seqs": [32]},
+    )
+    engine, notes = engine_of(asked)
+    assert engine.url == "http://127.0.0.1:8000"
+    assert engine.fixed == {"max_num_seqs": 32}
+    assert "0.32.0" in notes[0]
