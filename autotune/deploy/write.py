@@ -10,6 +10,7 @@ from typing import Any
 from autotune.calibration_text import with_text_at_hand
 from autotune.deploy.engine_targets import BUNDLED
 from autotune.deploy.evidence import Evidence
+from autotune.deploy.measured_engine import MeasuredEngine
 from autotune.deploy.measured_facts import measured_facts
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.targets import find_target
@@ -69,6 +70,12 @@ def export_config(
         BadInput: the platform cannot run that engine, or cannot be made from this run.
     """
     options = options or ExportOptions()
+    own = MeasuredEngine.of(run)
+    if own is not None and not target.carries:
+        raise BadInput(
+            f"this was measured on {own.table.title} itself, and deploy/ of the run has its files; "
+            f"only runs of the bundled engine are translated, as --to {target.name} would"
+        )
     if options.engine is not None and options.engine not in target.carries:
         can = f"it can run {', '.join(target.carries)}" if target.carries else "it is an engine"
         raise BadInput(f"--engine {options.engine} does not go with --to {target.name}: {can}")
@@ -98,7 +105,7 @@ def write_exported(exported: Exported, directory: Path) -> list[Path]:
 
 
 def winner_of(run: Mapping[str, Any], source: Path) -> EngineConfig:
-    """The configuration that a finished run chose.
+    """The configuration that a finished run chose; of another engine, as far as it is the same.
 
     Arguments:
         run: the content of `run.json`.
@@ -113,6 +120,9 @@ def winner_of(run: Mapping[str, Any], source: Path) -> EngineConfig:
             f"{source} has no result yet (status {run.get('status', 'unknown')}); finish it with "
             "autotune run --resume"
         )
+    own = MeasuredEngine.of(run)
+    if own is not None:
+        return own.as_bundled()
     try:
         return with_text_at_hand(EngineConfig.from_mapping(result["winner_config"]), source)
     except (KeyError, TypeError, ConfigError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from autotune.deploy.engine_launch import flag_words, launch_words
 from autotune.deploy.engine_yaml import render_engine_yaml
+from autotune.deploy.measured_engine import MeasuredEngine
 from autotune.deploy.platforms.names import is_path, last_part, slug
 from autotune.deploy.replica_capacity import ReplicaCapacity, replica_capacity
 from autotune.deploy.serving_engine import ServingEngine, load_serving_engine
@@ -16,6 +17,7 @@ from autotune.deploy.serving_yaml import render_serving_yaml
 from autotune.deploy.target import Deployment
 from autotune.deploy.translate import translate
 from autotune.deploy.translation import Entry, LeftOut, Translation
+from autotune.deploy.yaml_text import comment, setting
 from autotune.errors import BadInput
 
 PORT = 8000
@@ -138,11 +140,19 @@ def carry(
         folder: where containers find the files of this machine; None where they stay.
 
     Raises:
-        BadInput: the engine has no image for the device, or the bundled one was asked to load
-            from the hub, which it does not.
+        BadInput: the engine has no image for the device, the bundled one was asked to load from
+            the hub, which it does not, or the run tuned another engine itself.
     """
-    engine = deployment.engine or carries[0]
+    measured = MeasuredEngine.of(deployment.run)
+    engine = deployment.engine or (carries[0] if measured is None else measured.name)
+    if measured is not None and (engine != measured.name or engine not in carries):
+        raise BadInput(
+            f"this was measured on {measured.table.title} itself, whose flags go to no other "
+            f"engine; the platform can run {', '.join(carries)}"
+        )
     config, evidence = deployment.config, deployment.evidence
+    if not (deployment.model or config.model):
+        raise BadInput("the run does not say which model the server loaded; give --model")
     folders: dict[str, str] = {}
     changes: dict[str, Any] = {}
     for knob in _FILES:
@@ -158,9 +168,7 @@ def carry(
             f"--engine {BUNDLED}: the bundled engine loads a folder, not {placed.model!r} of the "
             "hub; give --model a path that is valid where it runs"
         )
-    known = (deployment.run.get("model") or {}).get("name")
-    name = deployment.model or (known if is_path(config.model) else config.model)
-    name = last_part(name or placed.model) if is_path(name or placed.model) else str(name)
+    name = _served_name(deployment, measured, placed.model)
     capacity = replica_capacity(evidence)
     warnings: list[str] = []
     environment: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -174,18 +182,25 @@ def carry(
         words: tuple[str, ...] = ("autotune", "serve", FILE_PATH, *ends)
     else:
         table = load_serving_engine(engine)
-        title = f"{table.title} {table.version}"
+        version = (measured.version if measured else "") or table.version
+        title, file = f"{table.title} {version}", f"{engine}.yaml"
         own_image = _image(table, evidence.device) if contained and image is None else ""
-        file = f"{engine}.yaml"
-        text = render_serving_yaml(table, placed, evidence, deployment.measured)
-        translation = translate(placed, table, evidence.device, deployment.measured)
+        own_image = own_image.replace(table.version, version)
+        if measured is None:
+            translation = translate(placed, table, evidence.device, deployment.measured)
+            warnings.append(
+                f"this was measured with autotune's bundled engine, not with {table.title}: "
+                "measure there (benchmark.sh) before relying on a gain or on the capacity of a "
+                "replica"
+            )
+            text = render_serving_yaml(table, placed, evidence, deployment.measured)
+        else:
+            translation = measured.translation(placed.model)
+            warnings += measured.warnings()
+            text = _own_file(title, translation, deployment)
         words = tuple(launch_words(table, translation, host=_EVERYWHERE, port=PORT, file=FILE_PATH))
         flags, lost = _flags(table, translation, deployment), translation.lost
         environment = _environment(translation, deployment)
-        warnings.append(
-            f"this was measured with autotune's bundled engine, not with {table.title}: measure "
-            "there (benchmark.sh) before relying on a gain or on the capacity of a replica"
-        )
     if capacity is None:
         warnings.append("no load was measured, so nothing says how much one replica bears")
     elif not capacity.met:
@@ -216,6 +231,29 @@ def carry(
         lost=lost,
         warnings=tuple(warnings),
     )
+
+
+def _served_name(deployment: Deployment, measured: MeasuredEngine | None, model: str) -> str:
+    """The name that clients use: as it was measured, or as the model is called."""
+    if deployment.model is None and measured is not None and measured.served_name:
+        return measured.served_name
+    known = deployment.model or deployment.config.model
+    if is_path(known) and deployment.model is None:
+        known = (deployment.run.get("model") or {}).get("name") or model
+    return last_part(known) if is_path(known) else str(known)
+
+
+def _own_file(title: str, translation: Translation, deployment: Deployment) -> str:
+    """The config file of an engine that was itself measured."""
+    lines = comment(f"Configuration of {title}, measured on it.")
+    for line in deployment.evidence.summary:
+        lines += comment(line, indent="  ")
+    lines.append("")
+    for key, value in translation.flags().items():
+        for entry in (entry for entry in translation.entries if entry.key == key):
+            lines += [line for note in _notes(entry, deployment) for line in comment(note)]
+        lines.append(setting(key, value))
+    return "\n".join(lines) + "\n"
 
 
 def _place(here: str, folder: str, taken: Mapping[str, str]) -> str:
