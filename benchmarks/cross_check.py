@@ -37,8 +37,7 @@ from autotune.slo import parse_slo
 from autotune.workload.materialise import LoadRequest
 from benchmarks import paced_server
 from benchmarks.guidellm_run import run_guidellm
-from benchmarks.quiet_machine import Watch
-from benchmarks.server_process import served, started
+from benchmarks.server_process import WatchBeside, served, started
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
 STATISTICS = ("mean", "p50", "p95", "p99")
@@ -196,17 +195,20 @@ def compare(mine: Sequence[Found], theirs: Sequence[Found]) -> dict[str, Any]:
 
 
 @contextmanager
-def server_of(args: argparse.Namespace) -> Iterator[Server]:
-    """The server that was named, or one that is started."""
+def server_of(args: argparse.Namespace) -> Iterator[tuple[Server, int]]:
+    """The server that was named, or one that is started; and its process, 0 if not known."""
+    pid = 0
     with contextlib.ExitStack() as stack:
         url = args.url
         if args.paced:
             command = ["-m", "benchmarks.paced_server", "--model", str(TARGET)]
-            url = stack.enter_context(started(command)).url
+            process = stack.enter_context(started(command))
+            url, pid = process.url, process.pid
         elif url is None:
             knobs = {"model": str(TARGET), "device": "cpu", "num_threads": args.threads}
-            url = stack.enter_context(served(knobs)).url
-        yield discover(url, model=args.served_model)
+            process = stack.enter_context(served(knobs))
+            url, pid = process.url, process.pid
+        yield discover(url, model=args.served_model), pid
 
 
 def main() -> None:
@@ -232,7 +234,7 @@ def main() -> None:
     load = make_load(args)
     rounds: dict[str, list[Found]] = {}
     others: list[float | None] = []
-    with server_of(args) as server:
+    with server_of(args) as (server, pid):
         url, model = server.endpoint.url, server.endpoint.model
         tools: dict[str, Callable[[int], Found]] = {"ours": lambda seed: ours(server, load, seed)}
         if args.vllm:
@@ -246,7 +248,7 @@ def main() -> None:
         for number in range(args.rounds):
             names = list(tools)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                watch = Watch()
+                watch = WatchBeside(pid)
                 rounds[name].append(tools[name](number))
                 others.append(watch.others())
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)

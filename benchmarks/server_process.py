@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from benchmarks.quiet_machine import Watch
+
 _HEALTHY_S = 120.0
 _END_S = 60.0
 # A look costs the starting server nothing that shows, and the time is known no better than this.
@@ -50,6 +54,8 @@ def started(arguments: Sequence[str]) -> Iterator[Served]:
         RuntimeError: it ended by itself, or was not healthy in time; its last words are told.
     """
     port = free_port()
+    # A terminated benchmark ends its server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryFile("w+") as log:
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -92,10 +98,38 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class WatchBeside:
+    """How much of the machine others used, the server not counted among them.
+
+    Args:
+        pid: of the server; 0 where it does not run here.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._watch = Watch()
+        self._began, self._busy = time.monotonic(), _busy_seconds(pid)
+
+    def others(self) -> float | None:
+        """The share of all cores."""
+        others = self._watch.others()
+        if others is None:
+            return None
+        busy = (_busy_seconds(self._pid) - self._busy) / (time.monotonic() - self._began)
+        return max(0.0, others - busy / (os.cpu_count() or 1))
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _busy_seconds(pid: int) -> float:
+    if not pid:
+        return 0.0
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _healthy(port: int) -> bool:

@@ -37,8 +37,7 @@ from autotune.load.http_load import run_http_load
 from autotune.metrics import latencies
 from autotune.workload.materialise import LoadRequest
 from benchmarks.engine_speed import LLAMA_135M, save_random_llama
-from benchmarks.quiet_machine import Watch
-from benchmarks.server_process import resident_bytes, served
+from benchmarks.server_process import WatchBeside, resident_bytes, served
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading import load_model
@@ -47,9 +46,6 @@ from engine.tokenizer import load_tokenizer
 BATCH = 32
 PROMPT = 256
 OUTPUT = 64
-# Requests of the load without a pause, in batches; and of the one that keeps BATCH busy in time.
-BATCHES = 3
-PACED = 96
 # Share of the throughput that the paced load asks for: below it TTFT is the server's, not a
 # queue's.
 SHARE = 0.8
@@ -111,17 +107,21 @@ def figures(result: LoadResult) -> dict[str, float]:
     return out | {"send_lag_p99": float(np.percentile(sends, 99))}
 
 
-def overhead(contenders: dict[str, Any], rounds: int) -> dict[str, Any]:
+def overhead(
+    contenders: dict[str, Any], server_pid: int, rounds: int, batches: int, paced_requests: int
+) -> dict[str, Any]:
     """The same loads on each contender in turn, and what the last costs beside the first."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     rate = None
     for number in range(rounds + 1):
         names = list(contenders) if number % 2 else list(contenders)[::-1]
-        full = requests(np.random.default_rng(number), BATCHES * BATCH, vocabulary=49152)
+        full = requests(np.random.default_rng(number), batches * BATCH, vocabulary=49152)
         if rate is not None:
-            paced = requests(np.random.default_rng([number, 1]), PACED, vocabulary=49152, rate=rate)
+            paced = requests(
+                np.random.default_rng([number, 1]), paced_requests, vocabulary=49152, rate=rate
+            )
         for name in names:
-            watch = Watch()
+            watch = WatchBeside(server_pid)
             results = {"full": figures(contenders[name].load(full))}
             if rate is not None:
                 results["paced"] = figures(contenders[name].load(paced))
@@ -206,6 +206,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=3, help="of the load without a pause")
+    parser.add_argument("--paced-requests", type=int, default=96, help="of the load in time")
     parser.add_argument("--threads", type=int, help="num_threads of both engines")
     parser.add_argument("--only", choices=("overhead", "streams", "start"))
     args = parser.parse_args()
@@ -223,8 +225,8 @@ def main() -> None:
             "batch": BATCH,
             "prompt_tokens": PROMPT,
             "output_tokens": OUTPUT,
-            "full_requests": BATCHES * BATCH,
-            "paced_requests": PACED,
+            "full_requests": args.batches * BATCH,
+            "paced_requests": args.paced_requests,
             "paced_share": SHARE,
         },
     }
@@ -241,7 +243,9 @@ def main() -> None:
             with served(knobs) as server:
                 endpoint = Endpoint(server.url, Path(folder).name)
                 contenders = {"in_process": InProcess(knobs), "over_http": OverHttp(endpoint)}
-                results["overhead"] = overhead(contenders, args.rounds)
+                results["overhead"] = overhead(
+                    contenders, server.pid, args.rounds, args.batches, args.paced_requests
+                )
     if args.only in (None, "streams"):
         many = {**common, "model": str(TARGET), "max_num_seqs": 256}
         results["many_streams"] = many_streams(many)
