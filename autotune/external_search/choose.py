@@ -79,6 +79,7 @@ class Chooser:
         self._slo, self._objective = slo, objective
         self._seed = seed
         self._simulate = simulate
+        self._played = frozenset(played)
         self._considered = space.candidates(
             base, MOST_CONSIDERED, seed, played or list(space.values)
         )
@@ -173,14 +174,33 @@ class Chooser:
             changes = sum(point[name] != start.get(name) for name in point)
             return -round(self._worth(self.simulated(point)) / _EQUAL), changes
 
-        best = sorted(self._considered, key=order)
+        best: list[Point] = sorted(self._considered, key=order)
         ran = zip(tried.points, tried.records, strict=True)
         worths = [(self._worth(self.measured(r)), p) for p, r in ran if r.outcome == "ok"]
         leaders = [p for _, p in sorted(worths, key=lambda item: -item[0])[:LEADERS]]
-        near = [p for leader in leaders for p in self._space.neighbours(leader, self._base)]
-        kept = [p for p in best if not excluded(p)][:SHORTLIST]
-        unique = {point_key(p): p for p in (*kept, *near) if not excluded(p)}
-        return list(unique.values())
+        best = [point for point in best if not excluded(point)]
+        telling = [point for point in best if not self._told(point, tried)][:SHORTLIST]
+        telling += [p for p in self._near(leaders, excluded) if not self._told(p, tried)]
+        if not telling:
+            telling = best[:SHORTLIST] or self._near(tried.points, excluded)
+        return list({point_key(point): point for point in telling}.values())
+
+    def _near(self, points: Sequence[Point], excluded: Callable[[Point], bool]) -> list[Point]:
+        """The neighbours of points."""
+        near = (other for point in points for other in self._space.neighbours(point, self._base))
+        return [other for other in near if not excluded(other)]
+
+    def _told(self, point: Point, tried: _Tried) -> bool:
+        """Whether a trial tells what this point would come to: to a simulation they are one.
+
+        That is so where they differ in what it plays alone, and it sees no difference.
+        """
+        worth = self._worth(self.simulated(point))
+        return any(
+            all(point[name] == value for name, value in other.items() if name not in self._played)
+            and abs(self._worth(self.simulated(other)) - worth) < _EQUAL
+            for other in tried.points
+        )
 
     def _worth(self, values: Mapping[str, float] | None) -> float:
         if values is None:

@@ -98,3 +98,19 @@ def test_forecasts_learn_what_the_simulation_is_off_by() -> None:
     assert forecast.objective is not None
     assert forecast.objective.low < truth(SPACE.config_of(point, BASE).to_dict())
     assert forecast.objective.low <= forecast.objective.value <= forecast.objective.high
+
+
+def test_what_a_simulation_takes_for_the_same_is_not_measured_twice() -> None:
+    played = ["max_num_seqs", "watermark"]
+    chooser = Chooser(SPACE, BASE, SLO, OBJECTIVE_OF, 3, simulated, played)
+    start = SPACE.point_in({}, BASE)
+    assert start is not None
+    records = [record(0, start)]
+    for number in range(1, 6):
+        choice = chooser.choose(records, lambda p: False)
+        assert choice is not None
+        # Of the watermark the simulation sees nothing.
+        for known in records:
+            others = {n for n in start if choice.point[n] != known.config[n]}
+            assert others != {"watermark"}
+        records.append(record(number, choice.point))
