@@ -101,7 +101,7 @@ def _servers(
         found = discover(
             server.url, model=server.model, api_key=key, tokenizer=tokenizer, stop=stop
         )
-        prepared.notes += found.notes
+        prepared.notes += [note for note in found.notes if note not in prepared.notes]
         return found.endpoint
 
     return ExternalEvaluator(
