@@ -304,12 +304,14 @@ def test_unfinished_answers_time_out_after_the_drain() -> None:
 
 def test_stop_keeps_what_was_measured() -> None:
     stop = threading.Event()
-    requests = [*make_requests([0.0, 0.01, 60.0]), LoadRequest("long", 0.0, (1, 2), 1000)]
-    timer = threading.Timer(0.5, stop.set)
-    timer.start()
+
+    def stop_after_two(progress: LoadProgress) -> None:
+        if progress.left == 2:
+            stop.set()
+
+    requests = [*make_requests([0.0, 0.01, 60.0]), LoadRequest("long", 0.0, (1, 2), 100_000)]
     with serving(FakeServer()) as server:
-        result = run_http_load(endpoint(server), requests, stop=stop)
-    timer.join()
+        result = run_http_load(endpoint(server), requests, stop=stop, on_progress=stop_after_two)
     check(result, requests)
     assert result.interrupted
     outcomes = {r.request_id: r.outcome for r in result.records}
@@ -322,7 +324,7 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
         if progress.left:
             raise KeyboardInterrupt
 
-    requests = [*make_requests([0.0]), LoadRequest("later", 0.0, (3, 4), 1000)]
+    requests = [*make_requests([0.0]), LoadRequest("later", 0.0, (3, 4), 100_000)]
     with serving(FakeServer()) as server:
         result = run_http_load(endpoint(server), requests, on_progress=interrupt)
     assert result.interrupted
