@@ -67,11 +67,18 @@ def _entry(start: str, value: Any, indent: str) -> list[str]:
         return [start, *_mapping(value, indent)]
     if isinstance(value, list) and value:
         return [start, *_items(value, indent)]
-    if isinstance(value, str) and "\n" in value.rstrip("\n") and not value.startswith((" ", "\n")):
+    if isinstance(value, str) and _is_block(value):
         keep = "" if value.endswith("\n") else "-"
         body = [f"{indent}{line}" if line else "" for line in value.rstrip("\n").split("\n")]
         return [f"{start} |{keep}", *body]
     return [f"{start} {_scalar(value)}"]
+
+
+def _is_block(text: str) -> bool:
+    """Whether text can stand as a literal block: several plain lines, the first not indented."""
+    lines = text.removesuffix("\n").split("\n")
+    plain_lines = all(line.isprintable() for line in lines)
+    return len(lines) > 1 and plain_lines and lines[0][:1].strip() != "" and lines[-1] != ""
 
 
 def _items(items: list[Any], indent: str) -> list[str]:
@@ -107,6 +114,6 @@ def _scalar(value: Any) -> str:
     """One value on one line, quoted where YAML would take it for something else."""
     if value in ({}, []) and not isinstance(value, (int, float)):
         return str(yaml.safe_dump(value, default_flow_style=True)).strip()
-    style = '"' if isinstance(value, str) and "\n" in value else None
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
     text = yaml.safe_dump(value, width=float("inf"), default_flow_style=True, default_style=style)
     return str(text).removesuffix("\n").removesuffix("\n...")

@@ -10,6 +10,8 @@ from autotune.deploy.yaml_document import document, noted, plain
 def _text(random_: random.Random) -> str:
     letters = string.ascii_letters + string.digits + " :#'\"{}[]%&*!|>-?,@`\\$"
     special = ["", "yes", "null", "1e3", "0x10", "1:30", "a\nb", "a\n\n  b\n", " a\nb", "é", "- a"]
+    special += ["a\x1fb", "a\x85b", "\u2028", "a\nb\n\n", "\ta\nb", "a\r\nb", "a\n\x85", "\ufeffa"]
+    special += ["a \n b", "\n", "a\n", "#\nb", "\U0001f600\nb", "=", "~", "<<"]
     if random_.random() < 0.3:
         return random_.choice(special)
     return "".join(random_.choice(letters) for _ in range(random_.randint(1, 30)))
