@@ -1,8 +1,9 @@
 """What speculative decoding brings the embedded pair, alone and under load, and what is foretold.
 
 Requests continue Python source that the model has not seen. At each number of requests at once, all
-methods and none take turns, so that a speed-up is a ratio of moments next to each other. Outputs
-are greedy, where the small model repeats itself, and drawn at temperature 1, where it does not.
+methods and none go on in turns of some steps, so that a speed-up is a ratio of times at one speed
+of the machine. Outputs are greedy, where the small model repeats itself, and drawn at temperature
+1, where it does not.
 
 What looking up finds is foretold from the texts of the same requests, served without drafts, as a
 profile has them; what models and heads guess, from a load of other requests that drafted.
@@ -38,10 +39,12 @@ from autotune.profiling.model_facts import model_facts
 from autotune.records import utc_now
 from autotune.simulation.speedup import Metric, predicted_speedup
 from autotune.workload.materialise import LoadRequest
+from benchmarks.in_turns import Player, play_in_turns
 from benchmarks.quiet_machine import undisturbed
 from engine.config import MODEL_METHODS, EngineConfig
 from engine.request import Request, SamplingParams
 from engine.speculate.ngram import NgramProposer
+from engine.step_record import StepRecord
 from engine.tokenizer import Tokenizer, load_tokenizer
 
 OUTPUT = 128
@@ -122,6 +125,8 @@ class Bench:
             name: self.base.replace(**knobs) for name, knobs in variants(medusa).items()
         }
         self.engines = LoadedEngines(keep=True)
+        # A method keeps its engine, and with it what it has learned.
+        self._own = {name: LoadedEngines(keep=True) for name in self.configs}
         self.texts = Texts(load_tokenizer(str(TARGET)))
 
     def serve(
@@ -132,6 +137,17 @@ class Bench:
     ) -> LoadResult:
         """Serve loads one after another; the records of all, and their seconds together."""
         return self.serve_with(self.configs[name], loads, sampling)
+
+    def play(
+        self, loads: Sequence[Sequence[LoadRequest]], sampling: SamplingParams
+    ) -> dict[str, Player]:
+        """All methods serve the loads, in short turns."""
+        players = {
+            name: Player(self._own[name].engine(config), loads, sampling)
+            for name, config in self.configs.items()
+        }
+        play_in_turns(players)
+        return players
 
     def serve_with(
         self,
@@ -166,21 +182,9 @@ def metric_at(batch: int) -> Metric:
     return "throughput" if batch > SEATS else "tpot"
 
 
-def tpot(result: LoadResult) -> float:
-    """Mean seconds a token after the first."""
-    return statistics.fmean(
-        (r.token_times[-1] - r.token_times[0]) / (r.output_tokens - 1) for r in result.records
-    )
-
-
-def throughput(result: LoadResult) -> float:
-    """Output tokens a second."""
-    return sum(r.output_tokens for r in result.records) / result.duration
-
-
-def drafts(result: LoadResult) -> dict[str, Any]:
+def drafts(recorded: Sequence[StepRecord]) -> dict[str, Any]:
     """What was drafted and accepted, for the record."""
-    steps = [s for s in result.steps if s.decode_sequences]
+    steps = [s for s in recorded if s.decode_sequences]
     decodes = sum(s.decode_sequences for s in steps)
     accepted = sum(s.accepted_tokens for s in steps)
     return {
@@ -194,44 +198,41 @@ def drafts(result: LoadResult) -> dict[str, Any]:
 def measured(
     bench: Bench, rounds: int, batches: Sequence[int], sampling: SamplingParams
 ) -> dict[str, Any]:
-    """Every method at every number of requests, in turns."""
-    names = list(bench.configs)
-    for name in names:  # what is done once, such as measuring costs, is done
-        bench.serve(name, loads_of(4, bench.texts, 99), sampling)
+    """Every method at every number of requests, in short turns."""
     found: dict[str, Any] = {}
     for batch in batches:
         loads = loads_of(batch, bench.texts, 1000 + batch)
-        runs: dict[str, list[LoadResult]] = {name: [] for name in names}
-        most_by_others = 0.0
-        for turn in range(rounds):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                result, others = undisturbed(partial(bench.serve, name, loads, sampling))
-                most_by_others = max(most_by_others, others or 0.0)
-                runs[name].append(result)
+        play = partial(bench.play, loads, sampling)
+        if not found:  # what is done once, such as measuring costs, is done
+            bench.play(loads_of(4, bench.texts, 99), sampling)
+        runs, others = zip(*(undisturbed(play) for _ in range(rounds)), strict=True)
         found[str(batch)] = {
-            "others": most_by_others,
-            "methods": {name: summary(runs["none"], runs[name]) for name in names},
+            "others": max(share or 0.0 for share in others),
+            "methods": {
+                name: summary([run["none"] for run in runs], [run[name] for run in runs])
+                for name in bench.configs
+            },
         }
         for name, told in found[str(batch)]["methods"].items():
             print(
                 f"{batch:4} at once, T={sampling.temperature:g}  {name:16} "
                 f"tpot {told['tpot_s'] * 1e3:7.2f} ms  "
-                f"{told['tpot_speedup']:.2f}x ({told['tpot_low']:.2f} to {told['tpot_high']:.2f})  "
-                f"throughput {told['throughput_speedup']:.2f}x  "
+                f"{told['tpot_speedup']:.3f}x ({told['tpot_low']:.3f} to {told['tpot_high']:.3f})  "
+                f"throughput {told['throughput_speedup']:.3f}x  "
                 f"{told['tokens_per_step']:.2f} tokens a step",
                 flush=True,
             )
     return found
 
 
-def summary(plain: Sequence[LoadResult], runs: Sequence[LoadResult]) -> dict[str, Any]:
+def summary(plain: Sequence[Player], runs: Sequence[Player]) -> dict[str, Any]:
     """A method beside none, round by round: medians, and an interval of the median."""
-    by_tpot = [tpot(a) / tpot(b) for a, b in zip(plain, runs, strict=True)]
-    by_throughput = [throughput(b) / throughput(a) for a, b in zip(plain, runs, strict=True)]
+    by_tpot = [a.tpot() / b.tpot() for a, b in zip(plain, runs, strict=True)]
+    by_throughput = [b.throughput() / a.throughput() for a, b in zip(plain, runs, strict=True)]
     low, high = median_interval(by_tpot)
     slow, fast = median_interval(by_throughput)
     return {
-        "tpot_s": statistics.median(tpot(r) for r in runs),
+        "tpot_s": statistics.median(run.tpot() for run in runs),
         "tpot_speedup": statistics.median(by_tpot),
         "tpot_low": low,
         "tpot_high": high,
@@ -240,7 +241,7 @@ def summary(plain: Sequence[LoadResult], runs: Sequence[LoadResult]) -> dict[str
         "throughput_low": slow,
         "throughput_high": fast,
         "throughput_speedups": by_throughput,
-        **drafts(runs[-1]),
+        **drafts([step for run in runs for step in run.steps]),
     }
 
 
@@ -271,17 +272,14 @@ def learned(bench: Bench) -> tuple[Calibration, dict[str, DraftKnowledge]]:
     for name, config in bench.configs.items():
         if name == "none":
             continue
-        loads = [served]
+        # Of models' drafts of all lengths, whatever pays.
         if config.speculative_method in MODEL_METHODS:
-            # Of drafts of all lengths, whatever pays.
-            always = config.replace(speculative_adaptive=False)
-            result = bench.serve_with(always, others)
-            loads.append((config, LoadEvidence(result.records, result.steps)))
-            drafted.append(CalibrationLoad(always, result.steps, result.records, "sweep"))
-        knowledge[name] = DraftKnowledge.of(loads)
-    looked_up = bench.configs["ngram"].replace(speculative_adaptive=False)
-    result = bench.serve_with(looked_up, others)
-    drafted.append(CalibrationLoad(looked_up, result.steps, result.records, "sweep"))
+            config = config.replace(speculative_adaptive=False)
+        result = bench.serve_with(config, others)
+        knowledge[name] = DraftKnowledge.of(
+            [served, (config, LoadEvidence(result.records, result.steps))]
+        )
+        drafted.append(CalibrationLoad(config, result.steps, result.records, "sweep"))
     return calibration.refitted(drafted), knowledge
 
 

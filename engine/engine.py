@@ -261,9 +261,11 @@ class Engine:
         return new
 
     def clear_prefix_cache(self) -> None:
-        """Forget what was cached, for instance between two measurements."""
+        """Forget what was cached, for instance between two measurements; drafts' sources too."""
         self._settle()
         self.pool.clear_prefix_cache()
+        if self._speculator is not None:
+            self._speculator.proposer.clear()
 
     def _replace_cache(self, config: EngineConfig) -> None:
         if self._rebuild_cache is None:

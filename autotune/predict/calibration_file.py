@@ -24,7 +24,7 @@ from autotune.records import write_atomically
 from engine.config import EngineConfig
 from engine.errors import EngineError
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
 CALIBRATION_NAME = "calibration.json"
 # Digits that are kept of a measured second.
 _DIGITS = 6

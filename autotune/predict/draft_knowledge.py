@@ -60,7 +60,7 @@ class DraftKnowledge:
         texts: list[Text] = []
         for config, evidence in loads:
             if config.speculative_method != "none":
-                profile = measured_drafts(evidence.steps, config)
+                profile = measured_drafts(evidence.steps, config, evidence.requests)
                 if profile is not None:
                     found.setdefault(_key(config), []).append(profile)
             texts = texts or _texts(evidence)

@@ -24,8 +24,17 @@ DEVICE_TERMS = (
     "sequence",
     "base",
     "chunk",
+    "verify",
+    "drafted",
 )
-HOST_TERMS = ("host_row", "host_sequence", "host_base", "host_chunk")
+HOST_TERMS = (
+    "host_row",
+    "host_sequence",
+    "host_base",
+    "host_chunk",
+    "host_verify",
+    "host_drafted",
+)
 TERMS = (*DEVICE_TERMS, *HOST_TERMS)
 _FACTORS = 4  # of the device's terms, those that scale a probed part
 # How far from 1 the factors of measured functions are expected.
@@ -33,6 +42,10 @@ FACTOR_SIGMA = 0.15
 # Where the steps say less of a factor, something disturbed them or the probes. Above there is no
 # limit: a part may be slower within a step, for want of a cache for instance.
 LEAST_FACTOR = 0.5
+_BASE, _CHUNK = DEVICE_TERMS.index("base"), DEVICE_TERMS.index("chunk")
+# What steps that verify drafts take more, as shares of the shortest steps' seconds, where none was
+# seen: of the device a tenth, and of the host as much again, as measured on two Xeon cores.
+_VERIFY, _HOST_VERIFY = 0.1, 1.0
 _LEAST = np.array([LEAST_FACTOR] * _FACTORS + [0.0] * (len(DEVICE_TERMS) - _FACTORS))
 # How far from another method's fit a method's own lies: its factors, and its seconds as a share.
 _KIN_FACTOR_SIGMA = 0.04
@@ -43,7 +56,7 @@ _KIN_SECONDS_SIGMA = 0.15
 class FitLines:
     """One line a step: what `DEVICE_TERMS` are to be multiplied with, and the seconds it took.
 
-    Of the device's columns the last four are the host's too, in the order of `HOST_TERMS`.
+    Of the device's columns those behind the factors are the host's too, in `HOST_TERMS`' order.
     `communication` are seconds in collectives, which are not among those of the device.
     """
 
@@ -79,7 +92,7 @@ class FitLines:
     @property
     def prompts(self) -> NDArray[np.bool_]:
         """Which steps have prompt chunks."""
-        return np.asarray(self.columns[:, -1] > 0, dtype=bool)
+        return np.asarray(self.columns[:, _CHUNK] > 0, dtype=bool)
 
     @property
     def sizes(self) -> Floats:
@@ -135,6 +148,8 @@ def _columns(cost: StepCost, work: StepWork) -> tuple[float, ...]:
         work.sequences,
         1.0,
         work.prefill_sequences,
+        1.0 if work.drafted else 0.0,
+        work.drafted,
     )
 
 
@@ -152,10 +167,13 @@ class Expected:
         """The probes tell the truth, and overheads are a part of the shortest steps."""
         overhead, host = overhead_scale(lines.device), overhead_scale(lines.host)
         return cls(
-            np.array([1.0] * _FACTORS + [0.0] * 4),
-            np.array([FACTOR_SIGMA] * _FACTORS + [row_scale, overhead / 4, overhead, overhead / 2]),
-            np.zeros(4),
-            host * np.array([1 / 16, 1 / 4, 1.0, 1.0]),
+            np.array([1.0] * _FACTORS + [0.0] * 4 + [_VERIFY * overhead, 0.0]),
+            np.array(
+                [FACTOR_SIGMA] * _FACTORS
+                + [row_scale, overhead / 4, overhead, overhead / 2, _VERIFY * overhead, row_scale]
+            ),
+            host * np.array([0.0, 0.0, 0.0, 0.0, _HOST_VERIFY, 0.0]),
+            host * np.array([1 / 16, 1 / 4, 1.0, 1.0, _HOST_VERIFY, 1 / 16]),
         )
 
     @classmethod
@@ -164,10 +182,10 @@ class Expected:
         device = np.array([getattr(fitted, name) for name in DEVICE_TERMS])
         host = np.array([getattr(fitted, name) for name in HOST_TERMS])
         # What the other has nothing of may be there all the same.
-        share = np.array([1e-3, 1e-2, 0.1, 0.1])
-        seconds = np.hypot(_KIN_SECONDS_SIGMA * device[_FACTORS:], share * device[-2])
+        share = np.array([1e-3, 1e-2, 0.1, 0.1, 0.1, 1e-3])
+        seconds = np.hypot(_KIN_SECONDS_SIGMA * device[_FACTORS:], share * device[_BASE])
         spread = np.concatenate([np.full(_FACTORS, _KIN_FACTOR_SIGMA), np.maximum(seconds, 1e-9)])
-        host_spread = np.hypot(_KIN_SECONDS_SIGMA * host, share * host[-2])
+        host_spread = np.hypot(_KIN_SECONDS_SIGMA * host, share * host[_BASE - _FACTORS])
         return cls(device, spread, host, np.maximum(host_spread, 1e-9))
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from autotune.predict.chunk_traces import chunk_traces
 from autotune.predict.drafting import LOOKUP_COST, MEASURED_ERROR, DraftCost, DraftProfile
+from autotune.records import RequestRecord
 from autotune.speculation_counts import SpeculationTotals, design_effects
 from engine.config import MODEL_METHODS, EngineConfig
 from engine.speculate.draft import MOST_DRAFTED
@@ -25,8 +27,10 @@ Floats = NDArray[np.float64]
 _DISTURBED = 20.0
 
 
-def measured_drafts(steps: Sequence[StepRecord], config: EngineConfig) -> DraftProfile | None:
-    """What the steps of a load under `config` tell of its drafts; None of too few."""
+def measured_drafts(
+    steps: Sequence[StepRecord], config: EngineConfig, records: Sequence[RequestRecord] = ()
+) -> DraftProfile | None:
+    """What the steps and requests of a load under `config` tell of its drafts; None of too few."""
     totals = SpeculationTotals()
     for step in steps:
         totals.count(step)
@@ -41,15 +45,20 @@ def measured_drafts(steps: Sequence[StepRecord], config: EngineConfig) -> DraftP
     trials = totals.drafted_decodes / effect
     error = 1.0 / math.sqrt(max(trials * first * (1.0 - first), 1.0))
     is_tree = config.speculative_method == "medusa"
+    deepest = len(totals.drafted_by_depth) if is_tree else MOST_DRAFTED
+    traces = {}
+    if costs_device and not adaptive:
+        traces = chunk_traces(records, config.num_speculative_tokens if not is_tree else deepest)
     return DraftProfile(
         acceptance=acceptance,
         # A model drafts whenever it is asked.
         share=1.0 if costs_device else totals.drafted_decodes / totals.decodes,
         cost=cost or (DraftCost() if costs_device else LOOKUP_COST),
         costs_device=costs_device,
-        deepest=len(totals.drafted_by_depth) if is_tree else MOST_DRAFTED,
+        deepest=deepest,
         breadth=totals.drafted_tokens / sum(totals.drafted_by_depth) if is_tree else 1.0,
         knows=costs_device,
+        traces=traces,
         error=math.hypot(error, MEASURED_ERROR),
     )
 
@@ -79,8 +88,9 @@ def draft_cost(
         return None
     places = np.unique(np.linspace(0, len(rows) - 1, _MOST_STEPS).round().astype(int))
     table, took = np.array(rows)[places], np.array(seconds)[places]
-    if not costs_device:  # what is looked up takes as long, whatever is found
-        table[:, 2:] = 0.0
+    if not costs_device:  # looking up takes as long however much is found
+        table[:, 2] = table[:, 2] > 0
+        table[:, 3:] = 0.0
     if costs_device and adaptive:
         table, took = _quick(table, took)
     usual = took <= _DISTURBED * np.median(took) + 1e-3 * table[:, 4]

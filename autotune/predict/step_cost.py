@@ -4,7 +4,9 @@
            + decode_attention * attention of decodes(sequences, context, drafted tokens)
            + prefill_attention * (a pair of query and key, a cached token read)
            + row * rows + sequence * sequences + chunk * prompt chunks + base + communication
+           + verify + drafted * drafted tokens, of steps that have any
     host   = host_base + host_sequence * sequences + host_row * rows + host_chunk * prompt chunks
+           + host_verify + host_drafted * drafted tokens, of steps that have any
 
 The functions in it come from the probes of this machine (`engine.step_probes`), so that another
 quantization or cache dtype exchanges a function and keeps the rest; the coefficients come from the
@@ -155,6 +157,10 @@ class Coefficients:
     host_base: float = 0.0
     chunk: float = 0.0
     host_chunk: float = 0.0
+    verify: float = 0.0
+    host_verify: float = 0.0
+    drafted: float = 0.0
+    host_drafted: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +222,8 @@ class StepCost:
         """Seconds of a step that the device waits for the host."""
         k = self.coefficients
         rows = k.host_row * work.rows + k.host_sequence * work.sequences + k.host_base
+        if work.drafted:
+            rows += k.host_verify + k.host_drafted * work.drafted
         return (rows + k.host_chunk * work.prefill_sequences) * self.factors.host
 
     def decode_line(self, sequences: int) -> DecodeLine:
@@ -281,7 +289,8 @@ class StepCost:
     def _overhead(self, work: StepWork) -> float:
         k = self.coefficients
         chunks = k.chunk * work.prefill_sequences
-        return k.row * work.rows + k.sequence * work.sequences + k.base + chunks
+        verify = k.verify + k.drafted * work.drafted if work.drafted else 0.0
+        return k.row * work.rows + k.sequence * work.sequences + k.base + chunks + verify
 
     def _communication(self, work: StepWork) -> float:
         k = self.coefficients

@@ -80,9 +80,10 @@ class VirtualProposer:
                 fresh += request.num_prompt_tokens
                 known.computed = True
             draft = self._draft(request, known, limit)
-            depth = max(depth, len(draft) if draft is not None and profile.knows else limit)
+            if draft is not None or profile.costs_device:
+                depth = max(depth, len(draft) if draft is not None and profile.knows else limit)
             drafts.append(draft)
-        self._seconds += profile.cost.seconds(asked, depth, fresh)
+        self._seconds += profile.seconds(asked, depth, fresh)
         return drafts
 
     def lacking(self, requests: Sequence[Request]) -> list[int]:
@@ -97,6 +98,9 @@ class VirtualProposer:
             )
             found.append(0 if computed else request.num_prompt_tokens)
         return found
+
+    def clear(self) -> None:
+        """See `Proposer`; nothing is kept."""
 
     def forget(self, request: Request) -> None:
         """See `Proposer`."""
@@ -134,6 +138,9 @@ class VirtualProposer:
             if known.trace.chances:
                 chances = known.trace.chances[place][:limit]
                 limit = min(limit, len(chances))
+            elif self._profile.knows:
+                chances = self._sureness(known.chance, right, limit)
+                limit = len(chances)
             right = min(right, limit)
         else:
             draw = known.chance.random
@@ -151,6 +158,21 @@ class VirtualProposer:
             return None
         tokens = [*self._tokens(request, generated, right), *[_WRONG] * (limit - right)]
         return Draft(tokens, chances=chances)
+
+    def _sureness(self, draw: random.Random, right: int, limit: int) -> list[float]:
+        """The chances that a proposer tells of a draft, of which `right` tokens are."""
+        chances: list[float] = []
+        chance = 1.0
+        while len(chances) < limit and chance >= self._floor:
+            place = len(chances)
+            mean = min(max(self._profile.chance(place), 0.01), 0.99)
+            # By Bayes: a right token makes it likelier that the proposer was sure of it.
+            was_right = place < right
+            chance *= draw.betavariate(
+                SURENESS * mean + was_right, SURENESS * (1.0 - mean) + (not was_right)
+            )
+            chances.append(chance)
+        return chances
 
     def _told(self, draw: random.Random, limit: int) -> tuple[int, list[float]]:
         """Right tokens of a draft whose proposer knows its chances, and these."""

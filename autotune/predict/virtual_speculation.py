@@ -48,7 +48,7 @@ class VirtualCosts:
 
     def draft_seconds(self, num_sequences: int, num_drafted: int) -> float:
         """Of drafting up to `num_drafted` tokens for each of some sequences."""
-        return self._profile.cost.seconds(num_sequences, num_drafted)
+        return self._profile.seconds(num_sequences, num_drafted)
 
     def catch_up_seconds(self, num_tokens: int) -> float:
         """Of computing so many tokens that a draft model lacks."""

@@ -52,7 +52,7 @@ def decode_seconds(
     drafting = 0.0
     if profile is not None and depth.tokens:
         work = profile.verified(work)
-        drafting = profile.cost.seconds(sequences, min(depth.tokens, profile.deepest))
+        drafting = profile.seconds(sequences, min(depth.tokens, profile.deepest))
     return cost.device_seconds(work) + cost.host_seconds(work) + drafting
 
 

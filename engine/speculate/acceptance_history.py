@@ -33,6 +33,8 @@ _OWN_KEPT = exp(-1.0 / OWN_MEMORY)
 # How much evidence, in tokens, weighs as much as what was believed before.
 DEPTH_WEIGHT = 4.0
 BIN_WEIGHT = 4.0
+# Verified drafts with chances that are taken in at once.
+CLAIMS_TOGETHER = 64
 OWN_WEIGHT = 3.0
 # Believed of a first token before anything was seen: high enough for a try where it may pay.
 FIRST_CHANCE = 0.7
@@ -106,6 +108,7 @@ class AcceptanceHistory:
         self._bin_accepted = np.zeros(_NUM_BINS)
         self._bin_expected = np.zeros(_NUM_BINS)
         self._own: dict[Request, _Own] = {}
+        self._unread: list[Verified] = []
         self.sees_trees = False
         self._update_conditional()
 
@@ -132,6 +135,7 @@ class AcceptanceHistory:
 
     def calibrated(self, requests: Sequence[Request], chances: Floats) -> Floats:
         """What the proposer's own chances, float64 [requests, tokens], come to by experience."""
+        self._read_claims()
         factors = self._bin_factor(chances) * self._factors(requests)[:, None]
         return np.minimum.accumulate(with_odds_factor(chances, factors), axis=1)
 
@@ -187,6 +191,15 @@ class AcceptanceHistory:
 
     def record_chances(self, verified: Sequence[Verified]) -> None:
         """A step's drafts with chances: whether each token was accepted, whatever came before."""
+        # Taken in together, when they are asked about at the latest: one by one that takes longer.
+        self._unread += verified
+        if len(self._unread) >= CLAIMS_TOGETHER:
+            self._read_claims()
+
+    def _read_claims(self) -> None:
+        verified, self._unread = self._unread, []
+        if not verified:
+            return
         claimed = np.array([c for v in verified for c in v.draft.chances or ()])
         claimed = np.clip(claimed, LEAST_CHANCE, 1 - LEAST_CHANCE)
         right = np.zeros(len(claimed))
@@ -220,9 +233,11 @@ class AcceptanceHistory:
 
     def forget(self, request: Request) -> None:
         """The request left; nothing of it was lost for the others."""
+        self._read_claims()
         self._own.pop(request, None)
 
     def _factors(self, requests: Sequence[Request]) -> Floats:
+        self._read_claims()
         own = self._own
         return np.array([own[r].factor if r in own else 1.0 for r in requests])
 

@@ -36,6 +36,9 @@ __all__ = ["DraftLengths", "LearningCosts", "SpeculationCosts", "UncertainCosts"
 PLAIN_STEPS_TOLD = 4
 # So few drafts are looked at one by one first, whether any may pay.
 FEW_DRAFTS = 8
+# What choosing among drafts takes at least: where they were made because they pay, and leaving some
+# out would save no more, all are verified.
+CHOOSING_SECONDS = 1e-4
 
 
 @runtime_checkable
@@ -86,6 +89,9 @@ class DraftLengths:
         self._controls = ControlSteps()
         self._promises = Promises()
         self._limits: list[int] = []
+        self._ran: tuple[int, int] | None = None  # sequences and tokens of the last step
+        # Whether the last step was drafted for and the one before it, and what was verified last.
+        self._drafted = self._warm = self._verified = False
         self._plain_steps = 0
 
     def limits(self, requests: Sequence[Request], config: EngineConfig) -> list[int]:
@@ -93,6 +99,7 @@ class DraftLengths:
         most, n = config.num_speculative_tokens, len(requests)
         curves, planned = self._curves, self._planned
         self._limits = limits = [0] * n
+        self._warm, self._drafted = self._drafted, False
         asked: Sequence[int] = range(n)
         adapts = curves is not None and config.speculative_adaptive
         if adapts and not self._costs_device:
@@ -135,10 +142,13 @@ class DraftLengths:
         asked = [i for i, limit in enumerate(self._limits) if limit]
         if draft_seconds is not None and asked:
             behind = planned is not None and adapts and planned.behind
-            if self._learning is not None and not behind:
+            # A model that did not draft just before has its weights yet to be fetched.
+            warm = self._warm or not self._costs_device
+            if self._learning is not None and warm and not behind:
                 self._learning.learn_draft(len(asked), max(self._limits), draft_seconds)
             if planned is not None:
                 planned.took(draft_seconds)
+        self._drafted = bool(asked)
         # How many tokens that were drawn by chance are verified must not depend on which they are:
         # the distribution of what is generated would change.
         drawn = self._costs_device and any(
@@ -151,6 +161,9 @@ class DraftLengths:
         if rows:
             room = config.max_num_batched_tokens - len(requests)
             seconds = curves.verify(len(requests), max(0, min(room, sum(lengths))))
+            least_drafted = min(len(rows), len(seconds) - 1)
+            if planned is not None and seconds[-1] - seconds[least_drafted] < CHOOSING_SECONDS:
+                return lengths
             least = self._margin.of(len(requests))
             counts, yielded, saved = [0] * len(rows), 0.0, 0.0
             if self._is_hopeful(requests, drafts, rows, seconds, least):
@@ -166,11 +179,14 @@ class DraftLengths:
             self._note(curves, requests, drafts, kept, asked)
         return kept
 
-    def observe(self, batch: Batch, result: BatchResult, seconds: float | None) -> None:
-        """Take in what a step's drafts came to; `seconds` is what it took without drafting."""
+    def observe(self, batch: Batch, result: BatchResult, seconds: float | None = None) -> None:
+        """Take in what a step's drafts came to; `seconds` as of `took`, if they are known."""
+        self._ran = None
         num_decodes = batch.num_decodes
         # Those with drafts come last among the decodes.
-        if not num_decodes or batch.sequences[num_decodes - 1].draft is None:
+        was_verified = self._verified
+        self._verified = num_decodes > 0 and batch.sequences[num_decodes - 1].draft is not None
+        if not self._verified:
             # Of the many such steps some tell enough, and those on which a draft may be judged.
             self._plain_steps += 1
             if not len(self._unverified) and self._plain_steps % PLAIN_STEPS_TOLD != 1:
@@ -182,7 +198,7 @@ class DraftLengths:
         claimed: list[Verified] = []
         judged: list[Verified] = []
         follows = len(followed) > 0
-        drafted = num_decodes > 0 and batch.sequences[num_decodes - 1].draft is not None
+        drafted = self._verified
         told = num_decodes if follows or drafted else 0
         for sequence, tokens in zip(batch.sequences[:told], result.tokens, strict=False):
             request, draft = sequence.request, sequence.draft
@@ -218,13 +234,22 @@ class DraftLengths:
             history.record_chains(requests, lengths, accepted, plain=not claimed)
         if claimed:
             history.record_chances(claimed)
+        cold = drafted and self._costs_device and not was_verified
         alone = 0 < num_decodes == len(batch.sequences)
-        if self._learning is not None and seconds is not None and alone:
+        if self._learning is not None and alone:
             num_tokens = batch.num_tokens if drafted else num_decodes
             self._controls.observe(num_decodes, num_tokens - num_decodes)
             self._plain_steps *= not drafted
-            if self._plain_steps % PLAIN_STEPS_TOLD <= 1:
-                self._learning.learn_verify(num_decodes, num_tokens, seconds)
+            if self._plain_steps % PLAIN_STEPS_TOLD <= 1 and not cold:
+                self._ran = num_decodes, num_tokens
+        if seconds is not None:
+            self.took(seconds)
+
+    def took(self, seconds: float) -> None:
+        """What the step that was observed last took without drafting; asked for once."""
+        if self._ran is not None and self._learning is not None:
+            self._learning.learn_verify(*self._ran, seconds)
+        self._ran = None
 
     def forget(self, request: Request) -> None:
         """The request left, or will be computed again from the start."""

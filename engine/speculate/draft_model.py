@@ -86,6 +86,10 @@ class DraftModel:
         self._step_tokens = config.max_num_batched_tokens
         self._floor = _LEAST_CHANCE if config.speculative_adaptive else 0.0
 
+    def clear(self) -> None:
+        """See `Proposer`."""
+        self.pool.clear_prefix_cache()
+
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
         """A draft for each request, see `Proposer`; None also where its cache has no room."""
         drafts: list[Draft | None] = [None] * len(requests)

@@ -56,6 +56,9 @@ class Medusa:
             drafts[place] = tree
         return drafts
 
+    def clear(self) -> None:
+        """See `Proposer`; nothing is kept."""
+
     def forget(self, request: Request) -> None:
         """Nothing is kept by request."""
 

@@ -121,6 +121,10 @@ class LookupProposer(ABC):
             drafts.append(draft)
         return drafts
 
+    def clear(self) -> None:
+        """See `Proposer`."""
+        self._buffers.clear()
+
     def forget(self, request: Request) -> None:
         """See `Proposer`."""
         self._buffers.pop(request, None)

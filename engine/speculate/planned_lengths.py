@@ -22,16 +22,16 @@ from engine.speculate.yields import MARGIN, Margin
 # first is never known better.
 OPTIMISM = 0.5
 # The part of the time that goes to finding out whether drafting would pay now.
-PROBING_SHARE = 0.01
+PROBING_SHARE = 0.005
 PROBED_REQUESTS = 4
 PROBED_TOKENS = 1
+# Steps that a try lasts: the first one finds nothing of the proposer in the processor's caches.
+PROBED_STEPS = 4
 PROBED_NODES = 4  # of trees, whose drafting takes as long for one token
-# What steps with drafts take on the host for each request beyond what is measured of them: choosing
-# lengths, blocks for drafted tokens, the tokens that come of it. About 7 us at 128 requests on two
-# Xeon cores; the rest is caution, as steps with a draft model took longer than was promised.
-BOOKKEEPING_SECONDS = 12e-6
 # Steps for which nothing is chosen where choosing found nothing over and over.
-MOST_RESTED = 31
+MOST_RESTED = 63
+# Steps for which a choice holds while the same requests decode: choosing takes time.
+HELD_STEPS = 4
 # Drafted tokens after which acceptance is known well enough to catch up with many requests for it.
 KNOWN_TOKENS = 100
 # Tokens by which the price of catching up is asked for.
@@ -69,6 +69,9 @@ class PlannedLengths:
         self._spare_seconds = 0.0
         self._probe_seconds = 0.0
         self._rests = self._longest_rest = self._rested_at = 0
+        self._held = 0
+        self._held_limits: list[int] = []
+        self._held_for: list[int] = []
         self.probing = False
         self.behind = False
         self.tried = 0
@@ -81,11 +84,21 @@ class PlannedLengths:
         None are chosen for a while where choosing found nothing.
         """
         curves = self._curves
+        if self._held:
+            if self._held_for == [id(request) for request in requests]:
+                self._held -= 1
+                self.behind = False
+                return [min(pair) for pair in zip(self._held_limits, rooms, strict=True)]
+            self._held = 0
         self.probing = False
         if self._resting(curves, len(requests)):
             return [0] * len(requests)
         limits = self._caught_up(curves, requests, rooms, config)
-        self._rest(len(requests), planned=any(limits) and not self.probing)
+        drafts = any(limits)
+        self._rest(len(requests), planned=drafts and not self.probing)
+        if drafts and (self.probing or not self.behind):
+            self._held = (PROBED_STEPS if self.probing else HELD_STEPS) - 1
+            self._held_limits, self._held_for = limits, [id(request) for request in requests]
         return limits
 
     def took(self, draft_seconds: float) -> None:
@@ -95,6 +108,7 @@ class PlannedLengths:
 
     def forget(self, request: Request) -> None:
         """The request left."""
+        self._held = 0
         self._outputs.note(request)
 
     def _resting(self, curves: CostCurves, num_requests: int) -> bool:
@@ -183,7 +197,7 @@ class PlannedLengths:
         by_gain = np.argsort(-chances, kind="stable")
         depths = by_gain // n
         plain = n / float(verify[0])
-        margin = self._margin.of(n) + BOOKKEEPING_SECONDS * n / float(verify[0])
+        margin = self._margin.of(n)
         best, chosen = plain * (1.0 + margin), by_gain[:0]
         for depth in ladder(deepest)[1:]:
             order = by_gain[depths < depth][:most]
@@ -213,15 +227,16 @@ class PlannedLengths:
         limits = [0] * n
         for i in few:
             limits[i] = min(rooms[i], size)
-        drafting = 0.0
+        drafting = catching_up = 0.0
         if any(limits):
-            drafting = float(curves.draft(n, max(limits))[len(few)]) + sum(prices[i] for i in few)
+            drafting = float(curves.draft(n, max(limits))[len(few)])
+            catching_up = sum(prices[i] for i in few)
         verifying = float(verify[min(sum(limits), len(verify) - 1)] - verify[0])
-        price = drafting + verifying
+        price = catching_up + PROBED_STEPS * (drafting + verifying)
         self._spare_seconds = min(self._spare_seconds + PROBING_SHARE * float(verify[0]), price)
         if not any(limits) or self._spare_seconds < price:
             return [0] * n
         self.probing = True
-        self._probe_seconds = drafting
+        self._probe_seconds = drafting + catching_up / PROBED_STEPS
         self._spare_seconds -= price
         return limits

@@ -26,6 +26,10 @@ class Proposer(Protocol):
         """
         ...
 
+    def clear(self) -> None:
+        """Forget what was kept of requests that have left, for instance between measurements."""
+        ...
+
     def forget(self, request: Request) -> None:
         """The request left, or will be computed again from the start (it was preempted)."""
         ...

@@ -26,6 +26,7 @@ class Speculator:
         self.proposer = proposer
         self.lengths = lengths
         self._clock = clock
+        self._prepared = self._observed = 0.0
 
     def prepare(self, running: Sequence[Request], config: EngineConfig) -> float:
         """Draft for the running requests that decode; returns the seconds that it took.
@@ -33,23 +34,27 @@ class Speculator:
         Each one's `draft` is set, to None where nothing is to be verified.
         """
         start = self._clock()
+        # All that the step took between two choices, the host's work on its outcome included; not
+        # if the engine waited for requests.
+        if 0.0 < start - self._observed < self._observed - self._prepared:
+            self.lengths.took(start - self._prepared)
         requests = [r for r in running if len(r.token_ids) - r.num_computed_tokens == 1]
         for request in requests:
             request.draft = None
         if requests:
             limits = self.lengths.limits(requests, config)
             if any(limits):
-                asked = self._clock()
                 drafts = self.proposer.propose(requests, limits)
-                seconds = self._clock() - asked
-                kept = self.lengths.keep(requests, drafts, config, seconds)
+                kept = self.lengths.keep(requests, drafts, config, self._clock() - start)
                 for request, draft, count in zip(requests, drafts, kept, strict=True):
                     request.draft = draft.first(count) if draft is not None and count else None
-        return self._clock() - start
+        self._prepared = self._clock()
+        return self._prepared - start
 
     def observe(self, batch: Batch, result: BatchResult) -> None:
         """Take in what became of a step's drafts."""
-        self.lengths.observe(batch, result, result.device_seconds + result.host_seconds)
+        self.lengths.observe(batch, result)
+        self._observed = self._clock()
 
     def forget(self, request: Request) -> None:
         """A request left."""

@@ -36,6 +36,10 @@ class SuffixProposer(LookupProposer):
         super().__init__(config)
         self._others = RecentOutputs(_REMEMBERED)
 
+    def clear(self) -> None:
+        """See `Proposer`."""
+        self._others = RecentOutputs(_REMEMBERED)
+
     def forget(self, request: Request) -> None:
         """See `Proposer`; of a request that has finished the output is remembered for others."""
         super().forget(request)

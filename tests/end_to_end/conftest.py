@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from autotune.cli.main import app
 
 ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 ENTRY = (sys.executable, "-m", "autotune.cli.main")
@@ -30,5 +33,19 @@ def autotune(tmp_path: Path) -> Autotune:
             timeout=timeout,
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Autotune:
+    """The same within this process, which spares starting one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("NO_COLOR", "COLUMNS"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = CliRunner().invoke(app, arguments, prog_name="autotune")
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     return call

@@ -49,22 +49,22 @@ def broken_model(tmp_path: Path, what: str) -> Path:
         ("architecture", "BloomForCausalLM is not supported; supported are LlamaForCausalLM"),
     ],
 )
-def test_broken_model_folder(tmp_path: Path, autotune: Autotune, what: str, message: str) -> None:
+def test_broken_model_folder(tmp_path: Path, in_process: Autotune, what: str, message: str) -> None:
     folder = broken_model(tmp_path, what)
-    done = autotune("bench", "--model", str(folder), "--rate", "2", "--duration", "1s")
+    done = in_process("bench", "--model", str(folder), "--rate", "2", "--duration", "1s")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_texts_without_a_tokenizer(tmp_path: Path, autotune: Autotune) -> None:
+def test_texts_without_a_tokenizer(tmp_path: Path, in_process: Autotune) -> None:
     folder = tmp_path / "model"
     shutil.copytree(TARGET, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     trace = tmp_path / "texts.jsonl"
     trace.write_text('{"prompt": "hello"}\n' * 3)
-    done = autotune("bench", "--model", str(folder), "--workload", str(trace), "--rate", "2")
+    done = in_process("bench", "--model", str(folder), "--workload", str(trace), "--rate", "2")
     assert done.returncode == 2, done.stderr
     assert "tokenizer" in done.stderr
     assert "Traceback" not in done.stderr
@@ -89,9 +89,9 @@ def test_texts_without_a_tokenizer(tmp_path: Path, autotune: Autotune) -> None:
     ],
 )
 def test_wrong_options_of_bench(
-    autotune: Autotune, arguments: tuple[str, ...], message: str
+    in_process: Autotune, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = autotune("bench", *arguments)
+    done = in_process("bench", *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -115,9 +115,9 @@ def test_wrong_options_of_bench(
     ],
 )
 def test_wrong_options_of_run(
-    tmp_path: Path, autotune: Autotune, arguments: tuple[str, ...], message: str
+    tmp_path: Path, in_process: Autotune, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = autotune("run", *arguments, *(() if "--resume" in arguments else ("-o", "out")))
+    done = in_process("run", *arguments, *(() if "--resume" in arguments else ("-o", "out")))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -26,15 +26,17 @@ from tests.end_to_end.conftest import ENTRY, ENVIRONMENT, Autotune
 # What this machine runs fast; on one that runs nothing faster than floats, floats alone.
 OFFERED = offer_for(describe_hardware("cpu"), quantized=False).values["quantization"]
 PLAIN = ",".join(name for name in OFFERED if not METHODS[name].calibrated)
+QUANTIZED = ("--search", f"quantization={PLAIN}")
 SHORT = (
-    *("run", "--slo", "ttft<20s,tpot<5s", "--rate", "3", "--duration", "3s", "--rounds", "2"),
-    *("--finalists", "1", "--search", "max_num_seqs=2,256", "--search", f"quantization={PLAIN}"),
+    *("run", "--slo", "ttft<20s,tpot<5s", "--rate", "3", "--duration", "2s", "--rounds", "2"),
+    *("--finalists", "1", "--search", "max_num_seqs=2,256"),
 )
+FLOATS = ("--search", "quantization=none")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*ENTRY, *SHORT, "-o", str(folder), *arguments],
+        [*ENTRY, *SHORT, *FLOATS, "-o", str(folder), *arguments],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,7 +67,7 @@ def running(pid: int) -> bool:
 
 def test_run_leaves_a_verdict_a_report_and_configs(tmp_path: Path, autotune: Autotune) -> None:
     path = tmp_path / "out"
-    done = autotune(*SHORT, "--trials", "3", "-o", str(path), "--json")
+    done = autotune(*SHORT, *QUANTIZED, "--trials", "3", "-o", str(path), "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["slo_met"] is True
@@ -143,7 +145,7 @@ def test_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, autotune: Auto
 def test_interrupt_keeps_what_was_measured(tmp_path: Path, autotune: Autotune) -> None:
     path = tmp_path / "out"
     folder = RunFolder(path)
-    process = start(path, "--trials", "3", "--sampler", "tpe")
+    process = start(path, "--trials", "2", "--sampler", "tpe", "--no-advice")
     wait_until(lambda: len(folder.read_trials()) >= 1, process)
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
@@ -165,7 +167,7 @@ def test_config_that_does_not_fit_is_a_failed_trial_and_not_the_end(
     space = tmp_path / "space.yaml"
     space.write_text(f"kv_cache_memory_bytes: [1, {1 << 26}]\n")
     done = autotune(
-        *(*SHORT, "--trials", "2", "--search", "quantization=none", "-o", str(path), "--json"),
+        *(*SHORT, *FLOATS, "--trials", "2", "-o", str(path), "--json"),
         *("--no-advice", "--sampler", "tpe"),
         *("--search", "max_num_seqs=256", "--space", str(space)),
         *("--kv-cache-memory-bytes", str(1 << 26)),
@@ -179,8 +181,8 @@ def test_config_that_does_not_fit_is_a_failed_trial_and_not_the_end(
 def test_slo_that_nothing_can_meet_ends_with_4(tmp_path: Path, autotune: Autotune) -> None:
     path = tmp_path / "out"
     done = autotune(
-        *("run", "--slo", "ttft<1us", "--load", "0.5", "--duration", "3s", "--rounds", "2"),
-        *("--trials", "1", "--sampler", "tpe", "-o", str(path)),
+        *("run", "--slo", "ttft<1us", "--load", "0.5", "--duration", "2s", "--rounds", "2"),
+        *("--trials", "1", "--sampler", "tpe", "--no-advice", "-o", str(path)),
     )
     assert done.returncode == 4, done.stderr
     assert "does not meet the SLO" in done.stdout
@@ -202,7 +204,7 @@ def test_capacity_is_a_rate_that_was_measured_to_hold(tmp_path: Path, autotune: 
     path = tmp_path / "out"
     done = autotune(
         *("run", "--objective", "capacity", "--slo", "ttft<30s", "--rate", "2"),
-        *("--duration", "3s", "--rounds", "2", "--finalists", "1", "--trials", "1"),
+        *("--duration", "2s", "--rounds", "2", "--finalists", "1", "--trials", "1"),
         *("-o", str(path), "--no-advice", "--sampler", "tpe", "--json"),
     )
     assert done.returncode == 0, done.stderr

@@ -98,7 +98,7 @@ def test_captured_verification_says_what_the_eager_one_says(tmp_path: Path, tree
         drafting |= {"speculative_method": "medusa", "speculative_model": "heads"}
     config = config_of(max_num_batched_tokens=16, **drafting)
     shapes = set(decode_shapes(config))
-    capture = FakeCapture()
+    capture = FakeCapture(rehearses=False)
     captured, eager = ForwardPass(decoder, lambda: capture), ForwardPass(decoder)
     inputs = [StepInputs(BLOCK, LENGTH, CPU) for _ in range(2)]
     for forward in (captured, eager):

@@ -49,6 +49,8 @@ TRUTH = Coefficients(
     host_sequence=1e-5,
     host_base=3e-4,
     host_chunk=1e-4,
+    verify=3e-4,
+    host_verify=2e-4,
 )
 
 

@@ -132,7 +132,7 @@ def test_a_method_that_only_probes_know_is_less_certain(calibration: Calibration
     assert _seconds(calibration.middle(unseen), work) == pytest.approx(expected, rel=0.1)
 
     def spread(config: EngineConfig) -> float:
-        return float(np.std([np.log(_seconds(d, work)) for d in calibration.draws(config, 60, 0)]))
+        return float(np.std([np.log(_seconds(d, work)) for d in calibration.draws(config, 400, 0)]))
 
     assert spread(unseen) > 1.2 * spread(CONFIG)
 

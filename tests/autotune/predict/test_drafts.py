@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import random
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -211,9 +212,10 @@ def test_what_adaptive_lengths_verified_tells_nearly_as_much(count: int) -> None
     assert found.knows
     assert found.acceptance[:3] == pytest.approx((0.75, 0.7, 0.65), abs=0.12)
     again, before = (
-        play(config=config, drafts=drafts, seed=5).duration for drafts in (found, truth)
+        statistics.fmean(play(config=config, drafts=drafts, seed=s).duration for s in range(5, 13))
+        for drafts in (found, truth)
     )
-    assert again == pytest.approx(before, rel=0.08)
+    assert again == pytest.approx(before, rel=0.1)
 
 
 def test_who_knows_its_chances_is_right_as_often_as_it_says() -> None:
@@ -443,7 +445,7 @@ def test_a_tree_is_verified_as_a_whole() -> None:
     cost = RowsCost(0.0, 1.0)
     shape = CacheShape(64, 512)
     found = replay([one], config, cost, shape, drain_limit=99.0, drafts=profile)
-    drafting = profile.cost.seconds(1, 2)
+    drafting = profile.seconds(1, 2)
     assert found.records[0].token_times[1] - found.records[0].token_times[0] == pytest.approx(
         1 + 2 * 3 + drafting
     )

@@ -170,3 +170,20 @@ def test_what_is_remembered_is_bounded() -> None:
     array, ends = next(outputs.occurrences(np.array(texts[-1][-2:], dtype=np.int32)))
     assert array[int(ends[-1]) - 1 : int(ends[-1]) + 2].tolist() == [*texts[-1][-2:], END]
     assert list(outputs.occurrences(np.array([3], dtype=np.int32))) == []
+
+
+def test_what_was_cleared_is_found_no_more() -> None:
+    proposer = SuffixProposer(EngineConfig(speculative_method="suffix"))
+    answered, asking = (
+        Request(name, tokens, SamplingParams(), 0.0)
+        for name, tokens in (("a", [1, 2, 3, 4, 5, 6]), ("b", [9, 2, 3, 4]))
+    )
+    answered.num_prompt_tokens = 1
+    proposer.propose([answered], [4])
+    answered.state = RequestState.FINISHED
+    proposer.forget(answered)
+    (draft,) = proposer.propose([asking], [2])
+    assert draft is not None
+    assert list(draft.token_ids) == [5, 6]
+    proposer.clear()
+    assert proposer.propose([asking], [2]) == [None]
