@@ -39,7 +39,6 @@ class Stream:
         "_pending",
         "_waiter",
         "first_at",
-        "first_at",
         "last_at",
         "request",
     )

@@ -98,9 +98,8 @@ def test_a_thousand_clients_of_whom_many_hang_up() -> None:
         )
         assert [e for e in ended if e is not None] == []
         await until_idle(served)
-        while server.server_state.connections:
-            await asyncio.sleep(0.01)
-        assert server.server_state.tasks == set()
+        while server.server_state.connections or server.server_state.tasks:
+            await asyncio.sleep(0.01)  # what is left for ever runs into the limit of `run`
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
