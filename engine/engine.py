@@ -265,7 +265,7 @@ class Engine:
         self._settle()
         self.pool.clear_prefix_cache()
         if self._speculator is not None:
-            self._speculator.proposer.clear()
+            self._speculator.clear()
 
     def _replace_cache(self, config: EngineConfig) -> None:
         if self._rebuild_cache is None:

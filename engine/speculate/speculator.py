@@ -56,6 +56,10 @@ class Speculator:
         self.lengths.observe(batch, result)
         self._observed = self._clock()
 
+    def clear(self) -> None:
+        """Forget what was kept of requests that have left."""
+        self.proposer.clear()
+
     def forget(self, request: Request) -> None:
         """A request left."""
         self.lengths.forget(request)

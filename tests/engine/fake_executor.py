@@ -73,6 +73,9 @@ class FakeSpeculator:
                 request.draft = self.draft(request.token_ids)
         return 0.0
 
+    def clear(self) -> None:
+        """Nothing is kept."""
+
     def draft(self, token_ids: Sequence[int]) -> Draft | None:
         chance = random.Random(next_token(token_ids) + len(token_ids))
         if chance.random() < 0.3:

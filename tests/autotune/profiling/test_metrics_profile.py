@@ -415,7 +415,7 @@ def test_nobody_listening_is_the_environments_lack() -> None:
         ("<!doctype html><html><body>hello</body></html>", "a web page"),
         ('{"error": "not found"}', "another format"),
         ("", "no metrics at all"),
-        ("# TYPE llamacpp:tokens counter\nllamacpp:tokens 3\n", "it has llamacpp:tokens"),
+        ("# TYPE other:tokens counter\nother:tokens 3\n", "it has other:tokens"),
         ("# TYPE python_gc counter\npython_gc_total 3\n", "only figures of its process"),
     ],
 )
