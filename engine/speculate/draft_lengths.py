@@ -199,7 +199,8 @@ class DraftLengths:
         judged: list[Verified] = []
         follows = len(followed) > 0
         drafted = self._verified
-        told = num_decodes if follows or drafted else 0
+        # What is computed anew after a preemption gets its next token in a chunk, not as a decode.
+        told = len(batch.sequences) if follows else num_decodes if drafted else 0
         for sequence, tokens in zip(batch.sequences[:told], result.tokens, strict=False):
             request, draft = sequence.request, sequence.draft
             if follows and request in followed:

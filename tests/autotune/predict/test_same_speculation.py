@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autotune.predict.draft_traces import traces
@@ -166,6 +166,26 @@ def told(step: StepRecord) -> Mapping[str, Any]:
     count=st.integers(1, 20),
     spread=st.sampled_from([0, 40, 1000]),
     seed=st.integers(0, 2**32),
+)
+@example(  # somebody is preempted whose dropped draft is being judged
+    blocks=24,
+    knobs={
+        "block_size": 8,
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 16,
+        "enable_prefix_caching": False,
+        "scheduling_policy": "sjf",
+        "watermark": 0.0,
+        "num_speculative_tokens": 2,
+        "speculative_adaptive": True,
+        "prompt_lookup_min": 1,
+        "prompt_lookup_max": 2,
+    },
+    base=11,
+    row=1,
+    count=4,
+    spread=40,
+    seed=148,
 )
 @settings(max_examples=40, deadline=None)
 def test_it_speculates_as_the_engine_does(

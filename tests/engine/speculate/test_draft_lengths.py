@@ -242,6 +242,29 @@ def test_a_dropped_draft_is_judged_by_what_comes() -> None:
     assert sum(world.drafted.values()) > 300
 
 
+def test_a_dropped_draft_is_judged_across_a_preemption() -> None:
+    # What is computed anew gets a token that the draft foresees in a chunk.
+    costs = Roofline(fixed=5.0, token=0.5)
+    draft = Draft([5, 6])
+
+    def chance_after(preempted: bool) -> float:
+        lengths = DraftLengths(costs, costs_device=False)
+        one, other = requests = World(costs, same(0.0)).requests(2)
+        while not any(lengths.limits(requests, CONFIG)) or any(
+            lengths.keep(requests, [draft, None], CONFIG)
+        ):
+            play(lengths, requests, [draft, None], [0, 0])
+        before = lengths.chances(one)[0]
+        first, second = (ScheduledSequence(r, 0, 1, samples=True) for r in (other, one))
+        for token in draft.token_ids:
+            batch = Batch([first, second], 1 if preempted else 2)
+            lengths.observe(batch, BatchResult([[1], [token]], 0.0))
+        assert lengths.chances(one)[0] > before
+        return lengths.chances(one)[0]
+
+    assert chance_after(preempted=True) == chance_after(preempted=False)
+
+
 def test_the_same_events_lead_to_the_same_lengths() -> None:
     rates = {adaptive_rate(World(MODEL, falling), 5, CONFIG, True) for _ in range(2)}
     assert len(rates) == 1
