@@ -6,7 +6,6 @@ the kernels' tests take five times as long. What threads change has a test of it
 
 from __future__ import annotations
 
-import gc
 import os
 
 import pytest
@@ -24,9 +23,3 @@ if not torch.cuda.is_available():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left alone with them."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/end_to_end/test_run"))
-
-
-def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collector need not look at it again and again."""
-    gc.collect()
-    gc.freeze()
