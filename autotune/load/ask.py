@@ -16,8 +16,7 @@ from autotune.errors import Interrupted
 from autotune.load.endpoint import http_message
 from autotune.load.http_connection import Exchange, HttpClient
 from autotune.load.loop_thread import running_loop
-
-_POLL_S = 0.05
+from autotune.load.open_loop import POLL_S
 
 
 def ask(url: str, content: bytes, limit_s: float, stop: threading.Event | None = None) -> Exchange:
@@ -39,7 +38,7 @@ def ask(url: str, content: bytes, limit_s: float, stop: threading.Event | None =
                 if stop is not None and stop.is_set():
                     raise Interrupted("Interrupted before anything was measured.")
                 with contextlib.suppress(queue.Empty):
-                    over.get(timeout=_POLL_S)
+                    over.get(timeout=POLL_S)
             late = exchange.ended is None
         finally:
             asyncio.run_coroutine_threadsafe(client.close(), loop).result(5.0)

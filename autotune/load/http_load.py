@@ -20,17 +20,15 @@ from autotune.load.endpoint import Endpoint
 from autotune.load.http_connection import Exchange, HttpClient
 from autotune.load.http_notes import load_notes
 from autotune.load.loop_thread import room_for_connections, running_loop
-from autotune.load.open_loop import GREEDY, LoadProgress, LoadResult
+from autotune.load.open_loop import GREEDY, POLL_S, PROGRESS_S, LoadProgress, LoadResult
 from autotune.load.quiet import quiet_interpreter
-from autotune.load.sender import Sender, judge_delivery
+from autotune.load.sender import Sender, in_order, judge_delivery
 from autotune.records import Outcome, RequestRecord
 from autotune.slo import Slo
 from autotune.workload.materialise import LoadRequest
 from engine.request import SamplingParams
 
 _LEAD_S = 0.05
-_POLL_S = 0.05
-_PROGRESS_S = 0.2
 # Connections close as soon as they are told to; what does not is left to the operating system.
 _CLOSE_S = 5.0
 
@@ -81,9 +79,7 @@ def run_http_load(
         ValueError: two requests have one id.
         BadInput: texts are to be sent and there is no tokenizer.
     """
-    ordered = sorted(requests, key=lambda request: request.arrival_s)
-    if len({request.request_id for request in ordered}) < len(ordered):
-        raise ValueError("request ids of a load must differ")
+    ordered = in_order(requests)
     room_for_connections()
     # Made before the load: making thousands of them while sending would delay the sends.
     exchanges = [
@@ -172,12 +168,7 @@ class _Load:
             for exchange, handed_over in zip(self.exchanges, self.sends, strict=False)
         ]
         intended = [request.arrival_s for request in self.requests]
-        delivered, note = judge_delivery(intended, sends, slo)
-        unsent = len(self.requests) - len(sends)
-        if unsent:
-            why = "the load was interrupted" if self.interrupted else "the time limit was reached"
-            missing = f"{unsent} of {len(self.requests)} requests were not sent: {why}"
-            delivered, note = False, missing if note is None else f"{missing}; {note}"
+        delivered, note = judge_delivery(intended, sends, slo, interrupted=self.interrupted)
         records = [self._record(number, send) for number, send in enumerate(sends)]
         answers = [self.answers[number] for number in range(len(sends))]
         ends = [e.ended for e in self.exchanges[: len(sends)] if e.ended is not None]
@@ -199,7 +190,7 @@ class _Load:
             # Looked at before the queue: what was handed over by then has an end of its own.
             all_sent = sender.finished
             with contextlib.suppress(queue.Empty):
-                self._read(self.ended.get(timeout=_POLL_S))
+                self._read(self.ended.get(timeout=POLL_S))
             if self.stop is not None and self.stop.is_set():
                 self.interrupted = True
                 return
@@ -210,7 +201,7 @@ class _Load:
                 if over or errors or len(self.answers) == sent:
                     return
             if self.on_progress is not None and now >= next_progress:
-                next_progress = now + _PROGRESS_S
+                next_progress = now + PROGRESS_S
                 elapsed = max(0.0, now - self.start)
                 self.on_progress(LoadProgress(sent, len(self.answers), len(self.requests), elapsed))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from autotune.load.quiet import quiet_interpreter
-from autotune.load.sender import Sender, judge_delivery
+from autotune.load.sender import Sender, in_order, judge_delivery
 from autotune.records import Outcome, RequestRecord
 from autotune.slo import Slo
 from autotune.workload.materialise import LoadRequest
@@ -28,8 +28,8 @@ from engine.step_record import StepRecord
 # Sent a little after the threads are up, so that the first requests are not late.
 _LEAD_S = 0.02
 # How often a sleeping loop looks at the stop event, and how often progress is told.
-_POLL_S = 0.05
-_PROGRESS_S = 0.2
+POLL_S = 0.05
+PROGRESS_S = 0.2
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -136,9 +136,7 @@ def run_load(
         ValueError: two requests have one id.
         Exception: whatever a step raised; the engine is left without requests.
     """
-    ordered = sorted(requests, key=lambda request: request.arrival_s)
-    if len({request.request_id for request in ordered}) < len(ordered):
-        raise ValueError("request ids of a load must differ")
+    ordered = in_order(requests)
     previous = engine.on_step
     try:
         with quiet_interpreter():
@@ -218,12 +216,7 @@ class _Load:
         sends = [send - self.start for send in self.sender.sends]
         intended = [request.arrival_s for request in self.requests]
         step_s = statistics.median(step.seconds for step in self.steps) if self.steps else 0.0
-        delivered, note = judge_delivery(intended, sends, slo, step_s)
-        unsent = len(self.requests) - len(sends)
-        if unsent:
-            why = "the load was interrupted" if self.interrupted else "the time limit was reached"
-            missing = f"{unsent} of {len(self.requests)} requests were not sent: {why}"
-            delivered, note = False, missing if note is None else f"{missing}; {note}"
+        delivered, note = judge_delivery(intended, sends, slo, step_s, interrupted=self.interrupted)
         return LoadResult(
             records=[
                 self._record(request, send)
@@ -262,7 +255,7 @@ class _Load:
                 return
             else:
                 # Woken by the next send; the limit is for the stop event.
-                self.wake.wait(_POLL_S)
+                self.wake.wait(POLL_S)
             self._tell_progress()
 
     def _drained_by(self) -> float:
@@ -273,10 +266,10 @@ class _Load:
     def _sleep_until_work(self) -> bool:
         """Sleep while dynamic batching waits for a full batch; whether it did."""
         due = self.engine.next_wakeup()
-        wait = _POLL_S if due is None else due - self.clock()
+        wait = POLL_S if due is None else due - self.clock()
         if wait <= 0:
             return False
-        self.wake.wait(min(wait, _POLL_S))
+        self.wake.wait(min(wait, POLL_S))
         return True
 
     def _step(self) -> None:
@@ -322,7 +315,7 @@ class _Load:
         now = self.clock()
         if self.on_progress is None or now < self.next_progress:
             return
-        self.next_progress = now + _PROGRESS_S
+        self.next_progress = now + PROGRESS_S
         self.on_progress(
             LoadProgress(
                 len(self.sender.sends), self.left, len(self.requests), max(0.0, now - self.start)

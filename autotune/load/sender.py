@@ -19,6 +19,17 @@ LAG_SHARE_OF_STEP = 0.5
 LAG_PERCENTILE = 99
 
 
+def in_order(requests: Sequence[LoadRequest]) -> list[LoadRequest]:
+    """The requests of a load by the time of their arrival.
+
+    Raises:
+        ValueError: two requests have one id.
+    """
+    if len({request.request_id for request in requests}) < len(requests):
+        raise ValueError("request ids of a load must differ")
+    return sorted(requests, key=lambda request: request.arrival_s)
+
+
 class Sender(threading.Thread):
     """Hands requests over at their times; `sends[i]` is when request i was, on the clock.
 
@@ -82,11 +93,17 @@ class Sender(threading.Thread):
 
 
 def judge_delivery(
-    intended: Sequence[float], sends: Sequence[float], slo: Slo | None, step_s: float = 0.0
+    intended: Sequence[float],
+    sends: Sequence[float],
+    slo: Slo | None,
+    step_s: float = 0.0,
+    *,
+    interrupted: bool = False,
 ) -> tuple[bool, str | None]:
-    """Whether the load was sent as asked, and if not, how late it was.
+    """Whether the load was sent as asked, and if not, what was missing or how late it was.
 
-    It was if the 99th percentile of send - intended is at most the largest of
+    It was if no request was left out, be it that the load was `interrupted` or that its time limit
+    was reached, and the 99th percentile of send - intended is at most the largest of
 
     - 25 ms, what a busy machine's scheduler takes to wake a thread;
     - a tenth of the tightest TTFT limit, so that lateness decides no verdict;
@@ -95,8 +112,19 @@ def judge_delivery(
 
     Times in seconds. Lateness is never hidden, since TTFT counts from the intended send.
     """
-    if not sends:
-        return True, None
+    notes = []
+    if unsent := len(intended) - len(sends):
+        why = "the load was interrupted" if interrupted else "the time limit was reached"
+        notes.append(f"{unsent} of {len(intended)} requests were not sent: {why}")
+    if sends and (late := _lateness(intended, sends, slo, step_s)) is not None:
+        notes.append(late)
+    return not notes, "; ".join(notes) or None
+
+
+def _lateness(
+    intended: Sequence[float], sends: Sequence[float], slo: Slo | None, step_s: float
+) -> str | None:
+    """That the sends were later than is allowed; None if they were not."""
     lags = np.maximum(np.asarray(sends) - np.asarray(intended[: len(sends)]), 0.0)
     late = float(np.percentile(lags, LAG_PERCENTILE))
     bounds = [limit.bound for limit in slo.limits if limit.metric == "ttft"] if slo else []
@@ -108,8 +136,8 @@ def judge_delivery(
         LAG_SHARE_OF_STEP * step_s,
     )
     if late <= allowed:
-        return True, None
-    return False, (
+        return None
+    return (
         f"the load was not delivered as asked: 1% of the requests were sent {late * 1e3:.0f} ms "
         f"late or more ({lags.max() * 1e3:.0f} ms at worst), {allowed * 1e3:.0f} ms are allowed; "
         "the machine is too busy to send at this rate"

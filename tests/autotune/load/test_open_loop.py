@@ -280,7 +280,7 @@ def test_an_idle_engine_is_not_stepped_and_the_loop_sleeps() -> None:
     processor = time.thread_time() - processor
     assert calls <= 6
     assert processor < 1.5  # a spinning loop would take both seconds
-    # Woken by the send, not by the poll: far less than _POLL_S on a quiet machine.
+    # Woken by the send, not by the poll: far less than POLL_S on a quiet machine.
     assert all(record.completed for record in result.records)
 
 

@@ -39,6 +39,24 @@ def test_a_single_late_send_of_many_is_forgiven() -> None:
     assert judge_delivery([], [], None) == (True, None)
 
 
+@pytest.mark.parametrize(
+    ("interrupted", "why"),
+    [(True, "the load was interrupted"), (False, "the time limit was reached")],
+)
+def test_a_load_with_unsent_requests_was_not_delivered(interrupted: bool, why: str) -> None:
+    intended = [i / 100 for i in range(100)]
+    missing = f"40 of 100 requests were not sent: {why}"
+    judged = judge_delivery(intended, intended[:60], None, interrupted=interrupted)
+    assert judged == (False, missing)
+    late = [t + 3.0 for t in intended[:60]]
+    delivered, note = judge_delivery(intended, late, None, interrupted=interrupted)
+    assert not delivered
+    assert note is not None
+    assert note.startswith(f"{missing}; the load was not delivered as asked")
+    nothing = judge_delivery(intended, [], None, interrupted=interrupted)
+    assert nothing == (False, f"100 of 100 requests were not sent: {why}")
+
+
 def test_lateness_within_a_running_step_changes_nothing() -> None:
     intended = [i / 100 for i in range(100)]
     sends = [t + 0.2 for t in intended]
