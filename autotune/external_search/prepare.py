@@ -53,10 +53,6 @@ class PreparedExternal:
     notes: list[str] = field(default_factory=list)
     num_windows: int = 1
 
-    def proof_window(self, round_: int) -> int:
-        """The window of a round of the proof: one of its own, as far as the traffic goes."""
-        return 1 + round_ % (self.num_windows - 1) if self.num_windows > 1 else 0
-
 
 def prepare_external(
     folder: RunFolder, options: ExternalOptions | None, command: Sequence[str]

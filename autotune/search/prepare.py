@@ -104,10 +104,6 @@ class Prepared:
         told = (self.run.get(name) or {} for name in ("advice", "forecasts"))
         return sum(float(part.get("seconds", 0.0)) for part in told)
 
-    def proof_window(self, round_: int) -> int:
-        """The window of a round of the proof: one of its own, as far as the traffic goes."""
-        return 1 + round_ % (self.num_windows - 1) if self.num_windows > 1 else 0
-
 
 @contextmanager
 def open_folder(path: Path, *, resume: bool) -> Iterator[RunFolder]:

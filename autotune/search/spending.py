@@ -24,6 +24,7 @@ class Spending:
         earlier_s: what earlier processes measured.
         searched: search trials so far; grows as they end.
         proof: trials of the proof so far; grows as they end.
+        first_is_typical: whether the first trial takes no longer for loading everything.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class Spending:
         earlier_s: float,
         searched: Sequence[TrialRecord],
         proof: Sequence[TrialRecord],
+        *,
+        first_is_typical: bool = False,
     ) -> None:
         self._schedule = schedule
         self._most_trials = most_trials
@@ -41,6 +44,7 @@ class Spending:
         self._earlier_s = earlier_s
         self._searched = searched
         self._proof = proof
+        self._atypical = 0 if first_is_typical else 1
 
     def spent(self) -> float:
         """Seconds that the run took: this process whole, of earlier ones what they measured."""
@@ -54,9 +58,10 @@ class Spending:
     def trial_s(self) -> float:
         """What a trial takes on this machine; before one is known, what the schedule expects.
 
-        The first trial, which loads everything, and failed ones are not typical.
+        A first trial that loads everything, and failed ones, are not typical.
         """
-        typical = [t.seconds for t in (*self._searched[1:], *self._proof) if t.outcome == "ok"]
+        trials = (*self._searched[self._atypical :], *self._proof)
+        typical = [t.seconds for t in trials if t.outcome == "ok"]
         return statistics.median(typical) if typical else self._schedule.trial_s
 
     def search_left(self) -> float:
