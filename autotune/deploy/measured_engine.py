@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.deploy.serving_engine import load_serving_engine
 from autotune.deploy.translation import Entry, LeftOut, Translation
-from autotune.errors import BadInput
 from autotune.external.flags import flags_of, idle_knobs
 from autotune.external.table import Device, EngineTable, Value, load_table
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-
-# What loads the model in a config file, by engine.
-_MODEL_KEYS = {"vllm": "model", "sglang": "model-path"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +74,8 @@ class MeasuredEngine:
         return config
 
     def translation(self, model: str) -> Translation:
-        """The values in the engine's own keys, as they were measured; nothing is translated.
-
-        Raises:
-            BadInput: no platform knows how to give this engine its model.
-        """
-        if self.name not in _MODEL_KEYS:
-            raise BadInput(f"no platform here runs {self.table.title}, on which this was measured")
-        entries = [Entry("model", _MODEL_KEYS[self.name], model)]
+        """The values in the engine's own keys, as they were measured; nothing is translated."""
+        entries = [Entry("model", load_serving_engine(self.name).model_key, model)]
         lost = []
         idle = idle_knobs(self.table, self.values, self.device)
         for name, value in self.values.items():

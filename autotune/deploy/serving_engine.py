@@ -188,6 +188,13 @@ class ServingEngine(_Strict):
         """The file that holds the configuration: the config file, or the script with the flags."""
         return self.file or self.start_script
 
+    @property
+    def model_key(self) -> str:
+        """The key of what is loaded; the engines that platforms run have one."""
+        key = self.knobs["model"].key
+        assert key is not None, f"{self.engine} has no key for its model"
+        return key
+
     def keys(self) -> set[str]:
         """Every key that a translation may write."""
         found = {always.key for always in self.always}

@@ -126,7 +126,7 @@ def carry(
     deployment: Deployment,
     carries: tuple[str, ...],
     *,
-    image: str | None = None,
+    images: Mapping[str, str] | None = None,
     contained: bool = True,
     folder: str | None = None,
 ) -> Carried:
@@ -135,7 +135,7 @@ def carry(
     Arguments:
         deployment: what is deployed.
         carries: the engines that the platform can run, its default first.
-        image: the platform's own image of it, if it has one.
+        images: the platform's own images by engine, if it has them.
         contained: whether it runs in a container at all; without, there is no image.
         folder: where containers find the files of this machine; None where they stay.
 
@@ -184,7 +184,7 @@ def carry(
         table = load_serving_engine(engine)
         version = (measured.version if measured else "") or table.version
         title, file = f"{table.title} {version}", f"{engine}.yaml"
-        own_image = _image(table, evidence.device) if contained and image is None else ""
+        own_image = _image(table, evidence.device) if contained and images is None else ""
         own_image = own_image.replace(table.version, version)
         if measured is None:
             translation = translate(placed, table, evidence.device, deployment.measured)
@@ -212,7 +212,7 @@ def carry(
     return Carried(
         engine=engine,
         title=title,
-        image=image or own_image,
+        image=own_image if images is None else images[engine],
         device=evidence.device,
         gpus=gpus,
         cores=config.num_threads or hardware.get("cores"),

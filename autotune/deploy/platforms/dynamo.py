@@ -12,6 +12,7 @@ from autotune.deploy.platforms.pod import environment, models_claim
 from autotune.deploy.platforms.scaling import behavior, keda
 from autotune.deploy.platforms.versions import platform
 from autotune.deploy.replica_capacity import ReplicaCapacity
+from autotune.deploy.serving_engine import load_serving_engine
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
 from autotune.errors import BadInput
@@ -19,8 +20,6 @@ from autotune.errors import BadInput
 CARRIES = ("vllm", "sglang")
 FILE = "dynamo.yaml"
 _WORKER = "Worker"
-# Dynamo's workers speak through its frontend and take no address of their own.
-_MODEL_FLAG = {"vllm": "--model", "sglang": "--model-path"}
 
 
 def dynamo_target() -> Target:
@@ -37,8 +36,7 @@ def export_dynamo(deployment: Deployment) -> Exported:
     if deployment.evidence.device != "cuda":
         raise BadInput("Dynamo's containers need a GPU, and this was measured on a CPU")
     known = platform("dynamo")
-    engine = deployment.engine or CARRIES[0]
-    carried = carry(deployment, CARRIES, image=known.images[engine], folder=MODELS)
+    carried = carry(deployment, CARRIES, images=known.images, folder=MODELS)
     own = f"{known.release} brings its own release of the engine, not {carried.title}"
     warnings = (
         *carried.warnings,
@@ -71,12 +69,13 @@ def export_dynamo(deployment: Deployment) -> Exported:
 
 
 def _graph(carried: Carried) -> dict[str, Any]:
+    # Dynamo's workers speak through its frontend and take no address of their own.
     worker: dict[str, Any] = {
         "name": "main",
         "image": carried.image,
         "command": ["python3", "-m", f"dynamo.{carried.engine}"],
         "args": [
-            _MODEL_FLAG[carried.engine],
+            f"--{load_serving_engine(carried.engine).model_key}",
             carried.model,
             "--served-model-name",
             carried.name,

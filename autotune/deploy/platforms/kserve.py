@@ -37,20 +37,19 @@ def kserve_target() -> Target:
 
 def export_kserve(deployment: Deployment) -> Exported:
     """The custom resource, the kustomization that adds the engine's file, and the scripts."""
-    engine = deployment.engine or CARRIES[0]
     carried = carry(deployment, CARRIES, folder=MODELS)
     kind, file = (
         ("LLMInferenceService", "llminferenceservice.yaml")
-        if engine == "vllm"
+        if carried.engine == "vllm"
         else ("InferenceService", "inferenceservice.yaml")
     )
-    use = f"kubectl apply -f {file}" if engine == "vllm" else "kubectl apply -k ."
+    use = f"kubectl apply -f {file}" if carried.engine == "vllm" else "kubectl apply -k ."
 
     def render(title: str, content: dict[str, Any], evidence_in: str) -> str:
         top = head("kserve", title, carried, deployment.evidence, use=use, evidence_in=evidence_in)
         return document(content, head=top)
 
-    if engine == "vllm":
+    if carried.engine == "vllm":
         files = {file: render(kind, _llm_service(carried, deployment), "")}
     else:
         kustomization = {

@@ -40,8 +40,7 @@ def export_nim(deployment: Deployment) -> Exported:
     if deployment.evidence.device != "cuda":
         raise BadInput("NIM's containers need a GPU, and this was measured on a CPU")
     known = platform("nim")
-    engine = deployment.engine or CARRIES[0]
-    carried = carry(deployment, CARRIES, image=known.images[engine], folder=_MODELS)
+    carried = carry(deployment, CARRIES, images=known.images, folder=_MODELS)
     own = f"{known.release} brings its own release of the engine, not {carried.title}"
     more = (f"{own}: check the flags against it (docker run ... --dry-run)",)
 

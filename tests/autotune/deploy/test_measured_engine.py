@@ -58,6 +58,20 @@ def test_the_measured_flags_and_release_arrive() -> None:
     assert float(keda["threshold"]) == 25.0
 
 
+def test_a_platform_runs_the_engine_that_was_measured_unasked() -> None:
+    run = tuned(name="sglang", title="SGLang", version="0.5.23", fixed={})
+    run["result"]["winner_config"] = {}
+    for target in ("dynamo", "nim"):
+        files = export(run, target).files
+        assert "/sglang-" in next(iter(files.values()))
+        assert "/vllm-" not in "".join(files.values())
+    worker = yaml.safe_load(export(run, "dynamo").files["dynamo.yaml"])["spec"]["components"][1]
+    container = worker["podTemplate"]["spec"]["containers"][0]
+    assert container["command"][-1] == "dynamo.sglang"
+    assert container["args"][:2] == ["--model-path", "org/name"]
+    assert "inferenceservice.yaml" in export(run, "kserve").files
+
+
 def test_arguments_of_the_person_are_told() -> None:
     exported = export(tuned(extra_arguments=["--api-server-count", "2"]), "ray-serve")
     assert any("--api-server-count 2" in warning for warning in exported.warnings)
