@@ -71,7 +71,7 @@ class AsyncEngine:
         self._left_at: deque[float] = deque(maxlen=1024)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._empty: asyncio.Event | None = None
+        self._empty = asyncio.Event()  # set when the last request leaves
         # Between the threads: a note, "there is something to do", and a mailbox.
         self._wake = threading.Event()
         self._closing = False
@@ -100,7 +100,6 @@ class AsyncEngine:
         if self._thread is not None:
             return
         self._loop = asyncio.get_running_loop()
-        self._empty = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -110,7 +109,6 @@ class AsyncEngine:
         sampling: SamplingParams,
         *,
         priority: int = 0,
-        arrival: float | None = None,
     ) -> Stream:
         """Take in a request; its outputs come from the stream.
 
@@ -118,7 +116,6 @@ class AsyncEngine:
             token_ids: the prompt; copied.
             sampling: how tokens are chosen.
             priority: the lower is served first under the policy `priority`.
-            arrival: seconds on the engine's clock; now by default.
 
         Raises:
             Overloaded: too many wait already.
@@ -134,9 +131,7 @@ class AsyncEngine:
         request_id = str(next(self._ids))
         if not self.engine.has_unfinished:
             self._progress_at = time.monotonic()
-        request = self.engine.add(
-            request_id, token_ids, sampling, arrival=arrival, priority=priority
-        )
+        request = self.engine.add(request_id, token_ids, sampling, priority=priority)
         stream = self._streams[request_id] = Stream(request, loop, self.engine.abort)
         limit = self.limits.request_timeout_s
         if limit is not None:
@@ -208,7 +203,7 @@ class AsyncEngine:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        if self._loop is not None and not self._streams and self._empty is not None:
+        if not self._streams:
             self._empty.set()
 
     @property
@@ -217,7 +212,7 @@ class AsyncEngine:
         return self._thread is not None and self._thread.is_alive()
 
     async def _wait_until_empty(self, timeout_s: float) -> bool:
-        if self._empty is None or not self._streams or self.failed is not None:
+        if not self._streams or self.failed is not None:
             return not self._streams
         self._empty.clear()
         try:
@@ -310,7 +305,7 @@ class AsyncEngine:
         if timer is not None:
             timer.cancel()
         self._left_at.append(time.monotonic())
-        if not self._streams and self._empty is not None:
+        if not self._streams:
             self._empty.set()
 
     def _fail_all(self) -> None:

@@ -7,6 +7,7 @@ left behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,11 +15,10 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.errors import RequestRefused
 from engine.output import RequestOutput
-from engine.request import FinishReason, SamplingParams
+from engine.request import SamplingParams
+from engine.server.asgi_answer import ClientGone, unless_gone
 from engine.server.errors import as_api_error
-from engine.server.refusals import EngineFailed
 from engine.server.sse import DONE, error_event
 from engine.server.submits import Stream, Submits
 
@@ -76,16 +76,8 @@ class Generation(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate and send, until that is done or the client is gone."""
-        work = asyncio.create_task(self._generate(scope, receive, send))
-        gone = asyncio.create_task(_until_gone(receive))
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-        finally:
-            work.cancel()
-            gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+        with contextlib.suppress(ClientGone):
+            await unless_gone(receive, self._generate(scope, receive, send))
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         streams: list[Stream] = []
@@ -115,7 +107,7 @@ class Generation(Response):
     async def _send_all(self, merged: _Merged, send: Send) -> None:
         write = self._writer.write
         while outputs := await merged.next():
-            content = b"".join([write(choice, _served(output)) for choice, output in outputs])
+            content = b"".join([write(choice, output) for choice, output in outputs])
             if self._stream and content:
                 await self._start(send)
                 await _send_body(send, content, more=True)
@@ -145,26 +137,6 @@ class Generation(Response):
 
 async def _send_body(send: Send, content: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": more})
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _served(output: RequestOutput) -> RequestOutput:
-    """The output, if it is one that a client asked for.
-
-    Raises:
-        RequestRefused: the engine refused the request.
-        EngineFailed: the engine gave the request up.
-    """
-    reason = output.finish_reason
-    if reason is FinishReason.REFUSED:
-        raise RequestRefused(output.refusal or "the engine refused the request")
-    if reason is FinishReason.ABORT:
-        raise EngineFailed(output.refusal or "the engine gave the request up")
-    return output
 
 
 class _Merged:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
 
 from engine.errors import EngineError, RequestRefused
 from engine.output import RequestOutput
@@ -16,7 +15,7 @@ class Stream:
     """An async iterator of one request's outputs; the last has a `finish_reason`.
 
     A reader that comes later than the engine gets what it missed as one output. A reader that is
-    cancelled while it waits, or that closes the stream, aborts the request.
+    cancelled while it waits aborts the request.
 
     Belongs to the event loop's thread. Iterating raises, after what was generated before:
 
@@ -76,21 +75,6 @@ class Stream:
                 self._waiter = None
         output, self._pending = self._pending, None
         return output
-
-    async def __aenter__(self) -> Stream:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.abort()
-
-    async def aclose(self) -> None:
-        """Abort the request unless it has left."""
-        self.abort()
 
     def abort(self) -> None:
         """Take the request out of the engine; once it has left, nothing happens."""

@@ -12,8 +12,9 @@ from engine.request import SamplingParams
 class Stream(Protocol):
     """One request's outputs, in order; it ends after the one with a `finish_reason`.
 
-    Iterating raises `engine.server.refusals.EngineFailed` if the engine broke down and `TimedOut`
-    if the request took longer than the server allows.
+    Iterating raises `RequestRefused` if the request can never be served, and of
+    `engine.server.refusals` `EngineFailed` if the engine broke down or gave the request up and
+    `TimedOut` if it took longer than the server allows.
     """
 
     def __aiter__(self) -> AsyncIterator[RequestOutput]:

@@ -85,13 +85,15 @@ def test_a_thousand_streams_of_whom_many_leave() -> None:
             assert await tokens_of(stream) == []
             return
         tokens: list[int] = []
-        async with stream:
+        try:
             async for output in stream:
                 tokens += output.token_ids
                 if fate < 0.5 and len(tokens) >= most:
                     break
                 if fate > 0.9:
                     await asyncio.sleep(chance.random() * 0.01)
+        finally:
+            stream.abort()
         expected = expected_output(prompt, length)
         assert tokens == expected[: len(tokens)]
         if fate >= 0.5:

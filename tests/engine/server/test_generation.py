@@ -184,17 +184,6 @@ def test_an_error_of_one_choice_ends_the_others() -> None:
     assert all(stream.aborted for stream in engine.streams)
 
 
-@pytest.mark.parametrize(
-    ("reason", "status"), [(FinishReason.REFUSED, 400), (FinishReason.ABORT, 503)]
-)
-def test_requests_that_the_engine_turned_away(reason: FinishReason, status: int) -> None:
-    turned = output("", reason=reason)
-    turned.request.refusal = "no room for that"
-    client = answer(ScriptedEngine([[turned]]))
-    assert client.status == status
-    assert json.loads(client.body)["error"]["message"] == "no room for that"
-
-
 def test_a_full_server_turns_requests_away_before_it_reads_prompts() -> None:
     engine = ScriptedEngine([], refuses=Overloaded("full", 3))
     client = TestClient(make_app(model(), engine))
