@@ -52,7 +52,7 @@ def render_engine_yaml(config: EngineConfig, evidence: Evidence) -> str:
 
     Reading it back gives an equal configuration.
     """
-    lines = comment("Configuration of autotune's bundled engine. Use: autotune bench --config FILE")
+    lines = comment("Configuration of autotune's bundled engine. Use: autotune serve FILE")
     for line in evidence.summary:
         lines += comment(line, indent="  ")
     values = config.to_dict()

@@ -8,6 +8,7 @@ from autotune.deploy.beside import beside
 from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
 from autotune.deploy.platforms.container import (
     CONFIG,
+    HUB_CACHE,
     MODELS,
     SHARED_MEMORY,
     dockerfile,
@@ -19,7 +20,7 @@ from autotune.deploy.yaml_document import document, noted
 
 CARRIES = ("vllm", "sglang", BUNDLED)
 FILE = "compose.yaml"
-_HUB_CACHE = "hub-cache"
+_HUB_VOLUME = "hub-cache"
 
 
 def compose_target() -> Target:
@@ -42,12 +43,11 @@ def export_compose(deployment: Deployment) -> Exported:
             evidence_in=carried.file,
         ),
     )
-    torch = (deployment.run.get("versions") or {}).get("torch")
     return Exported(
         {
             FILE: text,
             carried.file: carried.text,
-            **dockerfile(carried, torch),
+            **dockerfile(carried, deployment.run),
             **beside(deployment, served_model=carried.name, start=start),
         },
         carried.lost,
@@ -89,7 +89,7 @@ def _content(carried: Carried) -> dict[str, Any]:
         for name, (value, notes) in carried.environment.items()
     ]
     if carried.from_hub:
-        mounts.append(f"{_HUB_CACHE}:/root/.cache/huggingface")
+        mounts.append(f"{_HUB_VOLUME}:{HUB_CACHE}")
         variables.append("HF_TOKEN")
     if carried.key_variable:
         variables.append(carried.key_variable)
@@ -115,7 +115,7 @@ def _content(carried: Carried) -> dict[str, Any]:
     service["stop_grace_period"] = noted("120s", "running requests are finished first")
     content: dict[str, Any] = {"name": carried.slug, "services": {carried.engine: service}}
     if carried.from_hub:
-        content["volumes"] = {_HUB_CACHE: {}}
+        content["volumes"] = {_HUB_VOLUME: {}}
     return content
 
 

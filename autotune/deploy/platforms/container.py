@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried
 
 MODELS = "/models"
 CONFIG = "/etc/autotune"
+HUB_CACHE = "/root/.cache/huggingface"
 # A process of one engine shares memory with its workers there; Docker's own 64 MiB are too few.
 SHARED_MEMORY = "8g"
 
@@ -16,16 +20,17 @@ def health_check() -> list[str]:
     return ["python3", "-c", f"import urllib.request as r; r.urlopen('{url}', timeout=5)"]
 
 
-def dockerfile(carried: Carried, torch: str | None) -> dict[str, str]:
+def dockerfile(carried: Carried, run: Mapping[str, Any]) -> dict[str, str]:
     """The Dockerfile of the bundled engine, by file name; nothing for engines with an image.
 
     Arguments:
         carried: the engine.
-        torch: the version of PyTorch that it was measured with, as `run.json` has it.
+        run: the content of `run.json`, with the version of PyTorch that it was measured with.
     """
     if carried.engine != BUNDLED:
         return {}
-    release, _, build = (torch or "").partition("+")
+    torch = (run.get("versions") or {}).get("torch") or ""
+    release, _, build = torch.partition("+")
     index = "" if build in ("", "cu") else f" --index-url https://download.pytorch.org/whl/{build}"
     wanted = f"torch=={release}" if release else "torch"
     lines = [

@@ -8,8 +8,8 @@ from autotune.deploy.beside import beside
 from autotune.deploy.platforms.carried import Carried, carry
 from autotune.deploy.platforms.container import MODELS
 from autotune.deploy.platforms.head import head
-from autotune.deploy.platforms.pod import environment, models_claim
-from autotune.deploy.platforms.scaling import behavior, keda
+from autotune.deploy.platforms.pod import environment, models_mount, models_volume
+from autotune.deploy.platforms.scaling import scaled_object
 from autotune.deploy.platforms.versions import platform
 from autotune.deploy.replica_capacity import ReplicaCapacity
 from autotune.deploy.serving_engine import load_serving_engine
@@ -102,17 +102,10 @@ def _graph(carried: Carried) -> dict[str, Any]:
         _WORKER: {"containers": [worker]},
     }
     if carried.folders:
-        claim = {"claimName": models_claim(carried), "readOnly": True}
-        held = "; ".join(f"{here} as {there}" for here, there in carried.folders.items())
-        volume = noted(
-            {"name": "models", "persistentVolumeClaim": claim},
-            f"a claim that has to hold, under {MODELS}: {held}",
-        )
-        mount = {"name": "models", "mountPath": MODELS, "readOnly": True}
         for spec in pods.values():
             # The frontend reads the tokenizer from the model's folder.
-            spec["volumes"] = [volume]
-            spec["containers"][0]["volumeMounts"] = [mount]
+            spec["volumes"] = [models_volume(carried)]
+            spec["containers"][0]["volumeMounts"] = [models_mount()]
     worker_component: dict[str, Any] = {"name": _WORKER, "type": "worker", "replicas": 1}
     if carried.capacity is not None:
         worker_component["scalingAdapter"] = noted({}, "keda.yaml scales these replicas")
@@ -132,17 +125,9 @@ def _graph(carried: Carried) -> dict[str, Any]:
 
 
 def _scaler(carried: Carried, capacity: ReplicaCapacity, most: int) -> dict[str, Any]:
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": {"name": carried.slug},
-        "spec": {
-            "scaleTargetRef": {
-                "apiVersion": "nvidia.com/v1beta1",
-                "kind": "DynamoGraphDeploymentScalingAdapter",
-                "name": f"{carried.slug}-{_WORKER.lower()}",
-            },
-            **keda(carried, capacity, most),
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior()}},
-        },
+    target = {
+        "apiVersion": "nvidia.com/v1beta1",
+        "kind": "DynamoGraphDeploymentScalingAdapter",
+        "name": f"{carried.slug}-{_WORKER.lower()}",
     }
+    return scaled_object(carried, capacity, most, metadata={"name": carried.slug}, target=target)

@@ -8,8 +8,8 @@ from autotune.deploy.beside import beside
 from autotune.deploy.platforms.carried import Carried, Flag, carry
 from autotune.deploy.platforms.container import MODELS
 from autotune.deploy.platforms.head import head
-from autotune.deploy.platforms.pod import environment, models_claim, resources
-from autotune.deploy.platforms.scaling import behavior, keda
+from autotune.deploy.platforms.pod import environment, models_mount, models_volume, resources
+from autotune.deploy.platforms.scaling import scaled_object
 from autotune.deploy.replica_capacity import ReplicaCapacity
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import Noted, document, noted
@@ -73,16 +73,8 @@ def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
             "kubectl create secret generic hf-token --from-file=token=FILE",
         )
     else:
-        claim = {"claimName": models_claim(carried), "readOnly": True}
-        held = "; ".join(f"{here} as {there}" for here, there in carried.folders.items())
-        model["extraVolumes"] = [
-            noted(
-                {"name": "models", "persistentVolumeClaim": claim},
-                f"a claim that has to hold, under {MODELS}: {held}",
-            )
-        ]
-        mount = {"name": "models", "mountPath": MODELS, "readOnly": True}
-        model["extraVolumeMounts"] = [mount]
+        model["extraVolumes"] = [models_volume(carried)]
+        model["extraVolumeMounts"] = [models_mount()]
     if variables := environment(carried):
         model["env"] = variables
     if carried.gpus > 1:
@@ -110,16 +102,9 @@ def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
 
 
 def _scaler(carried: Carried, capacity: ReplicaCapacity, most: int) -> dict[str, Any]:
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": {"name": f"{{{{ .Release.Name }}}}-{carried.slug}"},
-        "spec": {
-            "scaleTargetRef": {"name": f"{{{{ .Release.Name }}}}-{carried.slug}-deployment-vllm"},
-            **keda(carried, capacity, most),
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior()}},
-        },
-    }
+    name = f"{{{{ .Release.Name }}}}-{carried.slug}"
+    target = {"name": f"{name}-deployment-vllm"}
+    return scaled_object(carried, capacity, most, metadata={"name": name}, target=target)
 
 
 def _place(flag: Flag, config: dict[str, Any], extra: list[Any]) -> None:

@@ -11,6 +11,7 @@ from autotune.deploy.platforms.container import MODELS, dockerfile
 from autotune.deploy.platforms.head import head
 from autotune.deploy.platforms.pod import (
     DRAIN_S,
+    config_map,
     environment,
     models_claim,
     pod,
@@ -56,7 +57,7 @@ def export_kserve(deployment: Deployment) -> Exported:
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": [file],
-            "configMapGenerator": [{"name": _config_map(carried), "files": [carried.file]}],
+            "configMapGenerator": [{"name": config_map(carried), "files": [carried.file]}],
             "generatorOptions": noted(
                 {"disableNameSuffixHash": True},
                 "kustomize does not know the fields of KServe's resource that name it",
@@ -68,20 +69,15 @@ def export_kserve(deployment: Deployment) -> Exported:
             carried.file: carried.text,
         }
     start = f"{use}; URL is status.url of the resource"
-    torch = (deployment.run.get("versions") or {}).get("torch")
     return Exported(
         {
             **files,
-            **dockerfile(carried, torch),
+            **dockerfile(carried, deployment.run),
             **beside(deployment, served_model=carried.name, start=start),
         },
         carried.lost,
         carried.warnings,
     )
-
-
-def _config_map(carried: Carried) -> str:
-    return f"{carried.slug}-config"
 
 
 def _uri(carried: Carried) -> Any:
@@ -143,7 +139,7 @@ def _llm_service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
 
 
 def _service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
-    content = pod(carried, container_name="kserve-container", config_map=_config_map(carried))
+    content = pod(carried, container_name="kserve-container")
     predictor: dict[str, Any] = {"minReplicas": 1}
     annotations: dict[str, Any] = {
         "serving.kserve.io/deploymentMode": noted(

@@ -9,15 +9,13 @@ from autotune.deploy.beside import beside
 from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
 from autotune.deploy.platforms.container import MODELS, dockerfile
 from autotune.deploy.platforms.head import head
-from autotune.deploy.platforms.pod import GIB, model_files, models_claim, pod
-from autotune.deploy.platforms.scaling import behavior, keda, target_in_flight, target_note
+from autotune.deploy.platforms.pod import GIB, config_map, model_files, models_claim, pod
+from autotune.deploy.platforms.scaling import PER_POD, behavior, pods_metric, scaled_object
 from autotune.deploy.replica_capacity import ReplicaCapacity
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
 
 CARRIES = ("vllm", "sglang", BUNDLED)
-# The name under which prometheus-adapter serves the requests inside a pod.
-_PER_POD = "llm_requests_in_flight"
 _USE = "kubectl apply -k ."
 
 
@@ -64,7 +62,6 @@ def export_kubernetes(deployment: Deployment) -> Exported:
         )
         resources.append(noted("keda.yaml", "or hpa.yaml where there is no KEDA; never both"))
     start = f"{_USE}; kubectl port-forward service/{carried.slug} {PORT}:{PORT}"
-    torch = (deployment.run.get("versions") or {}).get("torch")
     return Exported(
         {
             "kustomization.yaml": render(
@@ -72,7 +69,7 @@ def export_kubernetes(deployment: Deployment) -> Exported:
             ),
             carried.file: carried.text,
             **files,
-            **dockerfile(carried, torch),
+            **dockerfile(carried, deployment.run),
             **beside(deployment, served_model=carried.name, start=start),
         },
         carried.lost,
@@ -85,17 +82,13 @@ def labels(carried: Carried) -> dict[str, str]:
     return {"app.kubernetes.io/name": carried.slug}
 
 
-def _config_map(carried: Carried) -> str:
-    return f"{carried.slug}-config"
-
-
 def _kustomization(carried: Carried, resources: list[Any]) -> dict[str, Any]:
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": resources,
         "configMapGenerator": noted(
-            [{"name": _config_map(carried), "files": [carried.file]}],
+            [{"name": config_map(carried), "files": [carried.file]}],
             "its name ends in a hash of the content, so that a changed file restarts the replicas",
         ),
     }
@@ -120,9 +113,7 @@ def _deployment(carried: Carried) -> dict[str, Any]:
             "selector": {"matchLabels": labels(carried)},
             "template": {
                 "metadata": {"labels": labels(carried), "annotations": annotations},
-                "spec": pod(
-                    carried, container_name=carried.engine, config_map=_config_map(carried)
-                ),
+                "spec": pod(carried, container_name=carried.engine),
             },
         },
     }
@@ -143,7 +134,7 @@ def _service(carried: Carried) -> dict[str, Any]:
 
 def _claim_head(carried: Carried) -> str:
     filled = "Volume of the model's files, to be filled before the first start."
-    return f"{filled} It {model_files(carried)}."
+    return f"{filled} It holds, under {MODELS}: {model_files(carried)}."
 
 
 def _claim(carried: Carried) -> dict[str, Any]:
@@ -161,27 +152,12 @@ def _claim(carried: Carried) -> dict[str, Any]:
 
 
 def _scaled_object(carried: Carried, capacity: ReplicaCapacity, most: int) -> dict[str, Any]:
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": {"name": carried.slug, "labels": labels(carried)},
-        "spec": {
-            "scaleTargetRef": {"name": carried.slug},
-            **keda(carried, capacity, most),
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior()}},
-        },
-    }
+    metadata = {"name": carried.slug, "labels": labels(carried)}
+    target = {"name": carried.slug}
+    return scaled_object(carried, capacity, most, metadata=metadata, target=target)
 
 
 def _autoscaler(carried: Carried, capacity: ReplicaCapacity, most: int) -> dict[str, Any]:
-    value = noted(f"{round(1000 * target_in_flight(capacity))}m", target_note(capacity))
-    metric = {
-        "type": "Pods",
-        "pods": {
-            "metric": {"name": _PER_POD},
-            "target": {"type": "AverageValue", "averageValue": value},
-        },
-    }
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": carried.slug}
     return {
         "apiVersion": "autoscaling/v2",
@@ -191,7 +167,7 @@ def _autoscaler(carried: Carried, capacity: ReplicaCapacity, most: int) -> dict[
             "scaleTargetRef": target,
             "minReplicas": 1,
             "maxReplicas": most,
-            "metrics": [metric],
+            "metrics": [pods_metric(capacity)],
             "behavior": behavior(),
         },
     }
@@ -207,7 +183,7 @@ def _adapter(carried: Carried) -> dict[str, Any]:
     rule = {
         "seriesQuery": f'{running}{{namespace!="",pod!=""}}',
         "resources": {"overrides": overrides},
-        "name": {"matches": "^.*$", "as": _PER_POD},
+        "name": {"matches": "^.*$", "as": PER_POD},
         "metricsQuery": query,
     }
     return {"rules": {"custom": [rule]}}

@@ -8,9 +8,10 @@ from typing import Any
 
 from autotune.deploy.beside import beside
 from autotune.deploy.platforms.carried import PORT, Carried, carry
+from autotune.deploy.platforms.container import SHARED_MEMORY
 from autotune.deploy.platforms.head import head
-from autotune.deploy.platforms.pod import models_claim
-from autotune.deploy.platforms.scaling import behavior, target_in_flight, target_note
+from autotune.deploy.platforms.pod import model_files, models_claim
+from autotune.deploy.platforms.scaling import behavior, pods_metric
 from autotune.deploy.platforms.versions import platform
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
@@ -23,7 +24,6 @@ _ENVIRONMENT = "nim.env"
 # Where the operator mounts the volume.
 _MODELS = "/model-store"
 _HEALTH = "/v1/health/ready"
-_PER_POD = "llm_requests_in_flight"
 
 
 def nim_target() -> Target:
@@ -96,7 +96,7 @@ def _run_script(carried: Carried) -> str:
         ),
         "set -eu",
         'cd "$(dirname "$0")"',
-        'exec docker run --rm --gpus "${GPUS:-all}" --shm-size 8g \\',
+        f'exec docker run --rm --gpus "${{GPUS:-all}}" --shm-size {SHARED_MEMORY} \\',
         f'  --publish "${{BIND:-127.0.0.1}}:${{HTTP_PORT:-{PORT}}}:{PORT}" \\',
         f"  --env-file {_ENVIRONMENT} --env NGC_API_KEY --env HF_TOKEN \\",
         "  --volume nim-cache:/opt/nim/.cache \\",
@@ -132,10 +132,9 @@ def _service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         "expose": {"service": {"type": "ClusterIP", "port": PORT}},
     }
     if carried.folders:
-        held = "; ".join(f"{here} as {there}" for here, there in carried.folders.items())
         spec["storage"] = noted(
             {"pvc": {"name": models_claim(carried), "create": False}},
-            f"a claim that has to hold, at {_MODELS}: {held}",
+            f"a claim that has to hold, at {_MODELS}: {model_files(carried)}",
         )
     else:
         pvc = {"create": True, "size": "200Gi", "volumeAccessMode": "ReadWriteOnce"}
@@ -143,20 +142,11 @@ def _service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
     if carried.capacity is None:
         spec["replicas"] = 1
     else:
-        value = noted(
-            f"{round(1000 * target_in_flight(carried.capacity))}m", target_note(carried.capacity)
+        gauges = " and ".join(carried.in_flight_metrics())
+        metric = pods_metric(
+            carried.capacity,
+            f"prometheus-adapter has to serve it: the sum of the gauges {gauges} by pod",
         )
-        metric = {
-            "type": "Pods",
-            "pods": {
-                "metric": noted(
-                    {"name": _PER_POD},
-                    "prometheus-adapter has to serve it: the sum of vLLM's gauges "
-                    "num_requests_running and num_requests_waiting by pod",
-                ),
-                "target": {"type": "AverageValue", "averageValue": value},
-            },
-        }
         spec["metrics"] = {"enabled": True, "serviceMonitor": {}}
         spec["scale"] = {
             "enabled": True,

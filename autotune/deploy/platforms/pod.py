@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried
-from autotune.deploy.platforms.container import CONFIG, MODELS
-from autotune.deploy.yaml_document import noted
+from autotune.deploy.platforms.container import CONFIG, HUB_CACHE, MODELS
+from autotune.deploy.yaml_document import Noted, noted
 
 # Weights of hundreds of gigabytes take their time: 120 times 15 s.
 _START_PERIODS, _PERIOD_S = 120, 15
@@ -24,9 +24,27 @@ def models_claim(carried: Carried) -> str:
 
 
 def model_files(carried: Carried) -> str:
-    """How the claim is filled, in words."""
-    pairs = [f"{here} as {there}" for here, there in carried.folders.items()]
-    return f"holds, under {MODELS}: " + "; ".join(pairs)
+    """Which files of the measured machine the claim has to hold, and where they are looked for."""
+    return "; ".join(f"{here} as {there}" for here, there in carried.folders.items())
+
+
+def models_volume(carried: Carried) -> Noted:
+    """The volume of the models, for platforms that write no claim of their own."""
+    claim = {"claimName": models_claim(carried), "readOnly": True}
+    return noted(
+        {"name": "models", "persistentVolumeClaim": claim},
+        f"a claim that has to hold, under {MODELS}: {model_files(carried)}",
+    )
+
+
+def models_mount() -> dict[str, Any]:
+    """Where the container finds that volume."""
+    return {"name": "models", "mountPath": MODELS, "readOnly": True}
+
+
+def config_map(carried: Carried) -> str:
+    """The name of the ConfigMap that holds the engine's file."""
+    return f"{carried.slug}-config"
 
 
 def environment(carried: Carried) -> list[Any]:
@@ -69,9 +87,9 @@ def container(carried: Carried, *, name: str) -> dict[str, Any]:
     config = f"{CONFIG}/{carried.file}"
     mounts: list[Any] = [{"name": "config", "mountPath": CONFIG, "readOnly": True}]
     if carried.folders:
-        mounts.append({"name": "models", "mountPath": MODELS, "readOnly": True})
+        mounts.append(models_mount())
     if carried.from_hub:
-        mounts.append({"name": "hub-cache", "mountPath": "/root/.cache/huggingface"})
+        mounts.append({"name": "hub-cache", "mountPath": HUB_CACHE})
     mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108
     content: dict[str, Any] = {
         "name": name,
@@ -103,9 +121,9 @@ def probes(carried: Carried) -> dict[str, Any]:
     }
 
 
-def pod(carried: Carried, *, container_name: str, config_map: str) -> dict[str, Any]:
+def pod(carried: Carried, *, container_name: str) -> dict[str, Any]:
     """A pod's `spec`."""
-    volumes: list[Any] = [{"name": "config", "configMap": {"name": config_map}}]
+    volumes: list[Any] = [{"name": "config", "configMap": {"name": config_map(carried)}}]
     if carried.folders:
         claim = {"claimName": models_claim(carried), "readOnly": True}
         volumes.append({"name": "models", "persistentVolumeClaim": claim})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from autotune.deploy.platforms.carried import Carried
@@ -10,6 +11,8 @@ from autotune.deploy.yaml_document import noted
 
 # What a Prometheus operator's stack is called by default; every cluster may differ.
 PROMETHEUS = "http://prometheus-operated.monitoring.svc:9090"
+# The name under which prometheus-adapter serves the requests inside a pod.
+PER_POD = "llm_requests_in_flight"
 _POLL_S, _COOL_DOWN_S = 15, 360
 
 
@@ -50,6 +53,39 @@ def keda(carried: Carried, capacity: ReplicaCapacity, max_replicas: int) -> dict
         "pollingInterval": _POLL_S,
         "cooldownPeriod": _COOL_DOWN_S,
         "triggers": [keda_trigger(carried, capacity)],
+    }
+
+
+def scaled_object(
+    carried: Carried,
+    capacity: ReplicaCapacity,
+    max_replicas: int,
+    *,
+    metadata: Mapping[str, Any],
+    target: Mapping[str, str],
+) -> dict[str, Any]:
+    """KEDA's autoscaler as an object of its own; `target` names what has the replicas."""
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": metadata,
+        "spec": {
+            "scaleTargetRef": target,
+            **keda(carried, capacity, max_replicas),
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior()}},
+        },
+    }
+
+
+def pods_metric(capacity: ReplicaCapacity, *notes: str) -> dict[str, Any]:
+    """The metric by which Kubernetes' own autoscaler scales; `notes` are comments on its name."""
+    value = noted(f"{round(1000 * target_in_flight(capacity))}m", target_note(capacity))
+    return {
+        "type": "Pods",
+        "pods": {
+            "metric": noted({"name": PER_POD}, *notes),
+            "target": {"type": "AverageValue", "averageValue": value},
+        },
     }
 
 

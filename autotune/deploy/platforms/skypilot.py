@@ -8,6 +8,7 @@ from typing import Any
 from autotune.deploy.beside import beside
 from autotune.deploy.platforms.accelerators import accelerator
 from autotune.deploy.platforms.carried import PORT, Carried, carry
+from autotune.deploy.platforms.container import CONFIG, MODELS
 from autotune.deploy.platforms.head import head
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
@@ -15,8 +16,6 @@ from autotune.errors import BadInput
 
 CARRIES = ("vllm", "sglang")
 FILE = "service.yaml"
-_MODELS = "/models"
-_CONFIG = "/etc/autotune"
 # SkyPilot's names: `sky show-gpus`
 _ACCELERATORS = {
     name: name
@@ -35,7 +34,7 @@ def export_skypilot(deployment: Deployment) -> Exported:
     Raises:
         BadInput: it was measured on a GPU for which SkyPilot has no name.
     """
-    carried = carry(deployment, CARRIES, folder=_MODELS)
+    carried = carry(deployment, CARRIES, folder=MODELS)
     start = f"sky serve up {FILE} -n {carried.slug}"
     text = document(
         _content(carried, deployment),
@@ -96,7 +95,7 @@ def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         content["envs"] = {
             name: noted(value, *notes) for name, (value, notes) in carried.environment.items()
         }
-    config = f"{_CONFIG}/{carried.file}"
+    config = f"{CONFIG}/{carried.file}"
     models = {there: here for here, there in carried.folders.items()}
     content["file_mounts"] = {config: f"./{carried.file}", **models}
     content["run"] = shlex.join(carried.command(config))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import PurePosixPath
 
 from autotune.deploy.beside import beside
 from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
+from autotune.deploy.platforms.container import CONFIG
 from autotune.deploy.platforms.head import head
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_text import comment
 
 CARRIES = (BUNDLED, "vllm", "sglang")
-_CONFIG = PurePosixPath("/etc/autotune")
 # Where the engine's virtual environment is; a drop-in changes it (systemctl edit).
 PREFIXES = {BUNDLED: "/opt/autotune", "vllm": "/opt/vllm", "sglang": "/opt/sglang"}
 
@@ -27,7 +26,7 @@ def export_systemd(deployment: Deployment) -> Exported:
     carried = carry(deployment, CARRIES, contained=False)
     unit = f"{carried.slug}.service"
     install = (
-        f"install -D -m 644 {carried.file} {_CONFIG / carried.file} && "
+        f"install -D -m 644 {carried.file} {CONFIG}/{carried.file} && "
         f"install -m 644 {unit} /etc/systemd/system/ && "
         f"systemctl daemon-reload && systemctl enable --now {unit}"
     )
@@ -53,7 +52,7 @@ def _unit(carried: Carried, deployment: Deployment, install: str) -> str:
         evidence_in=carried.file,
     )
     lines = [line for text in top for line in (comment(text, indent="  ") if text else [""])]
-    start, *words = carried.command(str(_CONFIG / carried.file))
+    start, *words = carried.command(f"{CONFIG}/{carried.file}")
     host = words.index("--host") + 1
     words[host] = "127.0.0.1"
     lines += [
@@ -76,7 +75,7 @@ def _unit(carried: Carried, deployment: Deployment, install: str) -> str:
         names = [n for n in ("HF_TOKEN" if carried.from_hub else None, carried.key_variable) if n]
         lines += [
             *comment(f"{' and '.join(names)}, where wanted; a file that only root may read"),
-            f"EnvironmentFile=-{_CONFIG}/{carried.slug}.env",
+            f"EnvironmentFile=-{CONFIG}/{carried.slug}.env",
         ]
     command = [f"{prefix}/bin/{start}", *words]
     lines += [
