@@ -10,17 +10,10 @@ import typer
 from autotune.cli.console import note
 from autotune.cli.durations import parse_duration
 from autotune.cli.knob_options import parse_bytes, with_knobs
-from autotune.errors import BadInput
-from engine.server.routing import Router
 
 _ACCESS = "Access"
 _LIMITS = "Limits"
 _REPLICAS = "Replicas"
-_ROUTERS: dict[str, Router] = {
-    "prefix": "prefix_aware",
-    "least-loaded": "least_loaded",
-    "round-robin": "round_robin",
-}
 
 
 @with_knobs(target="target")
@@ -172,7 +165,7 @@ def serve(
         typer.Option(
             help="Who gets a request: prefix, the engine that has most of its prompt cached unless "
             "it has too much to do; least-loaded; round-robin.",
-            metavar="|".join(_ROUTERS),
+            metavar="prefix|least-loaded|round-robin",
             rich_help_panel=_REPLICAS,
         ),
     ] = "prefix",
@@ -192,12 +185,12 @@ def serve(
     """
     del target  # has become knobs
     from autotune.model_info import model_name, with_default_model
+    from autotune.simulation.fleet import check_router
     from engine.config import EngineConfig
     from engine.server.limits import ServerLimits
     from engine.server.settings import ServerSettings
 
-    if routing not in _ROUTERS:
-        raise BadInput(f"--routing {routing!r} is none of {', '.join(_ROUTERS)}")
+    router = check_router(routing)
     timeout = None
     if request_timeout != "none":
         timeout = parse_duration(request_timeout, "--request-timeout")
@@ -205,7 +198,9 @@ def serve(
         max_waiting=max_waiting,
         max_prompt_tokens=max_prompt_tokens,
         max_output_tokens=max_output_tokens,
-        max_body_bytes=max_body_bytes or ServerLimits().max_body_bytes,
+        max_body_bytes=(
+            ServerLimits().max_body_bytes if max_body_bytes is None else max_body_bytes
+        ),
         request_timeout_s=timeout,
         read_timeout_s=parse_duration(read_timeout, "--read-timeout"),
         write_timeout_s=parse_duration(write_timeout, "--write-timeout"),
@@ -238,7 +233,6 @@ def serve(
     if replicas > 1:
         from engine.server.run_router import run_router
 
-        router = _ROUTERS[routing]
         code = run_router(config, settings, replicas=replicas, router=router, **more)
     else:
         from engine.server.run_server import run_server

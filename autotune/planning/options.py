@@ -12,11 +12,10 @@ from autotune.errors import BadInput
 from autotune.planning.growth import Growth
 from autotune.traffic_options import TrafficOptions
 from engine.quantize.method_table import METHODS
+from engine.server.routing import ROUTERS, Router
 
 Objective = Literal["cost", "power", "gpus", "latency"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-Router = Literal["round_robin", "least_loaded", "prefix_aware"]
-ROUTERS: tuple[Router, ...] = get_args(Router)
 # What the engine can be divided among (its knob `tensor_parallel_size`).
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8, 16)
 # A server has 8 GPUs almost everywhere; more only where a link joins more.

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.server.errors import error_response
 
+BODILESS = ("GET", "HEAD", "OPTIONS")  # requests with these methods are passed on unread
 # A body that is too long is read on for a little, and thrown away: a connection that is closed
 # with data unread is reset, and the client may lose the answer.
 _DISCARDED_BYTES = 8 << 20
@@ -34,7 +35,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on with its body."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http" or scope["method"] in BODILESS:
             await self._app(scope, receive, send)
             return
         refusal: Response | None = None

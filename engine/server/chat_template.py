@@ -181,19 +181,18 @@ def load_chat_template(model: Path, file: Path | None = None) -> ChatTemplate | 
         for name in ("chat_template.json", "chat_template.jinja"):
             if (folder / name).is_file():
                 where = folder / name
-                found = (_read(where) if where.suffix == ".jinja" else read_json_object(where)).get(
-                    "chat_template"
-                )
+                jinja = where.suffix == ".jinja"
+                found = _read(where) if jinja else read_json_object(where).get("chat_template")
     if file is not None:
-        where, found = file, _read(file.expanduser())["chat_template"]
+        where, found = file, _read(file.expanduser())
     if found is None:
         return None
     return ChatTemplate.compile(_named(found, where), tokens, where)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
     try:
-        return {"chat_template": path.read_text(encoding="utf-8")}
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"the chat template {path} cannot be read: {error}") from error
 

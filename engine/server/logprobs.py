@@ -60,12 +60,11 @@ class CompletionLogprobs:
 
     Args:
         texts: reads tokens.
-        offset: characters before the output in its text, those of an echoed prompt.
     """
 
-    def __init__(self, texts: TokenTexts, offset: int = 0) -> None:
+    def __init__(self, texts: TokenTexts) -> None:
         self._texts = texts
-        self._offset = offset
+        self._offset = 0
 
     def write(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """The object for these tokens, which follow those of the calls before."""

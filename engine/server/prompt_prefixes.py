@@ -13,12 +13,13 @@ from hashlib import blake2b
 from struct import Struct, error
 from typing import Any
 
+from engine.server.request_fields import MOST_CHOICES
+
 # Tokens that one name stands for: the engine's own default block.
 BLOCK_TOKENS = 16
 # Bytes of a block of text, of tokens of about four bytes; how many it takes to be a block matters
 # to nobody but for how finely prompts are told apart.
 BLOCK_BYTES = 64
-_MOST_OUTPUTS = 128  # of one prompt, as `n` is bounded
 _TOKEN_BYTES = 8
 _DIGEST_BYTES = 16
 
@@ -53,7 +54,7 @@ def read_asked(body: bytes) -> Asked:
         return NOTHING_KNOWN
     beginnings = list(_beginnings(fields))
     n = fields.get("n")
-    several = min(n, _MOST_OUTPUTS) if type(n) is int and n > 0 else 1
+    several = min(n, MOST_CHOICES) if type(n) is int and n > 0 else 1
     return Asked(max(1, len(beginnings)) * several, tuple(_names(*b) for b in beginnings))
 
 

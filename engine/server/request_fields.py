@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-_INT64 = 2**63
+INT64 = 2**63
 _INT32 = 2**31
+MOST_CHOICES = 128  # outputs of one prompt
 # Stop texts are looked for after every token, with a table of their beginnings.
 _STOP_TEXTS = 16
 _STOP_LENGTH = 256
@@ -95,7 +96,7 @@ class GenerationFields(Fields):
     """How outputs are to be generated; names and meanings are OpenAI's and vLLM's."""
 
     model: str | None = Field(None, description="The served model's name; none means that one.")
-    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = Field(
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = Field(
         None, description="Outputs a prompt."
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
@@ -109,7 +110,7 @@ class GenerationFields(Fields):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=1e-6, le=100)] | None = None
-    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64), WHOLE] | None = Field(
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64), WHOLE] | None = Field(
         None, description="Makes outputs reproducible; output i of n has seed + i."
     )
     stop: StopText | Annotated[list[StopText], Field(max_length=_STOP_TEXTS)] | None = Field(

@@ -18,6 +18,7 @@ from engine.server.asgi_answer import (
     send_json,
     unless_gone,
 )
+from engine.server.body_limit import BODILESS
 from engine.server.errors import ApiError, as_api_error
 from engine.server.passed_on import Answer, is_stream, pass_stream, request_to, whole
 from engine.server.prompt_prefixes import NOTHING_KNOWN, Asked, read_asked
@@ -99,8 +100,7 @@ class RouterApp:
         self._open += 1
         self._idle.clear()
         try:
-            bodiless = scope["method"] in ("GET", "HEAD", "OPTIONS")  # BodyLimit lets them be
-            body = b"" if bodiless else await read_body(receive)
+            body = b"" if scope["method"] in BODILESS else await read_body(receive)
             blind = self._routing.router == "round_robin"
             asked = NOTHING_KNOWN if blind or not body else read_asked(body)
             await unless_gone(receive, self._forward(scope, body, asked, send))

@@ -8,10 +8,9 @@ from dataclasses import replace
 from engine.errors import ConfigError
 from engine.request import SamplingParams
 from engine.server.errors import ApiError
-from engine.server.request_fields import GenerationFields
+from engine.server.request_fields import INT64, GenerationFields
 from engine.server.served_model import ServedModel
 
-_INT64 = 2**63
 _TOO_LONG = "context_length_exceeded"
 
 
@@ -111,4 +110,4 @@ def sampling_of_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
     """The sampling of one of `n` outputs: each has a seed of its own, as in vLLM."""
     if sampling.seed is None or choice == 0:
         return sampling
-    return replace(sampling, seed=(sampling.seed + choice + _INT64) % (2 * _INT64) - _INT64)
+    return replace(sampling, seed=(sampling.seed + choice + INT64) % (2 * INT64) - INT64)
