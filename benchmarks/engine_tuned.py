@@ -2,10 +2,10 @@
 
 For vLLM's CPU build, with a model folder M and the hour of a chat service as the trace:
 
-    VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 autotune run --engine vllm \\
+    VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 autotune run --engine vllm \\
         --engine-path VENV/bin/vllm --model M \\
-        --workload azure_llm_2023_conv.csv --scale-lengths 0.25 --rate 2.5 \\
-        --slo "ttft<1s,tpot<100ms" --objective latency --budget 60m -o RUN
+        --workload azure_llm_2023_conv.csv --scale-lengths 0.25 --rate 4 --start 60s \\
+        --duration 40s --slo "ttft<1s,tpot<100ms" --trials 8 --rounds 5 -o RUN
     python -m benchmarks.engine_tuned RUN --out vllm_tuned.json
 """
 
@@ -57,7 +57,7 @@ def summary(path: Path) -> dict[str, Any]:
         "hardware": run["hardware"],
         "versions": run["versions"],
         "measured_at": run["finished_at"],
-        "workload": run["workload"],
+        "workload": {**run["workload"], "source": Path(run["workload"]["source"]).name},
         "slo": run["slo"],
         "objective": run["objective"],
         "objective_unit": run["objective_unit"],
