@@ -198,7 +198,7 @@ CONVERSIONS: Mapping[str, Callable[[Any, Known], Converted]] = {
 
 
 def _floor(share: float) -> float:
-    """Three digits, never more than was measured but for what no engine takes: nothing."""
+    """Three digits, rounded down; at least 0.001, since no engine takes 0."""
     return max(1, math.floor(share * 1000)) / 1000
 
 

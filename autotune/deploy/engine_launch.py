@@ -33,9 +33,8 @@ def launch_words(
     translation: Translation,
     *,
     host: str = "127.0.0.1",
-    port: int | str | None = None,
+    port: int | None = None,
     file: str | None = None,
-    model: str | None = None,
 ) -> list[str]:
     """The whole command.
 
@@ -45,45 +44,27 @@ def launch_words(
         host: address to listen on.
         port: port to listen on; by default the table's.
         file: path of the config file; without one every key becomes a flag of the command.
-        model: what to load in place of the measured model.
     """
-    flags = dict(translation.flags())
-    entry = translation.entry("model")
-    if model is not None and entry is not None and entry.place == "setting":
-        flags[entry.key] = model
-    as_flags = [word for key, value in flags.items() for word in flag_words(engine, key, value)]
+    model = model_of(translation)
     values = {
-        "model": model or model_of(translation),
-        "name": (model or model_of(translation)).rstrip("/").rpartition("/")[2],
-        "host": host,
-        "port": str(engine.port if port is None else port),
-        "file": file or "",
+        "{model}": model,
+        "{name}": model.rstrip("/").rpartition("/")[2],
+        "{host}": host,
+        "{port}": str(engine.port if port is None else port),
     }
-    return _fill(engine.command, values, as_flags, drop_file=file is None)
-
-
-def prepare_words(
-    engine: ServingEngine, translation: Translation, *, model: str | None = None
-) -> list[str]:
-    """The command that has to run once before, or nothing."""
-    flags = translation.flags()
-    as_flags = [word for key, value in flags.items() for word in flag_words(engine, key, value)]
-    return _fill(engine.prepare, {"model": model or model_of(translation)}, as_flags)
-
-
-def _fill(
-    words: tuple[str, ...], values: dict[str, str], flags: list[str], *, drop_file: bool = False
-) -> list[str]:
-    """The words with what they stand for; without a file, the flags in its place."""
-    filled: list[str] = []
-    for word in words:
-        if word == "{flags}":
-            filled += flags
-        elif word == "{file}" and drop_file:
-            filled.pop()  # the flag that names the file
-            filled += flags
-        elif word.startswith("{"):
-            filled.append(values[word[1:-1]])
+    flags = [
+        word
+        for key, value in translation.flags().items()
+        for word in flag_words(engine, key, value)
+    ]
+    words: list[str] = []
+    for word in engine.command:
+        if word == "{file}" and file is not None:
+            words.append(file)
+        elif word == "{file}":
+            words[-1:] = flags  # in place of the flag that names the file
+        elif word == "{flags}":
+            words += flags
         else:
-            filled.append(word)
-    return filled
+            words.append(values.get(word, word))
+    return words

@@ -10,36 +10,29 @@ from autotune.deploy.engine_yaml import render_engine_yaml
 from autotune.deploy.serving_engine import ServingEngine, load_serving_engine, serving_engines
 from autotune.deploy.serving_yaml import render_serving_yaml
 from autotune.deploy.start_script import render_start_script
-from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.target import BUNDLED, Deployment, Exported, Target
 from autotune.deploy.translate import translate
 from autotune.deploy.translation import Translation
 from autotune.deploy.translation_notes import warnings
-
-BUNDLED = "engine"
+from engine.config import EngineConfig
 
 
 def engine_targets() -> list[Target]:
     """The bundled engine, then every engine that there is a table for."""
-    bundled = Target(BUNDLED, "the bundled engine", _bundled)
-    return [bundled, *(Target(name, name, partial(_serving, name)) for name in serving_engines())]
+    others = (Target(name, partial(_serving, name)) for name in serving_engines())
+    return [Target(BUNDLED, _bundled), *others]
 
 
 def _bundled(deployment: Deployment) -> Exported:
-    scripts = beside(
-        deployment,
-        served_model=deployment.config.model,
-        start="autotune serve engine.yaml",
-    )
-    text = render_engine_yaml(deployment.config, deployment.evidence)
+    config = _config(deployment)
+    scripts = beside(deployment, served_model=config.model, start="autotune serve engine.yaml")
+    text = render_engine_yaml(config, deployment.evidence)
     return Exported({"engine.yaml": text, **scripts})
 
 
 def _serving(name: str, deployment: Deployment) -> Exported:
     table = load_serving_engine(name)
-    config = deployment.config
-    if deployment.model is not None:
-        config = config.replace(model=deployment.model)
-    evidence, measured = deployment.evidence, deployment.measured
+    config, evidence, measured = _config(deployment), deployment.evidence, deployment.measured
     translation = translate(config, table, evidence.device, measured)
     files = {}
     if table.file is not None:
@@ -54,6 +47,13 @@ def _serving(name: str, deployment: Deployment) -> Exported:
         api=table.api,
     )
     return Exported(files, translation.lost, warnings(table, evidence))
+
+
+def _config(deployment: Deployment) -> EngineConfig:
+    """The measured configuration, with the model that is to be loaded there."""
+    if deployment.model is None:
+        return deployment.config
+    return deployment.config.replace(model=deployment.model)
 
 
 def _served_model(table: ServingEngine, translation: Translation) -> str:

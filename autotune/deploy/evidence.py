@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from autotune.deploy.redaction import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Evidence:
         """One line on a tuned knob; None for a knob that was left as it was."""
         if name not in self.changes:
             return None
-        line = f"default {_plain(self.changes[name][0])}"
+        line = f"default {spelled(self.changes[name][0])}"
         if (share := self.importances.get(name)) is not None:
             line += f"; {share:.0%} of what the objective varied by in the search"
         if self.trials:
@@ -57,7 +60,7 @@ def _summary(run: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     workload = run.get("workload") or {}
     lines = []
     if command := run.get("command"):
-        lines.append(f"Found by: {' '.join(map(str, command))}")
+        lines.append(f"Found by: {redacted(shlex.join(map(str, command)))}")
     if started := run.get("started_at"):
         lines.append(f"Started: {started}")
     if name := hardware.get("name"):
@@ -97,7 +100,7 @@ def _trials(numbers: Sequence[int]) -> str:
     return ("trial " if len(numbers) == 1 else "trials ") + ", ".join(map(str, numbers))
 
 
-def _plain(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A value as YAML spells it."""
     if value is None:
         return "null"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.deploy.redaction import redacted
 from autotune.deploy.serving_engine import load_serving_engine
 from autotune.deploy.translation import Entry, LeftOut, Translation
 from autotune.external.flags import flags_of, idle_knobs
@@ -102,4 +103,5 @@ class MeasuredEngine:
         """What a person should know of deploying it elsewhere."""
         if not self.extra:
             return ()
-        return (f"it was measured with further arguments, to be added: {shlex.join(self.extra)}",)
+        extra = redacted(shlex.join(self.extra))
+        return (f"it was measured with further arguments, to be added: {extra}",)

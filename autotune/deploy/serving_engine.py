@@ -184,11 +184,6 @@ class ServingEngine(_Strict):
         return "start.sh"
 
     @property
-    def main_file(self) -> str:
-        """The file that holds the configuration: the config file, or the script with the flags."""
-        return self.file or self.start_script
-
-    @property
     def model_key(self) -> str:
         """The key of what is loaded; the engines that platforms run have one."""
         key = self.knobs["model"].key

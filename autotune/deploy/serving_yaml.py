@@ -32,7 +32,8 @@ def render_serving_yaml(
     use = " ".join(_use(engine))
     content = _with_notes(translation.settings(), notes, "")
     lines = [*heading(engine, use, evidence), "", document(content).rstrip("\n")]
-    lines += [*environment_notes(translation), *left_out(engine, translation)]
+    lines += environment_notes(translation, evidence)
+    lines += left_out(engine, translation, evidence)
     return "\n".join(lines) + "\n"
 
 
@@ -40,7 +41,7 @@ def _use(engine: ServingEngine) -> list[str]:
     """The command as far as the file is concerned."""
     words = [
         word.replace("{file}", engine.file or "").replace("{model}", "MODEL")
-        for word in (engine.command)
+        for word in engine.command
     ]
     first = next(
         (i for i, word in enumerate(words) if word in ("{host}", "{port}")), len(words) + 1

@@ -44,9 +44,9 @@ def render_start_script(engine: ServingEngine, translation: Translation, evidenc
         lines.append('here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)')
     if "{model}" in words:
         lines.append(f"model=${{MODEL:-{shlex.quote(model_of(translation))}}}")
-    for entry in (entry for entry in translation.entries if entry.place == "environment"):
-        lines += _comments(notes.get(entry.key, ()), "")
-        lines.append(f"export {entry.key}={shlex.quote(str(entry.value))}")
+    for variable, text in translation.environment().items():
+        lines += _comments(notes.get(variable, ()), "")
+        lines.append(f"export {variable}={shlex.quote(text)}")
     if "{flags}" in words:
         lines.append("flags=(")
         for key, value in translation.flags().items():
@@ -58,7 +58,7 @@ def render_start_script(engine: ServingEngine, translation: Translation, evidenc
         lines.append(_command(engine, engine.prepare))
     lines.append(f'exec {_command(engine, engine.command)} "$@"')
     if engine.file is None:
-        lines += left_out(engine, translation)
+        lines += left_out(engine, translation, evidence)
     return "\n".join(lines) + "\n"
 
 

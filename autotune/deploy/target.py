@@ -10,6 +10,9 @@ from autotune.deploy.evidence import Evidence
 from autotune.deploy.translate import LeftOut
 from engine.config import EngineConfig
 
+# The bundled engine, among the targets and among the engines that platforms run.
+BUNDLED = "engine"
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -59,6 +62,5 @@ class Target:
     """
 
     name: str
-    title: str
     write: Callable[[Deployment], Exported]
     carries: tuple[str, ...] = ()

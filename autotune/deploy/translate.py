@@ -8,6 +8,7 @@ from typing import Any
 
 from autotune.conditional_knobs import idle_because
 from autotune.deploy.conversions import Known, NotConvertible, convert
+from autotune.deploy.evidence import spelled
 from autotune.deploy.serving_engine import KnobMapping, ServingEngine, ValueRule
 from autotune.deploy.translation import Entry, LeftOut, Translation
 from engine.config import KNOBS, EngineConfig
@@ -78,11 +79,12 @@ def translate(
 
 def _follow(placed: _Placed, name: str, value: Any, other: str, title: str) -> None:
     """Place a knob whose meaning another one carries."""
-    entry = next((entry for entry in placed.entries if entry.knob == other), None)
-    if entry is not None:
-        reason = f"its memory is converted through bytes: see {entry.key}"
-        placed.unneeded.append(LeftOut(name, value, reason))
-        return
+    for place, entry in enumerate(placed.entries):
+        if entry.knob == other:
+            placed.entries[place] = replace(entry, carries=(*entry.carries, name))
+            reason = f"its memory is converted through bytes: see {entry.key}"
+            placed.unneeded.append(LeftOut(name, value, reason))
+            return
     reason = f"{title} means something else by its share of the memory, so this one is not copied"
     if not any(left.knob == other for left in placed.lost):
         reason += "; the bytes that it came to are not known"
@@ -120,7 +122,8 @@ def _place(placed: _Placed, name: str, value: Any, mapping: KnobMapping, *, unse
 def _by_rule(
     name: str, measured: Any, mapping: KnobMapping, rule: ValueRule, notes: list[str]
 ) -> Entry:
-    changed = f"measured with {measured}" if rule.use != measured and rule.key is None else ""
+    before, after = spelled(measured), spelled(rule.use)
+    changed = f"measured with {before}" if before != after and rule.key is None else ""
     notes.append(": ".join(filter(None, (changed, rule.note))))
     key = rule.key or mapping.key or mapping.env
     assert key is not None, f"a rule of {name} has no key"

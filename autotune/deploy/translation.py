@@ -14,7 +14,7 @@ class Entry:
 
     With `member`, the value is that member of the key's JSON, to which other knobs may add. A key
     with dots is that path of a nested file. `beside` are further keys that the same knob sets, each
-    with a value and a note.
+    with a value and a note. `carries` names further knobs whose meaning the value holds.
     """
 
     knob: str
@@ -24,6 +24,7 @@ class Entry:
     member: str | None = None
     place: Literal["setting", "environment", "argument"] = "setting"
     beside: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    carries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from autotune.deploy.evidence import Evidence
 from autotune.deploy.serving_engine import ServingEngine
-from autotune.deploy.translation import LeftOut, Translation
+from autotune.deploy.translation import Entry, LeftOut, Translation
 from autotune.deploy.yaml_text import comment, setting
 
 
@@ -46,42 +46,57 @@ def key_notes(translation: Translation, evidence: Evidence) -> Mapping[str, tupl
     notes: dict[str, list[str]] = {key: [why] for key, (_, why) in translation.always.items()}
     for entry in translation.entries:
         of_member = "" if entry.member is None else f"{entry.member}: "
-        tuned = evidence.of_knob(entry.knob)
-        told = [*([f"tuned: {tuned}"] if tuned else []), *entry.notes]
+        told = [*_tuned(entry, evidence), *entry.notes]
         notes.setdefault(entry.key, []).extend(of_member + note for note in told)
         for key, (_, note) in entry.beside.items():
             notes.setdefault(key, []).append(note or f"goes with {entry.key}")
     return {key: tuple(told) for key, told in notes.items()}
 
 
-def environment_notes(translation: Translation) -> list[str]:
+def _tuned(entry: Entry, evidence: Evidence) -> list[str]:
+    """The evidence of the knob that a key came from, and of those whose meaning it carries."""
+    told = [f"tuned: {own}"] if (own := evidence.of_knob(entry.knob)) else []
+    carried = ((knob, evidence.of_knob(knob)) for knob in entry.carries)
+    return told + [f"tuned, as {knob}: {line}" for knob, line in carried if line]
+
+
+def environment_notes(translation: Translation, evidence: Evidence) -> list[str]:
     """Comment lines on what a config file cannot hold and the engine's environment has to."""
     entries = [entry for entry in translation.entries if entry.place == "environment"]
     if not entries:
         return []
-    lines = ["", *comment("To be set in the environment, as start.sh does:")]
+    lines = ["", *comment("To be set in the environment, as start.sh of `autotune export` does:")]
     for entry in entries:
-        why = "; ".join((f"for {entry.knob}", *entry.notes))
+        why = "; ".join((f"for {entry.knob}", *_tuned(entry, evidence), *entry.notes))
         lines += comment(f"- {entry.key}={entry.value} ({why})", indent="    ")
     return lines
 
 
-def left_out(engine: ServingEngine, translation: Translation) -> list[str]:
+def left_out(engine: ServingEngine, translation: Translation, evidence: Evidence) -> list[str]:
     """Comment lines on every knob without a key."""
     title = engine.title
     return [
         *_list(
             f"Not carried over: these shaped what was measured and {title} has no such key.",
             translation.lost,
+            evidence,
         ),
-        *_list(f"Needing no key in {title}:", translation.unneeded),
+        *_list(f"Needing no key in {title}:", translation.unneeded, evidence),
     ]
 
 
-def _list(heading_: str, knobs: tuple[LeftOut, ...]) -> list[str]:
+def why_left_out(left: LeftOut, evidence: Evidence) -> str:
+    """One knob without a key, its value, the reason, and the evidence if it was tuned."""
+    tuned = evidence.of_knob(left.knob)
+    return f"- {setting(left.knob, left.value)}: {left.reason}" + (
+        f" (tuned: {tuned})" if tuned else ""
+    )
+
+
+def _list(heading_: str, knobs: tuple[LeftOut, ...], evidence: Evidence) -> list[str]:
     if not knobs:
         return []
     lines = ["", *comment(heading_)]
     for left in knobs:
-        lines += comment(f"- {setting(left.knob, left.value)}: {left.reason}", indent="    ")
+        lines += comment(why_left_out(left, evidence), indent="    ")
     return lines

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from autotune.calibration_text import with_text_at_hand
-from autotune.deploy.engine_targets import BUNDLED
 from autotune.deploy.evidence import Evidence
 from autotune.deploy.measured_engine import MeasuredEngine
 from autotune.deploy.measured_facts import measured_facts
-from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.target import BUNDLED, Deployment, Exported, Target
 from autotune.deploy.targets import find_target
 from autotune.errors import BadInput
 from autotune.records import RunFolder, write_atomically

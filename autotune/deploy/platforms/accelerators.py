@@ -13,7 +13,7 @@ def accelerator(deployment: Deployment, known: Mapping[str, str]) -> str | None:
 
     Arguments:
         deployment: what was measured, and where.
-        known: the platform's names by the model's own, the more telling one first.
+        known: the platform's names by the model's own.
 
     Returns:
         None on a CPU, or where the platform has no such GPU.

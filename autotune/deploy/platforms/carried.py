@@ -9,19 +9,20 @@ from typing import Any
 
 from autotune.deploy.engine_launch import flag_words, launch_words
 from autotune.deploy.engine_yaml import render_engine_yaml
+from autotune.deploy.evidence import Evidence
 from autotune.deploy.measured_engine import MeasuredEngine
 from autotune.deploy.platforms.names import is_path, last_part, slug
 from autotune.deploy.replica_capacity import ReplicaCapacity, replica_capacity
 from autotune.deploy.serving_engine import ServingEngine, load_serving_engine
 from autotune.deploy.serving_yaml import render_serving_yaml
-from autotune.deploy.target import Deployment
+from autotune.deploy.target import BUNDLED, Deployment
 from autotune.deploy.translate import translate
-from autotune.deploy.translation import Entry, LeftOut, Translation
+from autotune.deploy.translation import LeftOut, Translation
+from autotune.deploy.translation_notes import key_notes
 from autotune.deploy.yaml_text import comment, setting
 from autotune.errors import BadInput
 
 PORT = 8000
-BUNDLED = "engine"
 FILE_PATH = "FILE"
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - inside a container, where only its own ports are published
 # Knobs that name files of the machine; where containers run, these lie elsewhere.
@@ -160,8 +161,10 @@ def carry(
         if knob == "model" and deployment.model is not None:
             changes[knob] = deployment.model
         elif path is not None and folder is not None and is_path(path):
-            here = str(Path(path).expanduser().absolute())
-            changes[knob] = folders[here] = _place(here, folder, folders)
+            here = Path(path).expanduser().absolute()
+            whole = _whole(here)
+            folders[str(whole)] = _place(str(whole), folder, folders)
+            changes[knob] = str(Path(folders[str(whole)], here.relative_to(whole)))
     placed = config.replace(**changes)
     if engine == BUNDLED and not is_path(placed.model):
         raise BadInput(
@@ -197,10 +200,10 @@ def carry(
         else:
             translation = measured.translation(placed.model)
             warnings += measured.warnings()
-            text = _own_file(title, translation, deployment)
+            text = _own_file(title, translation, evidence)
         words = tuple(launch_words(table, translation, host=_EVERYWHERE, port=PORT, file=FILE_PATH))
-        flags, lost = _flags(table, translation, deployment), translation.lost
-        environment = _environment(translation, deployment)
+        flags, lost = _flags(table, translation, evidence), translation.lost
+        environment = _environment(translation, evidence)
     if capacity is None:
         warnings.append("no load was measured, so nothing says how much one replica bears")
     elif not capacity.met:
@@ -243,17 +246,24 @@ def _served_name(deployment: Deployment, measured: MeasuredEngine | None, model:
     return last_part(known) if is_path(known) else str(known)
 
 
-def _own_file(title: str, translation: Translation, deployment: Deployment) -> str:
+def _own_file(title: str, translation: Translation, evidence: Evidence) -> str:
     """The config file of an engine that was itself measured."""
+    notes = key_notes(translation, evidence)
     lines = comment(f"Configuration of {title}, measured on it.")
-    for line in deployment.evidence.summary:
+    for line in evidence.summary:
         lines += comment(line, indent="  ")
     lines.append("")
     for key, value in translation.flags().items():
-        for entry in (entry for entry in translation.entries if entry.key == key):
-            lines += [line for note in _notes(entry, deployment) for line in comment(note)]
+        lines += [line for note in notes.get(key, ()) for line in comment(note, indent="  ")]
         lines.append(setting(key, value))
     return "\n".join(lines) + "\n"
+
+
+def _whole(path: Path) -> Path:
+    """What a container has to see of a path: a snapshot in the hub's cache links two levels up."""
+    whole = path.parent.parent
+    in_cache = path.parent.name == "snapshots" and whole.name.startswith("models--")
+    return whole if in_cache else path
 
 
 def _place(here: str, folder: str, taken: Mapping[str, str]) -> str:
@@ -276,37 +286,21 @@ def _image(table: ServingEngine, device: str) -> str:
     return image
 
 
-def _flags(
-    table: ServingEngine, translation: Translation, deployment: Deployment
-) -> tuple[Flag, ...]:
-    """The translated settings with their evidence, those of one key together."""
-    flags = []
-    for key, value in translation.flags().items():
-        entries = [entry for entry in translation.entries if entry.key == key]
-        if any(entry.knob == "model" for entry in entries):
-            continue
-        notes = [note for entry in entries for note in _notes(entry, deployment)]
-        if not entries and key in translation.always:
-            notes.append(translation.always[key][1])
-        notes += [entry.beside[key][1] for entry in translation.entries if key in entry.beside]
-        flags.append(Flag(key, value, tuple(flag_words(table, key, value)), tuple(notes)))
-    return tuple(flags)
+def _flags(table: ServingEngine, translation: Translation, evidence: Evidence) -> tuple[Flag, ...]:
+    """The translated settings with their evidence, all but the model."""
+    notes = key_notes(translation, evidence)
+    return tuple(
+        Flag(key, value, tuple(flag_words(table, key, value)), notes.get(key, ()))
+        for key, value in translation.flags().items()
+        if key != table.model_key
+    )
 
 
 def _environment(
-    translation: Translation, deployment: Deployment
+    translation: Translation, evidence: Evidence
 ) -> dict[str, tuple[str, tuple[str, ...]]]:
-    return {
-        entry.key: (str(entry.value), tuple(_notes(entry, deployment)))
-        for entry in translation.entries
-        if entry.place == "environment"
-    }
-
-
-def _notes(entry: Entry, deployment: Deployment) -> list[str]:
-    member = "" if entry.member is None else f"{entry.member}: "
-    tuned = deployment.evidence.of_knob(entry.knob)
-    return [member + note for note in ([f"tuned: {tuned}"] if tuned else []) + [*entry.notes]]
+    notes = key_notes(translation, evidence)
+    return {name: (value, notes.get(name, ())) for name, value in translation.environment().items()}
 
 
 def _memory(deployment: Deployment) -> int | None:
@@ -320,7 +314,7 @@ def _memory(deployment: Deployment) -> int | None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a model's files; 0 if there are none."""
+    """Bytes of a model's weights; 0 if there are none."""
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in path.rglob("*.safetensors"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.deploy.beside import beside
-from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
+from autotune.deploy.platforms.carried import PORT, Carried, carry
 from autotune.deploy.platforms.container import (
     CONFIG,
     HUB_CACHE,
@@ -15,7 +15,7 @@ from autotune.deploy.platforms.container import (
     health_check,
 )
 from autotune.deploy.platforms.head import head
-from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.target import BUNDLED, Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
 
 CARRIES = ("vllm", "sglang", BUNDLED)
@@ -25,7 +25,7 @@ _HUB_VOLUME = "hub-cache"
 
 def compose_target() -> Target:
     """The target `compose`."""
-    return Target("compose", "Docker Compose", export_compose, CARRIES)
+    return Target("compose", export_compose, CARRIES)
 
 
 def export_compose(deployment: Deployment) -> Exported:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried
+from autotune.deploy.platforms.carried import PORT, Carried
+from autotune.deploy.target import BUNDLED
 
 MODELS = "/models"
 CONFIG = "/etc/autotune"
@@ -31,7 +32,7 @@ def dockerfile(carried: Carried, run: Mapping[str, Any]) -> dict[str, str]:
         return {}
     torch = (run.get("versions") or {}).get("torch") or ""
     release, _, build = torch.partition("+")
-    index = "" if build in ("", "cu") else f" --index-url https://download.pytorch.org/whl/{build}"
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
     wanted = f"torch=={release}" if release else "torch"
     lines = [
         f"# Image of {carried.title}. In a checkout of that release:",
@@ -41,7 +42,9 @@ def dockerfile(carried: Carried, run: Mapping[str, Any]) -> dict[str, str]:
         "RUN apt-get update && apt-get install -y --no-install-recommends g++ \\",
         "    && rm -rf /var/lib/apt/lists/*",
         "COPY . /opt/autotune",
+        "# PyTorch as it was measured, which the constraints of that release may not replace.",
         f"RUN pip install --no-cache-dir {wanted}{index} \\",
+        "    && sed -i -E '/^(torch|triton)==/d' /opt/autotune/constraints.txt \\",
         "    && pip install --no-cache-dir /opt/autotune -c /opt/autotune/constraints.txt",
         "RUN useradd --create-home serving",
         "USER serving",

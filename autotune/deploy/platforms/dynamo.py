@@ -24,7 +24,7 @@ _WORKER = "Worker"
 
 def dynamo_target() -> Target:
     """The target `dynamo`."""
-    return Target("dynamo", "NVIDIA Dynamo", export_dynamo, CARRIES)
+    return Target("dynamo", export_dynamo, CARRIES)
 
 
 def export_dynamo(deployment: Deployment) -> Exported:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.deploy.evidence import Evidence
 from autotune.deploy.platforms.carried import Carried
 from autotune.deploy.platforms.versions import platform
-from autotune.deploy.yaml_text import setting
+from autotune.deploy.translation_notes import why_left_out
 
 
 def head(
@@ -43,5 +43,5 @@ def head(
         lines.append(f"Capacity of a replica: {carried.capacity.basis}.")
     if carried.lost and not evidence_in:
         lines += ["", f"Not carried over: {carried.title} has no such setting."]
-        lines += [f"- {setting(left.knob, left.value)}: {left.reason}" for left in carried.lost]
+        lines += [why_left_out(left, evidence) for left in carried.lost]
     return [*lines, ""]

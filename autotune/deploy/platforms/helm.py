@@ -10,6 +10,7 @@ from autotune.deploy.platforms.container import MODELS
 from autotune.deploy.platforms.head import head
 from autotune.deploy.platforms.pod import environment, models_mount, models_volume, resources
 from autotune.deploy.platforms.scaling import scaled_object
+from autotune.deploy.platforms.versions import platform
 from autotune.deploy.replica_capacity import ReplicaCapacity
 from autotune.deploy.target import Deployment, Exported, Target
 from autotune.deploy.yaml_document import Noted, document, noted
@@ -32,13 +33,16 @@ _NAMED = {
 
 def helm_target() -> Target:
     """The target `helm`."""
-    return Target("helm", "vLLM's production stack", export_helm, CARRIES)
+    return Target("helm", export_helm, CARRIES)
 
 
 def export_helm(deployment: Deployment) -> Exported:
     """`values.yaml` of the chart vllm-stack."""
     carried = carry(deployment, CARRIES, folder=MODELS)
-    start = f"helm install {_RELEASE} vllm-stack --repo {_REPOSITORY} --version 0.1.12 -f {FILE}"
+    start = (
+        f"helm install {_RELEASE} vllm-stack --repo {_REPOSITORY} --version {_chart_release()} "
+        f"-f {FILE}"
+    )
     text = document(
         _content(carried, deployment),
         head=head("helm", "Values of the chart", carried, deployment.evidence, use=start),
@@ -49,6 +53,11 @@ def export_helm(deployment: Deployment) -> Exported:
         carried.lost,
         carried.warnings,
     )
+
+
+def _chart_release() -> str:
+    """The last word of the platform's release: "... chart vllm-stack 0.1.12"."""
+    return platform("helm").release.rpartition(" ")[2]
 
 
 def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
@@ -87,7 +96,7 @@ def _content(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         "routerSpec": {
             "enableRouter": True,
             "repository": "lmcache/lmstack-router",
-            "tag": noted("v0.1.12", "the chart's own release"),
+            "tag": noted(f"v{_chart_release()}", "the chart's own release"),
             "routingLogic": _routing(deployment),
         },
     }

@@ -6,14 +6,17 @@ import shlex
 from typing import Any
 
 from autotune.deploy.beside import beside
-from autotune.deploy.platforms.carried import BUNDLED, Carried, carry
+from autotune.deploy.platforms.carried import Carried, carry
 from autotune.deploy.platforms.container import MODELS, dockerfile
 from autotune.deploy.platforms.head import head
 from autotune.deploy.platforms.pod import (
     DRAIN_S,
     config_map,
     environment,
+    model_files,
     models_claim,
+    models_mount,
+    models_volume,
     pod,
     resources,
     secrets,
@@ -24,8 +27,9 @@ from autotune.deploy.platforms.scaling import (
     target_in_flight,
     target_note,
 )
-from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.target import BUNDLED, Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
+from autotune.errors import BadInput
 
 CARRIES = ("vllm", "sglang", BUNDLED)
 _TENSOR_PARALLEL = "tensor-parallel-size"
@@ -33,7 +37,7 @@ _TENSOR_PARALLEL = "tensor-parallel-size"
 
 def kserve_target() -> Target:
     """The target `kserve`."""
-    return Target("kserve", "KServe", export_kserve, CARRIES)
+    return Target("kserve", export_kserve, CARRIES)
 
 
 def export_kserve(deployment: Deployment) -> Exported:
@@ -81,15 +85,23 @@ def export_kserve(deployment: Deployment) -> Exported:
 
 
 def _uri(carried: Carried) -> Any:
-    """Where KServe gets the model: the hub, or a volume claim that has to be filled."""
+    """Where KServe gets the model: the hub, another URI, or a volume claim that has to be filled.
+
+    Raises:
+        BadInput: it is to be a path, of which KServe does not know the volume.
+    """
     if carried.from_hub:
         return f"hf://{carried.model}"
-    if not carried.folders:
+    if carried.model.startswith(f"{MODELS}/"):
+        claim, path = models_claim(carried), carried.model.removeprefix(f"{MODELS}/")
+        held = f"a claim with {MODELS} as its root, which has to hold: {model_files(carried)}"
+        return noted(f"pvc://{claim}/{path}", held)
+    if "://" in carried.model:
         return carried.model
-    claim = models_claim(carried)
-    path = carried.model.removeprefix(f"{MODELS}/")
-    here = next(here for here, there in carried.folders.items() if there == carried.model)
-    return noted(f"pvc://{claim}/{path}", f"the claim {claim} has to hold {here} as {path}")
+    raise BadInput(
+        f"KServe loads a model by its URI, not by the path {carried.model}: give --model "
+        "pvc://CLAIM/PATH, s3://BUCKET/PATH or a name of the hub"
+    )
 
 
 def _llm_service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
@@ -130,6 +142,10 @@ def _llm_service(carried: Carried, deployment: Deployment) -> dict[str, Any]:
         "terminationGracePeriodSeconds": noted(DRAIN_S, "running requests are finished first"),
         "containers": [container],
     }
+    if any(not carried.model.startswith(there) for there in carried.folders.values()):
+        # KServe mounts the model alone, not what the flags name beside it.
+        container["volumeMounts"] = [models_mount()]
+        spec["template"]["volumes"] = [models_volume(carried)]
     return {
         "apiVersion": "serving.kserve.io/v1alpha2",
         "kind": "LLMInferenceService",

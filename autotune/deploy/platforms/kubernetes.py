@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from autotune.deploy.beside import beside
-from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
+from autotune.deploy.platforms.carried import PORT, Carried, carry
 from autotune.deploy.platforms.container import MODELS, dockerfile
 from autotune.deploy.platforms.head import head
 from autotune.deploy.platforms.pod import GIB, config_map, model_files, models_claim, pod
 from autotune.deploy.platforms.scaling import PER_POD, behavior, pods_metric, scaled_object
 from autotune.deploy.replica_capacity import ReplicaCapacity
-from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.target import BUNDLED, Deployment, Exported, Target
 from autotune.deploy.yaml_document import document, noted
 
 CARRIES = ("vllm", "sglang", BUNDLED)
@@ -21,7 +21,7 @@ _USE = "kubectl apply -k ."
 
 def kubernetes_target() -> Target:
     """The target `kubernetes`."""
-    return Target("kubernetes", "Kubernetes", export_kubernetes, CARRIES)
+    return Target("kubernetes", export_kubernetes, CARRIES)
 
 
 def export_kubernetes(deployment: Deployment) -> Exported:

@@ -28,7 +28,7 @@ _HEALTH = "/v1/health/ready"
 
 def nim_target() -> Target:
     """The target `nim`."""
-    return Target("nim", "NVIDIA NIM", export_nim, CARRIES)
+    return Target("nim", export_nim, CARRIES)
 
 
 def export_nim(deployment: Deployment) -> Exported:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried
+from autotune.deploy.platforms.carried import PORT, Carried
 from autotune.deploy.platforms.container import CONFIG, HUB_CACHE, MODELS
+from autotune.deploy.target import BUNDLED
 from autotune.deploy.yaml_document import Noted, noted
 
 # Weights of hundreds of gigabytes take their time: 120 times 15 s.
@@ -29,7 +30,7 @@ def model_files(carried: Carried) -> str:
 
 
 def models_volume(carried: Carried) -> Noted:
-    """The volume of the models, for platforms that write no claim of their own."""
+    """The volume of the models, with what its claim has to hold."""
     claim = {"claimName": models_claim(carried), "readOnly": True}
     return noted(
         {"name": "models", "persistentVolumeClaim": claim},
@@ -125,8 +126,7 @@ def pod(carried: Carried, *, container_name: str) -> dict[str, Any]:
     """A pod's `spec`."""
     volumes: list[Any] = [{"name": "config", "configMap": {"name": config_map(carried)}}]
     if carried.folders:
-        claim = {"claimName": models_claim(carried), "readOnly": True}
-        volumes.append({"name": "models", "persistentVolumeClaim": claim})
+        volumes.append(models_volume(carried))
     if carried.from_hub:
         volumes.append(
             noted(

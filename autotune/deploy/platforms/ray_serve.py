@@ -28,7 +28,7 @@ _BEYOND_BATCH = 1.5
 
 def ray_serve_target() -> Target:
     """The target `ray-serve`."""
-    return Target("ray-serve", "Ray Serve", export_ray_serve, CARRIES)
+    return Target("ray-serve", export_ray_serve, CARRIES)
 
 
 def export_ray_serve(deployment: Deployment) -> Exported:

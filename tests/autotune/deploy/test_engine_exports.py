@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.deploy.engine_launch import launch_words, prepare_words
+from autotune.deploy.engine_launch import flag_words, launch_words, model_of
 from autotune.deploy.engine_targets import engine_targets
 from autotune.deploy.evidence import Evidence
 from autotune.deploy.serving_engine import load_serving_engine, serving_engines
-from autotune.deploy.target import Deployment, Exported
+from autotune.deploy.target import BUNDLED, Deployment, Exported
 from autotune.deploy.translate import Translation, translate
 from engine.config import EngineConfig
 from tests.autotune.deploy.test_golden import RUNS
@@ -150,7 +150,9 @@ def test_the_start_script_starts_what_it_says(engine: str, tmp_path: Path) -> No
     environment = [f"{key}={value}" for key, value in translation.environment().items()]
     said = done.stdout.splitlines()
     if table.prepare:
-        prepared = prepare_words(table, translation)[1:]
+        flags = [w for k, v in translation.flags().items() for w in flag_words(table, k, v)]
+        filled = {"{flags}": flags, "{model}": [model_of(translation)]}
+        prepared = [w for word in table.prepare[1:] for w in filled.get(word, [word])]
         assert said[: len(prepared)] == prepared
         said = said[len(prepared) :]
     assert said[: len(words) + 2] == [*words, "--more", "a b"]
@@ -167,10 +169,10 @@ def test_the_scripts_are_shell() -> None:
 def test_without_a_file_every_key_is_a_flag() -> None:
     table = load_serving_engine("vllm")
     config = EngineConfig(model="m", enable_prefix_caching=False)
-    words = launch_words(table, translate(config, table, "cuda"), host="0.0.0.0", model="org/name")
+    words = launch_words(table, translate(config, table, "cuda"), host="0.0.0.0")
     assert words[:2] == ["vllm", "serve"]
     assert "--config" not in words
-    assert words[words.index("--model") + 1] == "org/name"
+    assert words[words.index("--model") + 1] == "m"
     assert "--no-enable-prefix-caching" in words
     assert words[words.index("--max-num-seqs") + 1] == "256"
     assert words[-4:] == ["--host", "0.0.0.0", "--port", "8000"]
@@ -229,6 +231,40 @@ def test_what_an_engine_refuses_is_never_written(config: EngineConfig, device: s
     assert tgi["max-concurrent-requests"] >= tgi["max-batch-size"]
     openvino = translated("openvino", config, device).settings()
     assert openvino.get("kv_cache_precision", "u8") == "u8"
+
+
+def test_a_tuned_knob_has_its_evidence_wherever_its_meaning_went() -> None:
+    def tuned(engine: str, device: str, knob: str) -> str:
+        run = {"hardware": {"device": device}, "result": {"changes": {knob: ["before", "after"]}}}
+        evidence = Evidence.from_run(run)
+        config = EngineConfig(model="m", num_threads=2, kv_cache_dtype="int8")
+        target = next(target for target in engine_targets() if target.name == engine)
+        files = target.write(Deployment(config, evidence, run, FACTS[device])).files
+        main = next(iter(files.values())).splitlines()
+        return "\n".join(line.strip("# ") for line in main)
+
+    # The share of memory is converted: the key that carries it tells what was tuned.
+    text = tuned("sglang", "cuda", "gpu_memory_utilization")
+    notes, _, _ = text.partition("mem-fraction-static:")
+    assert "tuned, as gpu_memory_utilization: default before" in notes
+    # A variable of the environment, a knob that is lost, one that needs no key.
+    assert "for num_threads; tuned: default before" in tuned("vllm", "cpu", "num_threads")
+    for engine, knob in (("sglang", "kv_cache_dtype"), ("vllm", "batching_mode")):
+        entry = tuned(engine, "cuda", knob).partition(f"\n- {knob}:")[2].partition("\n- ")[0]
+        assert "(tuned: default before)" in " ".join(entry.split())
+
+
+def test_another_model_is_loaded_where_one_is_given() -> None:
+    run = RUNS["cuda"]
+    config = EngineConfig.from_mapping(run["result"]["winner_config"])
+    for target in engine_targets():
+        deployment = Deployment(config, Evidence(), run, FACTS["cuda"], model="/srv/other")
+        files = target.write(deployment).files
+        text = files["engine.yaml" if target.name == BUNDLED else "start.sh"]
+        if target.name in ("vllm", "sglang"):
+            text = files[f"{target.name}.yaml"]
+        assert "other" in text, target.name
+        assert "models/example" not in text
 
 
 def test_nested_keys_are_a_nested_file() -> None:

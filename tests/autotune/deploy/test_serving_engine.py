@@ -11,7 +11,7 @@ from engine.config import KNOBS, EngineConfig
 
 # Long flags read in vLLM's own argument parser.
 VLLM_FLAGS = {
-    "model", "tokenizer", "dtype", "seed", "max-model-len", "quantization", "block-size",
+    "model", "tokenizer", "dtype", "seed", "max-model-len", "block-size",
     "gpu-memory-utilization", "kv-cache-memory-bytes", "enable-prefix-caching",
     "no-enable-prefix-caching", "max-num-seqs", "max-num-batched-tokens",
     "enable-chunked-prefill", "no-enable-chunked-prefill", "long-prefill-token-threshold",

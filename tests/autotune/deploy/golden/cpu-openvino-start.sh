@@ -7,7 +7,7 @@
 # It serves on Intel's processors and GPUs; --target_device says which.
 # The first command writes graph.pbtxt beside the model, which the server then reads.
 #
-# Found by: autotune run --slo ttft<200ms,tpot<100ms
+# Found by: autotune run --slo 'ttft<200ms,tpot<100ms'
 # Started: 2026-03-01T12:00:00+00:00
 # Hardware: Example Processor, 2 CPU cores
 # Versions: autotune 0.1.0, torch 2.13.0
@@ -43,16 +43,20 @@ exec ovms --model_path "$model" --model_name "${model##*/}" --rest_bind_address 
 #     what a request may ask for
 # - seed: 0: OpenVINO Model Server has no seed of the server; give requests one each
 # - quantization: int8: measured as W8A8 with dynamic activations. Export with --weight-format
-#     int8; OpenVINO quantizes activations at run time on processors with VNNI or AMX
-# - block_size: 8: OpenVINO decides it by the device
+#     int8; OpenVINO quantizes activations at run time on processors with VNNI or AMX (tuned:
+#     default none; 20% of what the objective varied by in the search; measured in trials 31,
+#     33, 35)
+# - block_size: 8: OpenVINO decides it by the device (tuned: default 16; measured in trials 31,
+#     33, 35)
 # - long_prefill_token_threshold: 4096: OpenVINO has no limit for one request
 # - scheduling_policy: sjf: OpenVINO serves first come, first served
 # - max_num_queued_reqs: 10: OpenVINO Model Server queues without a limit; put one into the
 #     proxy before it
 # - speculative_method: ngram: OpenVINO Model Server drafts by n-grams only where the export
-#     says so (prompt lookup of graph.pbtxt)
+#     says so (prompt lookup of graph.pbtxt) (tuned: default none; measured in trials 31, 33,
+#     35)
 # - num_speculative_tokens: 8: with OpenVINO a request says it, num_assistant_tokens (8 were
-#     drafted)
+#     drafted) (tuned: default 4; measured in trials 31, 33, 35)
 # - speculative_adaptive: true: with OpenVINO a request says it: assistant_confidence_threshold
 #     drafts until a draft model is unsure
 # - prompt_lookup_min: 2: OpenVINO's lookup has no shortest match

@@ -9,10 +9,8 @@
 # Hardware: Example GPU, 16 CPU cores
 # HOST and PORT may be set; further options go to the engine.
 set -euo pipefail
-# measured with True: it needs ATTENTION flashinfer or flashdecoding, which are the default
-#   where they run
+# it needs ATTENTION flashinfer or flashdecoding, which are the default where they run
 export PREFIX_CACHING=true
-# measured with False
 export PREFILL_CHUNKING=false
 flags=(
   # by default TGI refuses what exceeds 128 requests, running and waiting together
