@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 
 from autotune.deploy.beside import beside
-from autotune.deploy.platforms.carried import BUNDLED, PORT, Carried, carry
+from autotune.deploy.platforms.carried import PORT, Carried, carry
 from autotune.deploy.platforms.container import CONFIG
 from autotune.deploy.platforms.head import head
-from autotune.deploy.target import Deployment, Exported, Target
+from autotune.deploy.target import BUNDLED, Deployment, Exported, Target
 from autotune.deploy.yaml_text import comment
 
 CARRIES = (BUNDLED, "vllm", "sglang")
@@ -18,7 +18,7 @@ PREFIXES = {BUNDLED: "/opt/autotune", "vllm": "/opt/vllm", "sglang": "/opt/sglan
 
 def systemd_target() -> Target:
     """The target `systemd`."""
-    return Target("systemd", "systemd", export_systemd, CARRIES)
+    return Target("systemd", export_systemd, CARRIES)
 
 
 def export_systemd(deployment: Deployment) -> Exported:
@@ -57,7 +57,7 @@ def _unit(carried: Carried, deployment: Deployment, install: str) -> str:
     words[host] = "127.0.0.1"
     lines += [
         "[Unit]",
-        f"Description={carried.title} serving {carried.name}",
+        f"Description={carried.title} serving {carried.name}".replace("%", "%%"),
         "Wants=network-online.target",
         "After=network-online.target",
         "",
@@ -70,20 +70,22 @@ def _unit(carried: Carried, deployment: Deployment, install: str) -> str:
     ]
     for name, (value, notes) in carried.environment.items():
         lines += [line for note in notes for line in comment(note, indent="  ")]
-        lines.append(f'Environment="{name}={_escaped(value)}"')
+        quoted = _unread(value).replace('"', '\\"')
+        lines.append(f'Environment="{name}={quoted}"')
     if carried.from_hub or carried.key_variable:
         names = [n for n in ("HF_TOKEN" if carried.from_hub else None, carried.key_variable) if n]
         lines += [
             *comment(f"{' and '.join(names)}, where wanted; a file that only root may read"),
             f"EnvironmentFile=-{CONFIG}/{carried.slug}.env",
         ]
-    command = [f"{prefix}/bin/{start}", *words]
+    # In a command `$` names a variable, too.
+    command = [_unread(word).replace("$", "$$") for word in (f"{prefix}/bin/{start}", *words)]
     lines += [
         *comment(
             f"Reached from this machine alone; put a proxy in front, or --host, to open it. Port "
             f"{PORT}."
         ),
-        f"ExecStart={shlex.join(map(_escaped, command))}",
+        f"ExecStart={shlex.join(command)}",
         *comment("Running requests are finished first."),
         "KillSignal=SIGTERM",
         "TimeoutStopSec=150",
@@ -102,6 +104,6 @@ def _unit(carried: Carried, deployment: Deployment, install: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
-    """systemd reads `%` and `$` as its own."""
-    return text.replace("%", "%%").replace("$", "$$")
+def _unread(text: str) -> str:
+    """Part of a word in which systemd is to find no escape (`\\`) and no specifier (`%`)."""
+    return text.replace("\\", "\\\\").replace("%", "%%")

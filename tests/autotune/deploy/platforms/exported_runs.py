@@ -95,9 +95,22 @@ LATE = _CPU | {"result": _CPU["result"] | {"slo_met": False}}
 @cache
 def exported(run: str, target: str, engine: str | None = None, **options: Any) -> Exported:
     """The files of one target of one run."""
-    content = LATE if run == "late" else RUNS[run]
+    return exported_of(LATE if run == "late" else RUNS[run], target, engine, **options)
+
+
+def exported_of(
+    content: dict[str, Any], target: str, engine: str | None = None, **options: Any
+) -> Exported:
+    """The same of a run that is given by the content of its `run.json`."""
     config = EngineConfig.from_mapping(content["result"]["winner_config"])
     return export_config(find_target(target), config, content, ExportOptions(engine, **options))
+
+
+def changed(run: str, **winner: Any) -> dict[str, Any]:
+    """One of the runs, its winner with other knobs."""
+    content = copy.deepcopy(RUNS[run])
+    content["result"]["winner_config"] |= winner
+    return content
 
 
 def combinations() -> Iterator[tuple[str, str, str]]:

@@ -13,7 +13,13 @@ from autotune.deploy.targets import all_targets
 from autotune.deploy.translate import translate
 from autotune.errors import BadInput
 from engine.config import EngineConfig
-from tests.autotune.deploy.platforms.exported_runs import RUNS, combinations, exported
+from tests.autotune.deploy.platforms.exported_runs import (
+    RUNS,
+    changed,
+    combinations,
+    exported,
+    exported_of,
+)
 
 EVERY = list(combinations())
 
@@ -42,7 +48,7 @@ def said(text: str) -> str:
     return " ".join(line.strip().lstrip("# ") for line in text.splitlines())
 
 
-def test_the_issue_s_platforms_are_there() -> None:
+def test_every_platform_is_there() -> None:
     platforms = [name for name, target in all_targets().items() if target.carries]
     assert platforms == [
         *("compose", "kubernetes", "kserve", "helm", "ray-serve"),
@@ -203,7 +209,9 @@ def test_an_unkept_promise_is_said() -> None:
     files = exported("late", "kubernetes")
     assert any("did not meet the SLO" in warning for warning in files.warnings)
     keda = yaml.safe_load(files.files["keda.yaml"])["spec"]["triggers"][0]["metadata"]
+    # Little's law, of those that were answered in time.
     assert float(keda["threshold"]) == pytest.approx(3.9 * 1.5, abs=0.06)
+    assert "5.85 of these were in flight" in said(files.files["keda.yaml"])
     assert "WARNING" in files.files["deployment.yaml"]
 
 
@@ -244,6 +252,87 @@ def test_paths_that_a_shell_or_compose_would_read_stay_what_they_are() -> None:
     assert "\"${MODEL_DIR:-/srv/models/a\\$b c}\":'/model-store/a$b c':ro" in script
     unit = next(t for n, t in exported("bare", "systemd").files.items() if n.endswith(".service"))
     assert "--served-model-name 'a$$b c'" in unit
+
+
+def test_systemd_reads_nothing_into_a_name() -> None:
+    run = changed("cpu", model="/srv/a%h")
+    run["model"] = {"name": "50% $HOME a\\b"}
+    files = exported_of(run, "systemd", "vllm").files
+    unit = next(text for name, text in files.items() if name.endswith(".service"))
+    assert "Description=vLLM 0.33.0 serving 50%% $HOME a\\b\n" in unit
+    assert "--served-model-name '50%% $$HOME a\\\\b'" in unit
+    # A dollar means nothing in a variable's value.
+    assert 'Environment="VLLM_CPU_OMP_THREADS_BIND=0-7"' in unit
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_mounted_with_what_its_links_lead_to() -> None:
+    cache = "/root/.cache/huggingface/hub/models--org--name"
+    run = changed("cpu", model=f"{cache}/snapshots/abc123")
+    compose = yaml.safe_load(exported_of(run, "compose", "vllm").files["compose.yaml"])
+    mount = compose["services"]["vllm"]["volumes"][1]
+    assert mount["source"] == f"${{MODEL_DIR:-{cache}}}"
+    assert mount["target"] == "/models/models--org--name"
+    own = yaml.safe_load(exported_of(run, "compose", "vllm").files["vllm.yaml"])
+    assert own["model"] == "/models/models--org--name/snapshots/abc123"
+
+
+def test_kserve_mounts_what_the_flags_name_beside_the_model() -> None:
+    run = changed("gpus", speculative_method="draft_model", speculative_model="/srv/draft")
+    text = exported_of(run, "kserve").files["llminferenceservice.yaml"]
+    template = yaml.safe_load(text)["spec"]["template"]
+    (container,) = template["containers"]
+    added = next(v["value"] for v in container["env"] if v["name"] == "VLLM_ADDITIONAL_ARGS")
+    assert '"model": "/models/draft"' in added
+    assert container["volumeMounts"][0]["mountPath"] == "/models"
+    assert template["volumes"][0]["name"] == container["volumeMounts"][0]["name"]
+    assert "/srv/draft as /models/draft" in said(text)
+    plain = yaml.safe_load(exported("cpu", "kserve").files["llminferenceservice.yaml"])
+    assert "volumes" not in plain["spec"]["template"]
+
+
+@pytest.mark.parametrize("draft", [None, "/srv/draft"])
+def test_kserve_takes_a_model_by_its_uri(draft: str | None) -> None:
+    knobs = {"speculative_method": "draft_model", "speculative_model": draft} if draft else {}
+    run = changed("cpu", **knobs)
+    files = exported_of(run, "kserve", model="s3://bucket/name").files
+    model = yaml.safe_load(files["llminferenceservice.yaml"])["spec"]["model"]
+    assert model == {"uri": "s3://bucket/name", "name": "name"}
+    with pytest.raises(BadInput, match="not by the path /srv/there: give --model pvc://"):
+        exported_of(run, "kserve", model="/srv/there")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gib", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 40, "A100"),
+        ("NVIDIA A100-SXM4-80GB", 80, "A100-80GB"),
+        ("Tesla V100-SXM2-16GB", 16, "V100"),
+        ("Tesla V100-SXM2-32GB", 32, "V100-32GB"),
+        ("NVIDIA H100 80GB HBM3", 80, "H100"),
+        ("NVIDIA L40S", 45, "L40S"),
+    ],
+)
+def test_skypilot_asks_for_the_gpu_with_the_memory_that_was_measured(
+    gpu: str, gib: int, name: str
+) -> None:
+    run = changed("gpus")
+    run["hardware"] |= {"name": gpu, "memory_bytes": gib << 30}
+    content = yaml.safe_load(exported_of(run, "skypilot").files["service.yaml"])
+    assert content["resources"]["accelerators"] == {name: 2}
+    run["hardware"]["name"] = "NVIDIA GeForce RTX 5090"
+    with pytest.raises(BadInput, match="no name for the GPU that was measured, NVIDIA GeForce"):
+        exported_of(run, "skypilot")
+
+
+@pytest.mark.parametrize(
+    ("engine", "key"), [("vllm", "VLLM_API_KEY"), ("sglang", "SGLANG_API_KEY")]
+)
+def test_a_service_that_is_open_to_the_internet_asks_for_a_key(engine: str, key: str) -> None:
+    files = exported("gpus", "skypilot", engine).files
+    content = yaml.safe_load(files["service.yaml"])
+    assert content["secrets"] == {"HF_TOKEN": None, key: None}
+    assert f"--secret HF_TOKEN --secret {key}" in said(files["service.yaml"])
+    assert (f'--api-key "${key}"' in content["run"]) == (engine == "sglang")
 
 
 def test_another_model_takes_the_place_of_the_folder() -> None:
