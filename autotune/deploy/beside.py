@@ -11,6 +11,7 @@ from autotune.deploy.evidence import Evidence
 from autotune.deploy.replica_capacity import replica_capacity
 from autotune.deploy.target import Deployment
 from autotune.deploy.yaml_text import comment
+from autotune.slo import Slo, parse_slo
 
 _SIDES = ("input", "output")
 SMOKE_TEST, BENCHMARK = "smoke_test.sh", "benchmark.sh"
@@ -100,9 +101,10 @@ def benchmark(deployment: Deployment, *, served_model: str, url: str) -> str:
     run, evidence = deployment.run, deployment.evidence
     capacity = replica_capacity(evidence)
     options = _traffic_options(run, evidence)
-    slo = run.get("slo")
-    if slo:
-        options += ["--slo", str(slo)]
+    slo = parse_slo(str(run["slo"])) if run.get("slo") else Slo()
+    over_http = Slo(tuple(limit for limit in slo.limits if limit not in slo.guard.limits))
+    if over_http.limits:
+        options += ["--slo", str(over_http)]
     lines = [
         "#!/bin/sh",
         *comment(
@@ -110,6 +112,7 @@ def benchmark(deployment: Deployment, *, served_model: str, url: str) -> str:
             "the run was started: a trace is named as it was there."
         ),
         *([] if capacity is None else comment(f"Measured before: {capacity.basis}")),
+        *(comment(f"Not measured over HTTP: {slo.guard}") if slo.needs_quality else []),
         *comment("URL and MODEL may be set; API_KEY too, if the server wants one."),
     ]
     if other := _with_vllm(run, evidence):
@@ -128,16 +131,18 @@ def benchmark(deployment: Deployment, *, served_model: str, url: str) -> str:
 
 def _traffic_options(run: Mapping[str, Any], evidence: Evidence) -> list[str]:
     traffic = (run.get("options") or {}).get("traffic") or {}
-    source = traffic.get("source") or (run.get("workload") or {}).get("source") or "chat"
+    workload = run.get("workload") or {}
+    scaling = workload.get("scaling") or {}
+    source = traffic.get("source") or workload.get("source") or "chat"
     options = ["--workload", str(source).removeprefix("preset ")]
     if traffic.get("format"):
         options += ["--workload-format", str(traffic["format"])]
-    rate = evidence.bench.get("capacity_requests_per_s") or evidence.bench.get("offered_rate")
-    rate = rate or (run.get("workload") or {}).get("rate")
-    if isinstance(rate, (int, float)) and rate > 0:
+    if (rate := _asked_rate(run, evidence)) is not None:
         options += ["--rate", "inf" if math.isinf(rate) else f"{rate:.4g}"]
-    if traffic.get("length_factor"):
-        options += ["--scale-lengths", f"{traffic['length_factor']:g}"]
+    # A preset's lengths were scaled to the measured model's context, which a server may not tell.
+    factor = traffic.get("length_factor") or scaling.get("lengths")
+    if factor:
+        options += ["--scale-lengths", f"{factor:g}"]
     if traffic.get("start_s"):
         options += ["--start", f"{traffic['start_s']:g}s"]
     if traffic.get("burstiness") not in (None, 1.0):
@@ -147,11 +152,43 @@ def _traffic_options(run: Mapping[str, Any], evidence: Evidence) -> list[str]:
     return [*options, "--duration", "60s"]
 
 
+def _asked_rate(run: Mapping[str, Any], evidence: Evidence) -> float | None:
+    """The mean rate that the whole workload was scaled to, which is what `--rate` asks for.
+
+    The windows that were measured had more or fewer arrivals, as a trace has busy minutes.
+    """
+    workload, traffic = run.get("workload") or {}, (run.get("options") or {}).get("traffic") or {}
+    asked = _rate((workload.get("scaling") or {}).get("rate")) or _rate(traffic.get("rate"))
+    seen = _rate(workload.get("rate"))
+    found = _rate(evidence.bench.get("capacity_requests_per_s"))
+    if found is None:
+        return asked or _seen_rate(run, evidence)
+    if asked is None or seen is None or math.isinf(asked):
+        return found
+    return found * asked / seen
+
+
+def _seen_rate(run: Mapping[str, Any], evidence: Evidence) -> float | None:
+    """Arrivals per second as they were measured."""
+    bench = evidence.bench
+    found = _rate(bench.get("capacity_requests_per_s")) or _rate(bench.get("offered_rate"))
+    return found or _rate((run.get("workload") or {}).get("rate"))
+
+
+def _rate(value: Any) -> float | None:
+    """A rate above 0, of a number or of the text for infinity; None for all else."""
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        return None
+    return rate if rate > 0 else None
+
+
 def _with_vllm(run: Mapping[str, Any], evidence: Evidence) -> str | None:
     workload = run.get("workload") or {}
     prompt, answer = ((workload.get(f"{side}_tokens") or {}).get("mean") for side in _SIDES)
-    rate = evidence.bench.get("offered_rate") or workload.get("rate")
-    if not prompt or not answer or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+    rate = _seen_rate(run, evidence)
+    if not prompt or not answer or rate is None or math.isinf(rate):
         return None
     return (
         'vllm bench serve --base-url "$URL" --model "$MODEL" --dataset-name random '

@@ -13,9 +13,10 @@ from autotune.deploy.evidence import Evidence
 class ReplicaCapacity:
     """The load that one replica bore.
 
-    `requests_per_s` arrived and were answered; `in_flight` is how many were inside at once on
-    average, running or waiting; `output_tokens_per_s` came out. `met` says whether the SLO held.
-    `basis` is the sentence that says where the numbers are from.
+    `requests_per_s` arrived and were answered; `in_flight` is how many of these were inside at once
+    on average, running or waiting; `output_tokens_per_s` came out. `met` says whether the SLO held;
+    if not, only answers within its limits are counted. `basis` is the sentence that says where the
+    numbers are from.
     """
 
     requests_per_s: float
@@ -55,7 +56,10 @@ def replica_capacity(evidence: Evidence) -> ReplicaCapacity | None:
     if share is not None:
         basis += f" ({share:.1%} of the requests within every limit)"
     in_flight = requests * stay
-    basis += f"; {in_flight:.3g} requests were in flight on average, {tokens:.4g} tokens/s came out"
+    counted = "requests" if met else "of these"
+    basis += (
+        f"; {in_flight:.3g} {counted} were in flight on average, {tokens:.4g} tokens/s came out"
+    )
     if evidence.trials:
         basis += f"; trials {', '.join(map(str, evidence.trials))}"
     return ReplicaCapacity(requests, in_flight, tokens, met, basis)

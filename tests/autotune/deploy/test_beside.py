@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from autotune.cli.main import app
 from autotune.deploy.beside import smoke_test
-from tests.autotune.deploy.platforms.exported_runs import exported
+from tests.autotune.deploy.platforms.exported_runs import changed, exported, exported_of
 
 
 class Server(BaseHTTPRequestHandler):
@@ -145,6 +145,50 @@ def test_the_benchmark_offers_the_load_of_the_run(tmp_path: Path) -> None:
     script = exported("gpus", "compose").files["benchmark.sh"]
     words = _asked(script, tmp_path)
     assert words[words.index("--rate") + 1] == "12.5"
+
+
+def test_the_benchmark_asks_for_what_the_whole_trace_was_scaled_to(tmp_path: Path) -> None:
+    """The measured window had 52 of the 68 requests/s; lengths were scaled to the model."""
+    run = changed("cpu")
+    run["options"]["traffic"] = {"source": "trace.csv", "start_s": 60.0, "keep_grid": True}
+    run["workload"] |= {"rate": 52.0, "scaling": {"rate": 68.0, "lengths": 0.25}}
+    run["result"]["winner"]["offered_rate"] = 52.0
+    script = exported_of(run, "vllm").files["benchmark.sh"]
+    words = _asked(script, tmp_path)
+    assert words[words.index("--rate") + 1] == "68"
+    assert words[words.index("--scale-lengths") + 1] == "0.25"
+    assert words[words.index("--start") + 1] == "60s"
+    assert "--keep-grid" in words
+    # Others do not know the trace: they offer what arrived.
+    assert "--request-rate 52" in script
+    # What was found to be borne was borne in such windows, too.
+    run["result"]["winner"]["capacity_requests_per_s"] = 26.0
+    script = exported_of(run, "vllm").files["benchmark.sh"]
+    words = _asked(script, tmp_path)
+    assert words[words.index("--rate") + 1] == "34"
+    assert "--request-rate 26" in script
+
+
+def test_all_at_once_is_asked_for_again(tmp_path: Path) -> None:
+    run = changed("cpu")
+    run["options"]["traffic"]["rate"] = "inf"
+    run["workload"] |= {"rate": None, "scaling": {"rate": None}}
+    run["result"]["winner"]["offered_rate"] = None
+    script = exported_of(run, "vllm").files["benchmark.sh"]
+    words = _asked(script, tmp_path)
+    assert words[words.index("--rate") + 1] == "inf"
+    assert "vllm bench serve" not in script
+
+
+def test_limits_on_quality_are_not_asked_of_a_server(tmp_path: Path) -> None:
+    run = changed("cpu")
+    run["slo"] = "ttft<200ms,quality_loss<1%"
+    script = exported_of(run, "vllm").files["benchmark.sh"]
+    words = _asked(script, tmp_path)
+    assert words[words.index("--slo") + 1] == "ttft<200ms"
+    assert "# Not measured over HTTP: quality_loss<1%" in script
+    run["slo"] = "quality_loss<1%"
+    assert "--slo" not in _asked(exported_of(run, "vllm").files["benchmark.sh"], tmp_path)
 
 
 def test_bench_knows_every_option_of_the_benchmark(tmp_path: Path) -> None:
