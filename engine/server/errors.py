@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -125,10 +124,11 @@ def invalid_body(error: ValidationError, sentences: Mapping[str, str]) -> ApiErr
     path = [part for part in worst["loc"] if _named(part)]
     param = ".".join(map(str, path)) or None
     if worst["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {worst['msg']}", code="invalid_json")
-    for name, sentence in sentences.items():
-        if path and (path[0] == name or path[-len(name.split(".")) :] == name.split(".")):
-            return ApiError(400, sentence, param=param, code="unsupported_parameter")
+        why = worst["msg"].removeprefix("Invalid JSON: ")
+        return ApiError(400, f"the body is not valid JSON: {why}", code="invalid_json")
+    sentence = sentences.get(str(path[0])) if path else None
+    if sentence is not None:
+        return ApiError(400, sentence, param=param, code="unsupported_parameter")
     message = worst["msg"].removeprefix("Value error, ")
     if worst["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_parameter")
@@ -139,15 +139,20 @@ def invalid_body(error: ValidationError, sentences: Mapping[str, str]) -> ApiErr
 
 
 def _depth(error: Any) -> tuple[int, bool]:
-    return len(error["loc"]), error["type"] != "string_type"
+    return len(error["loc"]), error["type"] not in ("string_type", "missing")
 
 
 def _named(part: int | str) -> bool:
-    """Whether a part of a location is the client's, not a member of a union."""
-    return isinstance(part, int) or (part.isidentifier() and part not in _UNION_MEMBERS)
+    """Whether a part of a location is the client's, not a member of a union.
+
+    Fields are in lower case, classes are not.
+    """
+    if isinstance(part, int):
+        return True
+    return part.isidentifier() and part.islower() and part not in _TYPES
 
 
-_UNION_MEMBERS = {"str", "int", "float", "bool"}
+_TYPES = {"str", "int", "float", "bool"}
 
 
 def _shown(value: object) -> str:
@@ -168,16 +173,9 @@ def install_error_handlers(app: FastAPI) -> None:
             headers["allow"] = ", ".join(_methods(request))
         return _of_http(error, headers)
 
-    async def invalid(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        return error_response(400, f"{where}: {first['msg']}", param=where, code="invalid_value")
-
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(EngineError, known)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, known)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from engine.server.request_fields import WHOLE, Fields, GenerationFields, TokenId, whole
+from engine.server.request_fields import WHOLE, Fields, GenerationFields, Items, TokenId, whole
 
 _PROMPTS = 2048
 _TOKEN_IDS = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
@@ -135,9 +135,9 @@ class Message(Fields):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[str, Field(min_length=1)]
-    content: str | list[TextPart] | None = None
+    content: str | Items[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -163,9 +163,9 @@ class Tool(Fields):
 class ConversationFields(Fields):
     """A conversation, and how its prompt is written."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[Tool] | None = Field(None, description="Passed through the chat template.")
-    documents: list[dict[str, Any]] | None = Field(
+    messages: Annotated[Items[Message], Field(min_length=1)]
+    tools: Items[Tool] | None = Field(None, description="Passed through the chat template.")
+    documents: Items[dict[str, Any]] | None = Field(
         None, description="Passed through the chat template."
     )
     add_generation_prompt: bool | None = Field(
@@ -205,7 +205,7 @@ class ChatCompletionRequest(ConversationFields, GenerationFields):
         None, description="none hides tools from the chat template."
     )
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Items[Literal["text"]] | None = None
     audio: None = None
 
 
@@ -229,4 +229,4 @@ class DetokenizeRequest(Fields):
     """Tokens whose text is wanted."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Items[TokenId]

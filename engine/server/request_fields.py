@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -36,6 +36,9 @@ Never = Annotated[bool, _only(False), Field(json_schema_extra={"const": False})]
 Always = Annotated[bool, _only(True), Field(json_schema_extra={"const": True})]
 StopText = Annotated[str, Field(min_length=1, max_length=_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=_INT32), WHOLE]
+Item = TypeVar("Item")
+# Of a list as long as a body may be, whose items are all wrong, one fault is told, not each.
+Items = Annotated[list[Item], Field(fail_fast=True)]
 
 # Fields that other servers have and this one does not: accepted with the values that mean nothing,
 # refused with others. What is not listed anywhere is ignored, as other servers do.
