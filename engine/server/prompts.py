@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from engine.server.chat_template import RESERVED, ChatTemplateError
 from engine.server.errors import ApiError
@@ -158,6 +159,6 @@ def _arguments(text: str) -> Any:
     """What a call's arguments say; as they stand where a model wrote something else than JSON, for
     the conversation has to go on."""
     try:
-        return json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        return from_json(text or "{}")  # refuses half characters, as `json` does not
+    except ValueError:
         return text

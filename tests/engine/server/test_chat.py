@@ -47,7 +47,11 @@ def test_tools_pass_through_the_template(tiny: Served) -> None:
     assert '{"type": "function", "function": {"name": "weather"' in text
     assert "weather" not in prompt_of(tiny, messages=HELLO, tools=[TOOL], tool_choice="none")
     call = {"id": "1", "type": "function", "function": {"name": "weather"}}
-    for arguments, written in (('{"city": "Pisa"}', "Pisa\n"), ("{broken", "\n")):
+    for arguments, written in (
+        ('{"city": "Pisa"}', "Pisa\n"),
+        ("{broken", "\n"),
+        (r'{"city": "\ud800"}', "\n"),  # half a character, which no tokenizer takes
+    ):
         call["function"] = {"name": "weather", "arguments": arguments}
         messages = [*HELLO, {"role": "assistant", "tool_calls": [call]}]
         text = prompt_of(tiny, messages=messages)
