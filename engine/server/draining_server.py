@@ -17,6 +17,7 @@ from typing import Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
+from engine.errors import EnvironmentLacks
 from engine.server.connections import limited_protocol
 from engine.server.settings import ServerSettings
 
@@ -76,9 +77,18 @@ class DrainingServer(uvicorn.Server):
         self._dead_since: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
+        """Listen.
+
+        Raises:
+            EnvironmentLacks: the address cannot be listened on.
+        """
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # whoever else was bound to it meanwhile was faster to listen
+            raise EnvironmentLacks(
+                f"cannot listen: {error.strerror or error}; choose another address"
+            ) from error
         if self.started and not self._signalled:
             self._ready()
 
