@@ -48,11 +48,11 @@ def read_asked(body: bytes) -> Asked:
     """
     try:
         fields = json.loads(body)
+        if not isinstance(fields, dict):
+            return NOTHING_KNOWN
+        beginnings = list(_beginnings(fields))
     except (ValueError, RecursionError):
         return NOTHING_KNOWN
-    if not isinstance(fields, dict):
-        return NOTHING_KNOWN
-    beginnings = list(_beginnings(fields))
     n = fields.get("n")
     several = min(n, MOST_CHOICES) if type(n) is int and n > 0 else 1
     return Asked(max(1, len(beginnings)) * several, tuple(_names(*b) for b in beginnings))

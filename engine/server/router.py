@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from aiohttp import ClientConnectorError, ClientError, ConnectionTimeoutError
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from engine.server.asgi_answer import (
     ClientGone,
@@ -26,6 +26,7 @@ from engine.server.refusals import Draining
 from engine.server.replica import Replica
 from engine.server.router_metrics import merge_pages, router_page
 from engine.server.routing import Router, Routing
+from engine.server.sse import error_event
 
 # A replica that was started again is there after about so long.
 _RETRY_SECONDS = 5
@@ -52,7 +53,7 @@ class RouterApp:
         self.replicas = tuple(replicas)
         self.draining = False
         self._routing = Routing(router, len(self.replicas))
-        self._open = 0
+        self._open: set[asyncio.Timeout] = set()  # of the requests; they end when drained
         self._idle = asyncio.Event()
         self._idle.set()
         self._own = {
@@ -70,15 +71,21 @@ class RouterApp:
     @property
     def num_unfinished(self) -> int:
         """How many requests are being passed on."""
-        return self._open
+        return len(self._open)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take nothing new, and wait until all is finished; whether it was within so long."""
+        """Take nothing new, and wait until all is finished; whether it was within so long.
+
+        What was not is given up, and its clients are told.
+        """
         self.draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-        return not self._open
+        finished = not self._open
+        for limit in self._open:
+            limit.reschedule(0.0)
+        return finished
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request over HTTP, as ASGI has it."""
@@ -97,15 +104,29 @@ class RouterApp:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.draining:
             raise as_api_error(Draining("the server finishes what it has and takes nothing new"))
-        self._open += 1
         self._idle.clear()
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        limit = asyncio.timeout(None)
         try:
-            body = b"" if scope["method"] in BODILESS else await read_body(receive)
-            blind = self._routing.router == "round_robin"
-            asked = NOTHING_KNOWN if blind or not body else read_asked(body)
-            await unless_gone(receive, self._forward(scope, body, asked, send))
+            async with limit:
+                self._open.add(limit)
+                body = b"" if scope["method"] in BODILESS else await read_body(receive)
+                blind = self._routing.router == "round_robin"
+                asked = NOTHING_KNOWN if blind or not body else read_asked(body)
+                await unless_gone(receive, self._forward(scope, body, asked, sending))
+        except TimeoutError:
+            error = as_api_error(Draining("the server ended before this request did"))
+            if not begun:
+                raise error from None
+            await send({"type": "http.response.body", "body": error_event(error.body)})
         finally:
-            self._open -= 1
+            self._open.discard(limit)
             if not self._open:
                 self._idle.set()
 

@@ -193,15 +193,37 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(tmp_path: Path) -> No
         async with routed(tmp_path, 1) as (fakes, app, client):
             holding = asyncio.ensure_future(ask(client, do="hold"))
             await until(lambda: fakes[0].running == 1)
-            assert not await app.drain(0.01)
+            draining = asyncio.ensure_future(app.drain(10))
+            await until(lambda: app.draining)
             status, answer = await ask(client)
             assert (status, answer["error"]["code"]) == (503, "server_draining")
             async with client.get("/health") as response:
                 assert response.status == 503
-            draining = asyncio.ensure_future(app.drain(10))
             fakes[0].release.set()
             assert await draining
             assert (await holding)[0] == 200
+
+    run(test)
+
+
+def test_what_does_not_end_in_time_is_given_up_and_told_so(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with routed(tmp_path, 1) as (fakes, app, client):
+            holding = asyncio.ensure_future(ask(client, do="hold"))
+            body = {"do": "stream", "pieces": 10_000, "pause": 0.01}
+            async with client.post(PATH, json=body) as response:
+                assert await response.content.readuntil(b"\n\n") == b"data: 0\n\n"
+                await until(lambda: fakes[0].running == 2)
+                assert not await app.drain(0.05)
+                *_, last, rest = (await response.content.read()).split(b"\n\n")
+            assert rest == b""
+            told = json.loads(last.removeprefix(b"data: "))["error"]
+            assert told["code"] == "server_draining"
+            status, answer = await holding
+            assert (status, answer["error"]["code"]) == (503, "server_draining")
+            await until(lambda: fakes[0].left == 2 and not app.num_unfinished)
+            assert app.replicas[0].outstanding == 0
+            assert not app.replicas[0].failures
 
     run(test)
 

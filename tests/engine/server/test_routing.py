@@ -152,3 +152,10 @@ def test_of_a_prompt_longer_than_the_cache_the_beginning_is_remembered() -> None
     long = asked(prompt=list(range(9 * BLOCK_TOKENS)))
     sent.add(long)
     assert sent.known(long) == 4
+
+
+def test_a_body_nested_as_deep_as_can_be_read_does_no_harm() -> None:
+    """What is read must be written again, which takes a little more of the stack."""
+    for depth in range(900, 1000):
+        nested = b"[" * depth + b"]" * depth
+        read_asked(b'{"messages":[' + nested + b"]}")
