@@ -10,7 +10,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,16 +135,20 @@ class ReplicaProcess:
         self._error = None
         self._kind = EngineError
         self._last_lines.clear()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._launch.command,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=self._launch.whole_environment(),
+                # Ctrl-C reaches the router, which decides what becomes of the replicas.
+                start_new_session=True,
+            )
+        except OSError as error:  # too many processes or open files, which may pass
+            self._kind = EnvironmentLacks
+            return f"cannot be started: {error.strerror or error}"
         replica.state = "starting"
-        process = await asyncio.create_subprocess_exec(
-            *self._launch.command,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            env=self._launch.whole_environment(),
-            # Ctrl-C reaches the router, which decides what becomes of the replicas.
-            start_new_session=True,
-        )
         self.pid = process.pid
         reading = [asyncio.ensure_future(r) for r in (self._answers(process), self._log(process))]
         watching = asyncio.ensure_future(self._watch(socket, first_ready))
@@ -218,21 +222,14 @@ class ReplicaProcess:
 
     async def _answers(self, process: Process) -> None:
         assert process.stdout is not None
-        while line := await process.stdout.readline():
-            self._error = read_error(line.decode(errors="replace")) or self._error
+        async for line in _lines(process.stdout):
+            self._error = read_error(line) or self._error
 
     async def _log(self, process: Process) -> None:
         assert process.stderr is not None
-        while True:
-            try:
-                line = await process.stderr.readline()
-            except ValueError:  # a line that is longer than the reader takes; what is left follows
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()
-            self._last_lines.append(text)
-            self._say(f"replica {self.replica.number}: {text}")
+        async for line in _lines(process.stderr):
+            self._last_lines.append(line)
+            self._say(f"replica {self.replica.number}: {line}")
 
     def _why(self, code: int) -> str:
         """How a life ended, to go on a sentence that begins with the replica."""
@@ -260,3 +257,15 @@ class ReplicaProcess:
         await ending
         assert process.stdin is not None
         process.stdin.close()
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines of a stream until it ends; nobody may stop reading, or the writer would wait."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # a line that is longer than the reader takes; what is left follows
+            continue
+        if not line:
+            return
+        yield line.decode(errors="replace").rstrip()

@@ -59,6 +59,9 @@ def main() -> None:
         sys.exit(7)
     if DO == "never":
         time.sleep(3600)
+    if DO == "talk":
+        print("x" * (1 << 20), flush=True)
+        print("y" * (1 << 20), file=sys.stderr, flush=True)
     if DO == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("here I am", file=sys.stderr, flush=True)

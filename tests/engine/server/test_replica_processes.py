@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError, EngineError, EnvironmentLacks
 from engine.server.replica import Replica
 from engine.server.replica_main import Arguments, error_line, read_error
 from engine.server.replica_process import Launch, Patience
@@ -130,6 +130,40 @@ def test_one_that_stays_unwell_is_started_again(tmp_path: Path) -> None:
             assert gone(pid)
             assert replica.restarts == 1
             assert any("was not healthy for 0.3 s" in text for text in said)
+
+    run(test)
+
+
+def test_one_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As when there are too many processes or open files for a while."""
+    program, sockets = tmp_path / "program", tmp_path / "sockets"
+    program.symlink_to(sys.executable)
+    sockets.mkdir()
+    fragile = Launch(launch().arguments, command=(str(program), FAKE))
+
+    async def test() -> None:
+        async with started(sockets, fragile) as (fleet, said):
+            replica = fleet.replicas[0]
+            pid = await pid_of(replica)
+            program.unlink()
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: any("cannot be started: No such file" in text for text in said))
+            assert not replica.ready
+            program.symlink_to(sys.executable)
+            await until(lambda: replica.ready)
+            program.unlink()
+        async with started(sockets, fragile) as (fleet, _):
+            assert type(fleet.failure) is EnvironmentLacks
+
+    run(test)
+
+
+def test_one_that_talks_without_end_is_listened_to(tmp_path: Path) -> None:
+    """Else it would wait for ever to be read."""
+
+    async def test() -> None:
+        async with started(tmp_path, launch("talk")) as (fleet, _):
+            assert fleet.replicas[0].ready
 
     run(test)
 
@@ -255,7 +289,6 @@ def test_the_machine_is_divided() -> None:
 
 def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from engine.config import EngineConfig
-    from engine.errors import EnvironmentLacks
 
     monkeypatch.setattr("engine.server.replica_shares.visible_gpus", lambda: ["3", "GPU-a", "5"])
     shares = shares_of(EngineConfig(), 3)
