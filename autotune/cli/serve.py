@@ -184,13 +184,18 @@ def serve(
     SIGTERM or Ctrl-C finishes what runs and ends with code 0; a second one ends at once.
     """
     del target  # has become knobs
+    from autotune.errors import BadInput
     from autotune.model_info import model_name, with_default_model
     from autotune.simulation.fleet import check_router
     from engine.config import EngineConfig
     from engine.server.limits import ServerLimits
     from engine.server.settings import ServerSettings
 
-    router = check_router(routing)
+    try:
+        router = check_router(routing)
+    except BadInput as error:
+        choose = "choose prefix, least-loaded or round-robin"
+        raise BadInput(f"--routing {routing!r}: {choose}") from error
     timeout = None
     if request_timeout != "none":
         timeout = parse_duration(request_timeout, "--request-timeout")

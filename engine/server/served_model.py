@@ -128,8 +128,8 @@ class ServedModel:
 
 
 def generation_sampling(path: Path) -> dict[str, float]:
-    """Sampling that a model folder's `generation_config.json` asks for; values out of bounds, and
-    what a folder that samples greedily says of chance, are left out.
+    """Sampling that a model folder's `generation_config.json` asks for; values out of bounds are
+    left out.
 
     Raises:
         ModelError: the file is broken.

@@ -13,8 +13,8 @@ class Stream(Protocol):
     """One request's outputs, in order; it ends after the one with a `finish_reason`.
 
     Iterating raises `RequestRefused` if the request can never be served, and of
-    `engine.server.refusals` `EngineFailed` if the engine broke down or gave the request up and
-    `TimedOut` if it took longer than the server allows.
+    `engine.server.refusals` `EngineFailed` if the engine broke down or gave the request up,
+    `TimedOut` if it took longer than the server allows and `Draining` if the server ended first.
     """
 
     def __aiter__(self) -> AsyncIterator[RequestOutput]:

@@ -146,7 +146,7 @@ def test_replicas_are_routed_to(servers: Servers) -> None:
         (["a-model", "--model", "b-model"], "two models"),
         (["--drain", "soon"], "--drain"),
         (["--request-timeout", "never"], "--request-timeout"),
-        (["--routing", "random"], "prefix_aware"),
+        (["--routing", "random"], "--routing 'random': choose prefix"),
         (["--max-body-bytes", "0"], "max_body_bytes"),
         (["--api-key", ""], "key"),
         (["--port", "70000"], "port"),

@@ -192,8 +192,6 @@ def test_a_client_that_does_not_read() -> None:
         body = completion(
             [1] * 200, max_tokens=50, n=64, stream=True, return_token_ids=True, min_tokens=50
         )
-        for connection in server.server_state.connections:
-            connection.transport.set_write_buffer_limits(high=1024)  # type: ignore[union-attr]
         while not server.server_state.connections:
             await asyncio.sleep(0.001)
         (connection,) = server.server_state.connections
