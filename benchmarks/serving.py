@@ -1,9 +1,10 @@
 """What serving over HTTP costs beside the engine in process, on a 135M Llama with random weights.
 
-Both get the same requests in turn, so that what else the machine does falls on both; each round
-begins with the other one. Reported are medians over rounds of the ratio of the throughputs and of
-the difference of the 95th percentiles of TTFT, with their quartiles. The generator runs on the same
-machine and takes its share of it, as it does not in process.
+Both get the same requests in short turns, a few seconds each, so that a machine whose speed drifts
+meets both alike; each round begins with the other one. Reported are the ratio of the times that all
+batches took, and the difference of the 95th percentiles of the TTFT of all requests that came in
+time, each with a 95% interval over resampled rounds. The generator runs on the same machine and
+takes its share of it, as it does not in process.
 
 Then 500 streams at once on the embedded model, every token of which is compared with what the
 engine makes of the same prompts in process; and the time from the start of `autotune serve` to its
@@ -21,7 +22,8 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,13 @@ PROMPT = 256
 OUTPUT = 64
 # Share of the throughput that the paced load asks for: below it TTFT is the server's, not a
 # queue's.
-SHARE = 0.8
+SHARE = 0.6
+RESAMPLES = 4000
 STREAMS = 500
 STREAM_OUTPUT = 48
 STARTS = 5
 DRAIN_S = 600.0
-TOKENS_PER_S = "output_tokens_per_s"
+Rounds = Sequence[dict[str, Any]]
 
 
 def requests(
@@ -92,19 +95,24 @@ class OverHttp:
         return run_http_load(self.endpoint, wanted, drain_limit=DRAIN_S)
 
 
-def figures(result: LoadResult) -> dict[str, float]:
-    """Throughput in tokens a second, and the latencies in seconds."""
+def figures(result: LoadResult) -> dict[str, Any]:
+    """How long it took, and the requests' latencies, in seconds."""
     unfinished = [record.reason for record in result.records if not record.completed]
     assert not unfinished, unfinished[0]
     assert all(r.output_tokens == r.asked_output_tokens for r in result.records)
-    last = max(record.token_times[-1] for record in result.records)
-    out = {TOKENS_PER_S: sum(r.output_tokens for r in result.records) / last}
-    for metric in ("ttft", "tpot", "e2e"):
-        values, _ = latencies(metric, result.records)
-        out |= {f"{metric}_mean": float(values.mean())}
-        out |= {f"{metric}_p95": float(np.percentile(values, 95))}
     sends = [record.send - record.intended_send for record in result.records]
-    return out | {"send_lag_p99": float(np.percentile(sends, 99))}
+    found: dict[str, Any] = {
+        "seconds": max(record.token_times[-1] for record in result.records),
+        "output_tokens": sum(record.output_tokens for record in result.records),
+        "send_lag_p99": float(np.percentile(sends, 99)),
+    }
+    for metric in ("ttft", "tpot"):
+        found[metric] = [round(float(v), 6) for v in latencies(metric, result.records)[0]]
+    return found
+
+
+def _tokens_per_s(row: Mapping[str, Any]) -> float:
+    return float(row["output_tokens"] / row["seconds"])
 
 
 def overhead(
@@ -127,24 +135,42 @@ def overhead(
                 results["paced"] = figures(contenders[name].load(paced))
                 found[name].append({**results, "others_share": watch.others()})
         if rate is None:  # the first round warms up, and tells what the machine can do
-            rate = SHARE * results["full"][TOKENS_PER_S] / OUTPUT
+            rate = SHARE * _tokens_per_s(results["full"]) / OUTPUT
         else:
             say(number, {name: rows[-1] for name, rows in found.items()})
     first, last = (found[name] for name in contenders)
-    pairs = list(zip(first, last, strict=True))
-
-    def later(metric: str) -> dict[str, Any]:
-        return spread([b["paced"][metric] - a["paced"][metric] for a, b in pairs])
-
-    lost = [1 - b["full"][TOKENS_PER_S] / a["full"][TOKENS_PER_S] for a, b in pairs]
     return {
         "rate": rate,
-        "throughput_lost": spread(lost),
-        "ttft_p95_later_s": later("ttft_p95"),
-        "ttft_mean_later_s": later("ttft_mean"),
-        "tpot_mean_later_s": later("tpot_mean"),
+        "throughput_lost": resampled(first, last, _throughput_lost),
+        "ttft_p95_later_s": resampled(first, last, partial(_later, "ttft", 95.0)),
+        "ttft_median_later_s": resampled(first, last, partial(_later, "ttft", 50.0)),
+        "tpot_median_later_s": resampled(first, last, partial(_later, "tpot", 50.0)),
         "rounds": found,
     }
+
+
+def _throughput_lost(first: Rounds, last: Rounds) -> float:
+    """Share of the throughput over all batches, each of the same number of tokens."""
+    return 1 - sum(r["full"]["seconds"] for r in first) / sum(r["full"]["seconds"] for r in last)
+
+
+def _later(metric: str, percentile: float, first: Rounds, last: Rounds) -> float:
+    """Seconds by which a percentile over all paced requests is later."""
+    a, b = ([v for r in rounds for v in r["paced"][metric]] for rounds in (first, last))
+    return float(np.percentile(b, percentile) - np.percentile(a, percentile))
+
+
+def resampled(
+    first: Rounds, last: Rounds, figure: Callable[[Rounds, Rounds], float]
+) -> dict[str, Any]:
+    """A figure of two contenders' rounds, with a 95% percentile interval over resampled rounds."""
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(0, len(first), len(first))
+        values.append(figure([first[i] for i in chosen], [last[i] for i in chosen]))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {"value": figure(first, last), "interval": [float(low), float(high)]}
 
 
 def many_streams(knobs: dict[str, Any]) -> dict[str, Any]:
@@ -185,17 +211,11 @@ def start_times() -> dict[str, Any]:
     return {"median_s": statistics.median(seconds), "all_s": seconds}
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and all."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values * 3)
-    return {"median": statistics.median(values), "quartiles": [low, high], "all": list(values)}
-
-
 def say(number: int, rows: dict[str, dict[str, Any]]) -> None:
     """Tell a round to a person."""
     parts = [
-        f"{name}: {row['full'][TOKENS_PER_S]:.1f} tokens/s, "
-        f"TTFT p95 {row['paced']['ttft_p95'] * 1e3:.1f} ms"
+        f"{name}: {_tokens_per_s(row['full']):.1f} tokens/s, "
+        f"TTFT median {statistics.median(row['paced']['ttft']) * 1e3:.1f} ms"
         for name, row in rows.items()
     ]
     print(f"round {number}: {'; '.join(parts)}", file=sys.stderr)
@@ -205,9 +225,9 @@ def main() -> None:
     """Run everything and print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="write the results as JSON")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=3, help="of the load without a pause")
-    parser.add_argument("--paced-requests", type=int, default=96, help="of the load in time")
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--batches", type=int, default=1, help="of the load without a pause")
+    parser.add_argument("--paced-requests", type=int, default=24, help="of the load in time")
     parser.add_argument("--threads", type=int, help="num_threads of both engines")
     parser.add_argument("--only", choices=("overhead", "streams", "start"))
     args = parser.parse_args()

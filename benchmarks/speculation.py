@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,9 +53,9 @@ OUTPUT = 128
 BATCHES = (1, 8, 64, 256)
 DRAWN_BATCHES = (1, 256)
 SEATS = 128
-# One after another, to learn from and to be measured.
-ALONE = 10
-# Seconds between requests that are played one after another.
+# Texts differ in what can be guessed of them: of so many at least, to learn from and to measure.
+TEXTS = 40
+# Seconds between loads that are played one after another.
 APART = 100.0
 CALIBRATION_S = 25.0
 # Requests at once from which the drafts of models are learned.
@@ -171,10 +172,10 @@ class Bench:
 
 
 def loads_of(batch: int, texts: Texts, seed: int) -> list[list[LoadRequest]]:
-    """So many requests at once; single ones come one after another."""
-    if batch == 1:
-        return [[request] for request in texts.requests(ALONE, seed)]
-    return [texts.requests(max(batch, 8) if batch < 8 else batch, seed)[:batch]]
+    """Loads of so many requests at once, to be served one after another."""
+    loads = math.ceil(TEXTS / batch)
+    requests = texts.requests(loads * batch, seed)
+    return [requests[i * batch : (i + 1) * batch] for i in range(loads)]
 
 
 def metric_at(batch: int) -> Metric:
@@ -289,9 +290,11 @@ def foretold(
     """The speed-up of every method at every number of requests, from what was learned before."""
     found: dict[str, Any] = {}
     for batch in BATCHES:
-        load = [request for load in loads_of(batch, bench.texts, 1000 + batch) for request in load]
-        if batch == 1:
-            load = [dataclasses.replace(r, arrival_s=i * APART) for i, r in enumerate(load)]
+        load = [
+            dataclasses.replace(request, arrival_s=i * APART)
+            for i, load in enumerate(loads_of(batch, bench.texts, 1000 + batch))
+            for request in load
+        ]
         found[str(batch)] = {}
         print(f"foretelling {batch} at once", flush=True)
         for name, known in knowledge.items():

@@ -14,8 +14,8 @@ from autotune.external_search.space import FlagConfig
 from autotune.external_search.step_costs import LinearCost, fit_cost
 from autotune.records import RunFolder, TrialRecord
 from autotune.search.events import Listener
+from autotune.search.explorer import MAX_REPEATS, Explorer
 from autotune.search.forecast import Choice
-from autotune.search.proof import ranked
 from autotune.search.spending import Spending
 from autotune.search.study import Study
 from autotune.search.trial_simulator import TrialSimulator, shortened
@@ -25,22 +25,14 @@ from autotune.search.windows import read_windows
 # Of a long window the beginning is simulated: choosing must cost little beside measuring.
 _SIMULATED_TOKENS = 16_000.0
 _FEWEST_REQUESTS = 60
-# The space counts as exhausted after so many suggestions in a row that were measured before.
-_MAX_REPEATS = 50
 
 
-class ExternalExploration:
-    """Measures points of the space until the budget or the space ends.
+class ExternalExploration(Explorer[PreparedExternal]):
+    """Measures another engine's flags.
 
     Args:
-        prepared: what the run works with.
-        folder: the run.
-        listener: told of each trial.
-        trials: measures.
+        prepared, folder, listener, trials, spending, searched, note: see `Explorer`.
         evaluator: is told which trials get a short load first; None: it knows none.
-        spending: says how long to go on.
-        searched: search trials so far; each is added as it ends.
-        note: keeps a note for the result and tells it.
     """
 
     def __init__(
@@ -49,58 +41,31 @@ class ExternalExploration:
         folder: RunFolder,
         listener: Listener,
         trials: TrialRunner,
-        evaluator: ExternalEvaluator | None,
         spending: Spending,
         searched: list[TrialRecord],
         note: Callable[[str], None],
+        *,
+        evaluator: ExternalEvaluator | None,
     ) -> None:
-        self._prepared = prepared
-        self._options = prepared.options
-        self._slo = prepared.options.parsed_slo
-        self._objective = prepared.options.parsed_objective
-        self._folder = folder
-        self._listener = listener
-        self._trials = trials
+        super().__init__(prepared, folder, listener, trials, spending, searched, note)
         self._evaluator = evaluator
-        self._spending = spending
-        self._searched = searched
-        self._note = note
-        self._study: Study[FlagConfig] | None = None
         self._chooser: tuple[int, Chooser] | None = None
-
-    def measure_default(self) -> None:
-        """Measure the default, to which every claim compares, whatever happens later."""
-        if self._searched:
-            return
-        left = self._spending.left()
-        self._listener.phase("search", left, self._spending.expected_trials())
-        start = self._prepared.space.point_in({}, self._prepared.base)
-        assert start is not None, "the default's values are in the space"
-        self._measure("default", start)
 
     def explore(self) -> None:
         """Measure points until the budget or the space ends."""
-        study = self._opened_study()
-        expected = self._spending.expected_trials()
-        left = max(0, expected - len(self._searched))
-        self._listener.phase("search", self._spending.left(), left)
+        study = self._study()
+        self._tell_phase()
         if self._options.sampler == "simulator":
             self._follow_forecasts(study)
         else:
             self._sample(study)
 
-    def importances(self) -> dict[str, float]:
-        """What each knob explains of the objective; see `Study.importances`."""
-        return self._opened_study().importances() if self._searched else {}
-
-    def best(self) -> TrialRecord | None:
-        """The best search trial so far."""
-        return next(iter(ranked(self._searched, self._objective)), None)
-
     def _follow_forecasts(self, study: Study[FlagConfig]) -> None:
         while self._spending.pays_for_trial():
             chooser = self._opened_chooser()
-            choice: Choice | None = chooser.choose(self._searched, self._is_known)
+            choice: Choice | None = chooser.choose(
+                self._searched, lambda point: self._known(point) is not None
+            )
             if choice is None:
                 self._note("every configuration that is known not to be refused was measured")
                 return
@@ -117,9 +82,9 @@ class ExternalExploration:
         for source, point in seeds[: 1 + most]:
             study.enqueue(source, point)
         repeats = 0
-        while self._spending.pays_for_trial() and repeats < _MAX_REPEATS:
+        while self._spending.pays_for_trial() and repeats < MAX_REPEATS:
             suggestion = study.ask()
-            known = self._record_at(suggestion.point)
+            known = self._known(suggestion.point)
             if known is not None:
                 repeats += 1
                 study.tell(suggestion, known)
@@ -132,19 +97,6 @@ class ExternalExploration:
                 continue
             repeats = 0
             study.tell(suggestion, self._measure(suggestion.source, suggestion.point))
-
-    def _opened_study(self) -> Study[FlagConfig]:
-        if self._study is None:
-            self._study = Study(
-                self._folder.journal,
-                self._prepared.space,
-                self._objective,
-                self._options.seed,
-                self._searched,
-                self._prepared.base,
-                "random" if self._options.sampler == "random" else "tpe",
-            )
-        return self._study
 
     def _opened_chooser(self) -> Chooser:
         """Fitted to the first trial that ran: to all later ones the corrections are learned."""
@@ -193,15 +145,6 @@ class ExternalExploration:
             self._objective,
         )
 
-    def _is_known(self, point: Mapping[str, Any]) -> bool:
-        return self._record_at(point) is not None
-
-    def _record_at(self, point: Mapping[str, Any]) -> TrialRecord | None:
-        for record in self._searched:
-            if all(record.config.get(name) == value for name, value in point.items()):
-                return record
-        return None
-
     def _measure(
         self, source: str, point: Mapping[str, Any], predicted: Mapping[str, Any] | None = None
     ) -> TrialRecord:
@@ -223,7 +166,7 @@ class ExternalExploration:
 
     def _screening(self) -> Screening | None:
         """A short load comes first where a trial is a single load that goes on for a while."""
-        seconds = self._options.short_share * self._prepared.schedule.window_s
+        seconds = self._prepared.options.short_share * self._prepared.schedule.window_s
         if not seconds or self._objective.name == "capacity":
             return None
         if self._options.traffic.rate == float("inf"):

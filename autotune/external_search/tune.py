@@ -123,10 +123,10 @@ class _Search(Session[PreparedExternal]):
             folder,
             listener,
             self._trials,
-            servers,
             self._spending,
             self._searched,
             self._note,
+            evaluator=servers,
         )
 
     def result(self) -> dict[str, Any] | None:

@@ -13,11 +13,11 @@ from autotune.records import RunFolder, TrialRecord
 from autotune.search.advised import traced
 from autotune.search.advised_space import advised_seeds
 from autotune.search.events import Listener
+from autotune.search.explorer import MAX_REPEATS, Explorer
 from autotune.search.forecast import Choice
 from autotune.search.guide import Guide
 from autotune.search.methods_offered import heirs
 from autotune.search.prepare import Prepared
-from autotune.search.proof import ranked
 from autotune.search.spending import Spending
 from autotune.search.study import Study, combined_improvements
 from autotune.search.trials import TrialRunner
@@ -32,23 +32,14 @@ T = TypeVar("T")
 ADVISED_SHARE = 0.75
 # How many points are asked for at once, to be measured in the order that reloads least often.
 WAVE = 4
-# The space counts as exhausted after so many suggestions in a row that were measured before.
-MAX_REPEATS = 50
 # Knobs that decide the quality; the model's dtype is the same for all trials.
 QUALITY_KNOBS = ("quantization", "kv_cache_dtype")
 
 
-class Exploration:
-    """Measures points of the space until the budget or the space ends.
+class Exploration(Explorer[Prepared]):
+    """Measures the bundled engine's configurations; the arguments are the explorer's.
 
-    Args:
-        prepared: what the run works with; its space may change between the default and the rest.
-        folder: the run.
-        listener: told of each trial.
-        trials: measures.
-        spending: says how long to go on.
-        searched: search trials so far; each is added as it ends.
-        note: keeps a note for the result and tells it.
+    The space may change between the default and the rest.
     """
 
     def __init__(
@@ -61,35 +52,14 @@ class Exploration:
         searched: list[TrialRecord],
         note: Callable[[str], None],
     ) -> None:
-        self._prepared = prepared
-        self._options = prepared.options
+        super().__init__(prepared, folder, listener, trials, spending, searched, note)
         self._default = prepared.base.to_dict()
-        self._folder = folder
-        self._listener = listener
-        self._slo = prepared.options.parsed_slo
-        self._objective = prepared.options.parsed_objective
-        self._trials = trials
-        self._spending = spending
-        self._searched = searched
-        self._note = note
-        self._study: Study[EngineConfig] | None = None
         self._uncertain_told: set[tuple[str, str]] = set()
-
-    def measure_default(self) -> None:
-        """Measure the default, to which every claim compares, whatever happens later."""
-        if self._searched:
-            return
-        left = self._spending.left()
-        self._listener.phase("search", left, self._spending.expected_trials())
-        start = self._prepared.space.point_of(self._prepared.base)
-        assert start is not None, "the space is widened by the default first"
-        self._measure("default", start)
 
     def explore(self, advice: Sequence[Mapping[str, Any]], guide: Guide | None = None) -> None:
         """Measure points until the budget or the space ends: a guide's, or else the sampler's."""
-        study = self._open_study()
-        measured, expected = len(self._searched), self._spending.expected_trials()
-        self._listener.phase("search", self._spending.left(), max(0, expected - measured))
+        study = self._study()
+        self._tell_phase()
         advised = advised_seeds(self._prepared.space, self._prepared.base, advice)
         if guide is not None:
             self._follow(study, guide, advised)
@@ -234,27 +204,6 @@ class Exploration:
         after = {"after_trials": len(self._searched)}
         return None if forecast is None else {**forecast.to_json(), **after}
 
-    def importances(self) -> dict[str, float]:
-        """What each knob explains of the objective; see `Study.importances`."""
-        return self._open_study().importances() if self._searched else {}
-
-    def best(self) -> TrialRecord | None:
-        """The best search trial so far."""
-        return next(iter(ranked(self._searched, self._objective)), None)
-
-    def _open_study(self) -> Study[EngineConfig]:
-        if self._study is None:
-            self._study = Study(
-                self._folder.journal,
-                self._prepared.space,
-                self._objective,
-                self._options.seed,
-                self._searched,
-                self._prepared.base,
-                self._options.sampler,
-            )
-        return self._study
-
     def _wave_size(self, num_seeds: int) -> int:
         """How many points to order together: none may push one out that was meant to come first."""
         measured = len(self._searched)
@@ -277,14 +226,6 @@ class Exploration:
             method != str(current.get("speculative_method")),
             method,
         )
-
-    def _known(
-        self, point: Mapping[str, Any], records: Sequence[TrialRecord] | None = None
-    ) -> TrialRecord | None:
-        for record in self._searched if records is None else records:
-            if all(record.config[name] == value for name, value in point.items()):
-                return record
-        return None
 
     def _foreseen(
         self, point: Mapping[str, Any], records: Sequence[TrialRecord] | None = None
@@ -312,16 +253,11 @@ class Exploration:
         point = {name: record.config[name] for name in space.values}
         for heir in heirs(method, space.values.get("quantization", ())):
             candidate = {**point, "quantization": heir}
-            if self._study is not None and not (
-                self._known(candidate) or self._foreseen(candidate)
-            ):
-                self._study.enqueue(f"as fast as {method} and calibrated", candidate)
+            if not (self._known(candidate) or self._foreseen(candidate)):
+                self._study().enqueue(f"as fast as {method} and calibrated", candidate)
 
     def _measure(
-        self,
-        source: str,
-        point: Mapping[str, Any],
-        predicted: Mapping[str, Any] | None = None,
+        self, source: str, point: Mapping[str, Any], predicted: Mapping[str, Any] | None = None
     ) -> TrialRecord:
         default = self._default
         changes = {n: c[1] for n, c in changed_knobs(default, {**default, **point}).items()}

@@ -5,32 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from autotune.errors import Interrupted
 from autotune.records import RunFolder, TrialRecord
 from autotune.search.configuration import Configuration
 from autotune.search.evaluator import TrialEvaluator
 from autotune.search.events import Listener
-from autotune.search.prepare import Preparation, conclude, offer_traffic
+from autotune.search.explorer import Explorer, P
+from autotune.search.prepare import conclude, offer_traffic
 from autotune.search.proof import Contender, choose_finalists, judge
 from autotune.search.spending import Spending
 from autotune.search.trials import TrialRunner
 from autotune.search.verdict import changed_knobs
-
-P = TypeVar("P", bound=Preparation)
-
-
-class Explorer(Protocol):
-    """What searched."""
-
-    def best(self) -> TrialRecord | None:
-        """The best search trial so far."""
-        ...
-
-    def importances(self) -> dict[str, float]:
-        """What each knob explains of the objective."""
-        ...
 
 
 class Session(ABC, Generic[P]):
@@ -49,7 +36,7 @@ class Session(ABC, Generic[P]):
         earlier_s: what earlier processes took beside their trials.
     """
 
-    _exploration: Explorer
+    _exploration: Explorer[P]
 
     def __init__(
         self,
