@@ -24,7 +24,6 @@ from autotune.cli.server_options import (
     SendOption,
     ServedModelOption,
     UrlOption,
-    api_key_of,
     prompt_form,
     refuse_contradictions,
 )
@@ -132,6 +131,7 @@ def _of_server(
     knobs: Mapping[str, Any],
 ) -> tuple[_Measure, _Save]:
     from autotune.bench_server import bench_server, save_server_bench
+    from autotune.load.endpoint import api_key_of
 
     measure = partial(
         bench_server,

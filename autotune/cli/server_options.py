@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,20 +63,6 @@ SendOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-
-
-def api_key_of(variable: str | None) -> str | None:
-    """The key in an environment variable; none where no variable is named.
-
-    Raises:
-        BadInput: the variable is not set, or empty.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "")
-    if not key:
-        raise BadInput(f"the environment variable {variable} of --api-key-env is not set")
-    return key
 
 
 def prompt_form(send: Send | None) -> PromptForm | None:

@@ -14,12 +14,14 @@ From 3 on, which token came in which chunk is not known; the first and the last 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autotune.load.endpoint import Decoder
 from autotune.load.http_connection import Exchange
+from autotune.load.received import for_people, json_in, whole_characters
 from autotune.load.sse import DONE, read_events
 from autotune.records import Outcome
 
@@ -27,7 +29,10 @@ CountedBy = Literal["token_ids", "continuous_usage", "usage", "tokenizer", "chun
 # Statuses by which a server says that it does not take a request, and not that it broke.
 _REFUSALS = range(400, 500)
 _BUSY = 503
-_LONGEST_REASON = 300
+_TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+# Beyond these no server means what it says, and taking it at its word would need all memory.
+_MOST_TOKENS = 1 << 24
+_MOST_TOKEN_ID = (1 << 31) - 1
 # Where a chunk has its text: completions, chats, and what models think aloud in either spelling.
 _TEXTS = ("text", "content", "reasoning", "reasoning_content")
 
@@ -94,12 +99,11 @@ def read_answer(exchange: Exchange, tokenizer: Decoder | None = None) -> Answer:
 
 
 def error_message(content: bytes) -> str:
-    """What an error's body says to a person, shortened; OpenAI's form or any other."""
+    """What an error's body says to a person: OpenAI's form, a web page's title, or as it is."""
     text = content.decode("utf-8", "replace").strip()
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
+    if text.startswith("<") and (title := _TITLE.search(text)):
+        return for_people(title[1])
+    found = json_in(text)
     if isinstance(found, dict):
         for key in ("error", "message", "detail"):
             value = found.get(key)
@@ -108,8 +112,7 @@ def error_message(content: bytes) -> str:
             if value:
                 text = value if isinstance(value, str) else json.dumps(value)
                 break
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+    return for_people(text)
 
 
 def _turned_away(exchange: Exchange) -> Answer:
@@ -117,10 +120,11 @@ def _turned_away(exchange: Exchange) -> Answer:
     said = error_message(b"".join(piece for _, piece in exchange.pieces))
     reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     if 300 <= status < 400:
-        reason = f"HTTP {status}: sends to {exchange.headers.get('location', 'another address')}"
+        to = for_people(exchange.headers.get("location", "another address"))
+        reason = f"HTTP {status}: sends to {to}"
     wait = exchange.headers.get("retry-after")
     if wait is not None:
-        reason += f" (to be tried again after {wait} s)"
+        reason += f" (to be tried again after {for_people(wait)} s)"
     refused = status in _REFUSALS or status == _BUSY
     return Answer("refused" if refused else "failed", reason)
 
@@ -132,10 +136,7 @@ def _read_stream(exchange: Exchange) -> _Seen:
         if data == DONE:
             seen.done = True
             continue
-        try:
-            event = json.loads(data)
-        except ValueError:
-            event = None
+        event = json_in(data)
         if not isinstance(event, dict):
             if exchange.cut_off and index == len(events) - 1:
                 break  # torn in two where the connection ended
@@ -154,12 +155,11 @@ def _read_whole(exchange: Exchange) -> _Seen:
     """An answer in one piece: all of its tokens came with its last byte."""
     seen = _Seen()
     content = b"".join(piece for _, piece in exchange.pieces)
-    try:
-        event = json.loads(content)
-    except ValueError:
-        event = None
+    event = json_in(content)
     if isinstance(event, dict):
         _take(seen, exchange.pieces[-1][0], event)
+        if not seen.chunks and seen.error is None:
+            seen.error = f"the server's answer holds no choices: {_start(content)}"
     elif exchange.error is None:
         seen.error = f"the server's answer is not JSON: {_start(content)}"
     return seen
@@ -179,12 +179,12 @@ def _take(seen: _Seen, at: float, event: dict[str, Any]) -> None:
     if not isinstance(choice, dict):
         seen.error = "the server's stream holds a chunk whose choices are no list of objects"
         return
-    part = choice.get("delta") or choice.get("message") or choice
+    parts = (choice.get("delta"), choice.get("message"))
+    part: dict[str, Any] = next((p for p in parts if isinstance(p, dict)), choice)
     text = "".join(value for value in (part.get(name) for name in _TEXTS) if isinstance(value, str))
-    ids = choice.get("token_ids")
     so_far = _count(usage.get("completion_tokens")) if isinstance(usage, dict) else None
     seen.chunks.append(
-        (at, ids if isinstance(ids, list) else None, so_far, bool(text or part.get("tool_calls")))
+        (at, _ids(choice.get("token_ids")), so_far, bool(text or part.get("tool_calls")))
     )
     seen.texts.append(text)
     if choice.get("finish_reason") is not None:
@@ -219,7 +219,7 @@ def _counted(seen: _Seen, tokenizer: Decoder | None) -> Answer:
         answer.counted_by = "usage"
     elif tokenizer is not None and with_text:
         answer.counted_by = "tokenizer"
-        total = len(tokenizer.encode("".join(seen.texts)))
+        total = len(tokenizer.encode(whole_characters("".join(seen.texts))))
     elif with_text:
         answer.counted_by = "chunks"
         total = len(with_text)
@@ -247,7 +247,14 @@ def _spread(chunks: Sequence[float], total: int) -> tuple[float, ...]:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+
+
+def _ids(value: object) -> list[int] | None:
+    if not isinstance(value, list):
+        return None
+    sound = all(type(i) is int and 0 <= i <= _MOST_TOKEN_ID for i in value)
+    return value if sound else None
 
 
 def _start(content: bytes) -> str:

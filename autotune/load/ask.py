@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import queue
 import threading
 import time
@@ -15,8 +13,9 @@ from urllib.parse import urlsplit
 from autotune.errors import Interrupted
 from autotune.load.endpoint import http_message
 from autotune.load.http_connection import Exchange, HttpClient
-from autotune.load.loop_thread import running_loop
+from autotune.load.loop_thread import CLOSE_S, finish, running_loop
 from autotune.load.open_loop import POLL_S
+from autotune.load.received import json_in
 
 
 def ask(url: str, content: bytes, limit_s: float, stop: threading.Event | None = None) -> Exchange:
@@ -41,7 +40,7 @@ def ask(url: str, content: bytes, limit_s: float, stop: threading.Event | None =
                     over.get(timeout=POLL_S)
             late = exchange.ended is None
         finally:
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result(5.0)
+            finish(client.close(), loop, CLOSE_S)
     if late:
         exchange.error = f"no answer within {limit_s:g} s"
     return exchange
@@ -64,10 +63,7 @@ def ask_json(
     whole = f"{urlsplit(url).path}{path}"
     message = http_message(url, whole, api_key=api_key, body=body)
     exchange = ask(url, message, limit_s, stop)
-    try:
-        return exchange, json.loads(content_of(exchange))
-    except ValueError:
-        return exchange, None
+    return exchange, json_in(content_of(exchange))
 
 
 def content_of(exchange: Exchange) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 import threading
@@ -15,10 +16,19 @@ from autotune.embedded import HELD_OUT
 from autotune.errors import AutotuneError, BadInput, EnvironmentMissing
 from autotune.load.answer import error_message, read_answer
 from autotune.load.ask import ask, ask_json, content_of
-from autotune.load.endpoint import EXTENSIONS, Endpoint, Extension, PromptForm, server_url
+from autotune.load.endpoint import (
+    EXTENSIONS,
+    Endpoint,
+    Extension,
+    PromptForm,
+    check_key,
+    server_url,
+)
 from autotune.load.http_connection import Exchange
 from autotune.load.open_loop import GREEDY
+from autotune.load.received import for_people
 from autotune.workload.materialise import LoadRequest
+from engine.errors import EngineError
 from engine.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 _ASK_S = 15.0
@@ -36,6 +46,8 @@ _LADDER: tuple[frozenset[Extension], ...] = (
 _UNKNOWN_FIELD = (400, 422)
 # Bytes of text whose tokens serve as the vocabulary where there is no tokenizer.
 _SAMPLE_BYTES = 30_000
+# No tokenizer has more tokens; all smaller ids are looked at later.
+_LARGEST_VOCABULARY = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +119,6 @@ def discover(
     )
 
 
-def check_key(api_key: str | None) -> None:
-    """Refuse a key that no header can carry, without showing it.
-
-    Raises:
-        BadInput: it is empty, or has other than printable ASCII characters.
-    """
-    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key):
-        raise BadInput("the API key must be printable ASCII characters, without a line's end")
-
-
 def answers(url: str, api_key: str | None = None) -> bool:
     """Whether the server still tells what it serves."""
     exchange, _ = ask_json(url, "/v1/models", api_key=api_key, limit_s=_ASK_S)
@@ -129,8 +131,13 @@ def _model_entry(
     """What the server says of the model."""
     where = f"{url}/v1/models"
     exchange, found = ask_json(url, "/v1/models", api_key=api_key, limit_s=_ASK_S, stop=stop)
-    if exchange.status is None:
+    if exchange.error is not None or exchange.status is None:
         raise EnvironmentMissing(f"{url} cannot be reached: {exchange.error}")
+    if exchange.status == 404:
+        raise BadInput(
+            f"{where} is not there (HTTP error 404): {url} is no server of OpenAI's protocol, or "
+            "has another path before its /v1"
+        )
     if exchange.status != 200:
         raise _refusal(where, exchange)
     entries = found.get("data") if isinstance(found, dict) else None
@@ -146,7 +153,7 @@ def _model_entry(
     names = [entry["id"] for entry in entries]
     if wanted is None:
         # Several names of one model, as far as the server tells.
-        roots = {entry.get("root") or entry["id"] for entry in entries}
+        roots = {str(entry.get("root") or entry["id"]) for entry in entries}
         if len(roots) > 1:
             raise BadInput(
                 f"{url} serves several models: choose one with --served-model: {_listed(names)}"
@@ -163,10 +170,11 @@ def _tokenizer_nearby(url: str, entry: dict[str, Any]) -> tuple[Tokenizer | None
     if not _is_local(url):
         return None, []
     for name in (entry.get("root"), entry["id"]):
-        if isinstance(name, str) and Path(name).is_absolute() and has_tokenizer(name):
-            return load_tokenizer(name), [
-                f"the tokenizer is that of {name}, which the server names"
-            ]
+        # What the server names may be anything; its /tokenize is asked then.
+        with contextlib.suppress(EngineError, OSError, ValueError):
+            if isinstance(name, str) and Path(name).is_absolute() and has_tokenizer(name):
+                note = f"the tokenizer is that of {name}, which the server names"
+                return load_tokenizer(name), [note]
     return None, []
 
 
@@ -198,7 +206,11 @@ def _vocabulary(
             stop=stop,
         )
         tokens = found.get("tokens") if isinstance(found, dict) else None
-        if isinstance(tokens, list) and tokens and all(type(i) is int and i >= 0 for i in tokens):
+        if (
+            isinstance(tokens, list)
+            and tokens
+            and all(type(i) is int and 0 <= i < _LARGEST_VOCABULARY for i in tokens)
+        ):
             # The first may be the one that begins every prompt.
             return tuple(sorted(set(tokens[1:]) or set(tokens)))
     raise BadInput(
@@ -261,7 +273,7 @@ def _refusal(where: str, exchange: Exchange) -> AutotuneError:
             "environment variable and name it with --api-key-env"
         )
     if 300 <= status < 400:
-        to = exchange.headers.get("location", "another address")
+        to = for_people(exchange.headers.get("location", "another address"))
         return BadInput(f"{where} sends to {to}: give the address of that server if it is meant")
     if status == 429 or status >= 500:
         return EnvironmentMissing(f"{where} answers with the HTTP error {status}{said}")
@@ -282,5 +294,5 @@ def _context_length(entry: dict[str, Any]) -> int | None:
 
 
 def _listed(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
+    shown = ", ".join(map(for_people, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

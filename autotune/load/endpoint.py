@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -139,14 +140,14 @@ def server_url(text: str) -> str:
         BadInput: it is no http or https address of a server.
     """
     given = text.strip()
-    parts = urlsplit(given)
     example = "write for instance http://127.0.0.1:8000"
-    if parts.scheme not in ("http", "https"):
-        raise BadInput(f"{text!r} is not the address of a server: {example}")
     try:
+        parts = urlsplit(given)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise BadInput(f"{text!r} is not the address of a server: {error}") from None
+    if parts.scheme not in ("http", "https"):
+        raise BadInput(f"{text!r} is not the address of a server: {example}")
     if not host or not parts.netloc.isascii():
         raise BadInput(f"{text!r} names no host: {example}")
     if parts.username is not None or parts.password is not None:
@@ -162,6 +163,31 @@ def server_url(text: str) -> str:
             path = path.removesuffix(end)
             break
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def api_key_of(variable: str | None) -> str | None:
+    """The key in an environment variable; None where no variable is named.
+
+    Raises:
+        BadInput: the variable is not set, or holds what no header can carry.
+    """
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise BadInput(f"the environment variable {variable} of --api-key-env is not set")
+    check_key(key)
+    return key
+
+
+def check_key(api_key: str | None) -> None:
+    """Refuse a key that no header can carry, without showing it.
+
+    Raises:
+        BadInput: it is empty, or has other than printable ASCII characters.
+    """
+    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key):
+        raise BadInput("the API key must be printable ASCII characters, without a line's end")
 
 
 def http_message(

@@ -40,7 +40,6 @@ class Exchange:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     pieces: list[tuple[float, bytes]] = field(default_factory=list)
-    size: int = 0
     ended: float | None = None
     error: str | None = None
     cut_off: bool = False
@@ -54,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._transport: asyncio.Transport | None = None
-        self._head = 0
+        self._received = 0
         self._now = 0.0
         self.idle_since = 0.0
         self.lost = False
@@ -63,7 +62,7 @@ class Connection(asyncio.Protocol):
         """Send a request; its answer follows on this connection."""
         assert self._transport is not None
         assert self._exchange is None
-        self._exchange, self._head = exchange, 0
+        self._exchange, self._received = exchange, 0
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(exchange.content)
 
@@ -85,6 +84,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # an answer that nobody asked for
             return
         self._now = self._client.clock()
+        self._received += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -94,12 +94,7 @@ class Connection(asyncio.Protocol):
             self._end(f"the server's answer is not HTTP/1.1: {error}")
             self.abort()
         else:
-            exchange = self._exchange
-            if exchange is not None and not exchange.pieces:
-                self._head += len(data)
-                if self._head > _LARGEST_HEAD:
-                    self._end("the server's answer has no end of its headers")
-                    self.abort()
+            self._refuse_floods()
 
     def eof_received(self) -> bool:
         """Let the transport close itself."""
@@ -134,14 +129,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the answer with its time."""
-        exchange = self._exchange
-        if exchange is None:
-            return
-        exchange.pieces.append((self._now, body))
-        exchange.size += len(body)
-        if exchange.size > LARGEST_ANSWER:
-            self._end(f"the answer is longer than {LARGEST_ANSWER >> 20} MiB")
-            self.abort()
+        if self._exchange is not None:
+            self._exchange.pieces.append((self._now, body))
 
     def on_message_complete(self) -> None:
         """End the exchange, and take the connection back if the server keeps it open."""
@@ -159,6 +148,16 @@ class Connection(asyncio.Protocol):
             self._client.take_back(self)
         elif self._transport is not None:
             self._transport.close()
+
+    def _refuse_floods(self) -> None:
+        if self._exchange is None:
+            return
+        if not self._exchange.pieces and self._received > _LARGEST_HEAD:
+            self._end("the server's answer has no end of its headers")
+            self.abort()
+        elif self._received > LARGEST_ANSWER:
+            self._end(f"the answer is longer than {LARGEST_ANSWER >> 20} MiB")
+            self.abort()
 
     def _end(self, error: str | None) -> None:
         exchange, self._exchange = self._exchange, None
@@ -179,7 +178,8 @@ class HttpClient:
         self.clock = clock
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host = parts.hostname or ""
-        self._port = parts.port or (80 if self._tls is None else 443)
+        usual = 80 if self._tls is None else 443
+        self._port = usual if parts.port is None else parts.port
         self._on_end = on_end
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
@@ -259,7 +259,7 @@ class HttpClient:
             exchange.error = f"no connection within {CONNECT_S:g} s"
             self.end(exchange, self.clock())
             return
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             exchange.error = f"no connection: {_sentence(error)}"
             self.end(exchange, self.clock())
             return
@@ -275,6 +275,8 @@ def _because(error: Exception | None) -> str:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        return "no host can be called so"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate cannot be trusted ({error.verify_message})"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:

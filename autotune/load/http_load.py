@@ -19,7 +19,7 @@ from autotune.load.answer import Answer, read_answer
 from autotune.load.endpoint import Endpoint
 from autotune.load.http_connection import Exchange, HttpClient
 from autotune.load.http_notes import load_notes
-from autotune.load.loop_thread import room_for_connections, running_loop
+from autotune.load.loop_thread import CLOSE_S, finish, room_for_connections, running_loop
 from autotune.load.open_loop import GREEDY, POLL_S, PROGRESS_S, LoadProgress, LoadResult
 from autotune.load.quiet import quiet_interpreter
 from autotune.load.sender import Sender, in_order, judge_delivery
@@ -29,8 +29,6 @@ from autotune.workload.materialise import LoadRequest
 from engine.request import SamplingParams
 
 _LEAD_S = 0.05
-# Connections close as soon as they are told to; what does not is left to the operating system.
-_CLOSE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +144,7 @@ class _Load:
             self.sends = sender.sends
             while not self.ended.empty():
                 self._read(self.ended.get())
-            closing = asyncio.run_coroutine_threadsafe(client.close(), loop)
-            with contextlib.suppress(TimeoutError):
-                closing.result(_CLOSE_S)
+            finish(client.close(), loop, CLOSE_S)
         if sender.error is not None or errors:
             raise sender.error or errors[0]
         outcome: Outcome = "failed" if self.interrupted else "timed_out"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Connections close as soon as they are told to; what does not is left to the operating system.
+CLOSE_S = 5.0
 _MOST_FILES = 65_536
 
 
@@ -34,6 +36,14 @@ def running_loop() -> Iterator[tuple[asyncio.AbstractEventLoop, list[BaseExcepti
         thread.join()
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+def finish(
+    work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, limit_s: float
+) -> None:
+    """Have the loop of another thread do it, and wait for its end, at most so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(work, loop).result(limit_s)
 
 
 def room_for_connections() -> None:

@@ -20,7 +20,8 @@ class FakeServer:
     """What it does; `asked` are the bodies of the requests that came, `left` counts disconnects.
 
     `extensions` are the fields beyond OpenAI's that it takes (others are refused with 400);
-    `counts` what its chunks tell: token_ids, continuous_usage, usage, or nothing.
+    `counts` what its chunks tell: token_ids, continuous_usage, usage, or nothing. `tokens` is what
+    /tokenize tells, whatever it is asked.
     """
 
     model: str = "fake"
@@ -34,6 +35,7 @@ class FakeServer:
     behaviour: Behaviour | None = None
     models: Any = None
     tokenizes: bool = True
+    tokens: list[Any] | None = None
     metrics: Callable[[FakeServer], str] | None = None
     cached_tokens: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -56,6 +58,8 @@ class FakeServer:
         """POST /tokenize as vLLM has it: a token a word."""
         if not self.tokenizes:
             raise web.HTTPNotFound
+        if self.tokens is not None:
+            return web.json_response({"tokens": self.tokens})
         words = (await request.json())["prompt"].split()
         tokens = [3 + sum(map(ord, word)) % (self.vocab_size - 3) for word in words]
         return web.json_response({"tokens": tokens, "count": len(tokens), "max_model_len": 512})
@@ -64,6 +68,8 @@ class FakeServer:
         """GET /metrics."""
         if self.metrics is None:
             raise web.HTTPNotFound
+        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return self.error(401, "no valid key")
         return web.Response(text=self.metrics(self))
 
     async def complete(self, request: web.Request) -> web.StreamResponse:

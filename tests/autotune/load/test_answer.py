@@ -92,6 +92,34 @@ def test_ids_that_contradict_the_usage_are_not_believed() -> None:
     assert answer.token_ids == ()
 
 
+@pytest.mark.parametrize("ids", [["5"], [-1], [1 << 40], [True], "56", {"5": 6}])
+def test_ids_that_are_none_are_not_believed(ids: Any) -> None:
+    answer = read_answer(streamed(text("a", "length", token_ids=ids), usage(1)))
+    assert (answer.outcome, answer.counted_by, answer.token_ids) == ("finished", "usage", ())
+
+
+@pytest.mark.parametrize("count", [10**12, -1, 2.5, "7", True, None])
+def test_a_count_that_no_answer_has_is_not_believed(count: Any) -> None:
+    answer = read_answer(streamed(text("a"), text("b", "stop"), usage(count, prompt_tokens=count)))
+    assert (answer.counted_by, answer.token_times) == ("chunks", (1.0, 2.0))
+    assert answer.input_tokens is None
+
+
+def test_halves_of_a_character_are_joined_before_they_are_counted() -> None:
+    class Bytes:
+        def encode(self, text: str) -> list[int]:
+            return list(text.encode())
+
+        def decode(self, token_ids: Sequence[int]) -> str:
+            return bytes(token_ids).decode()
+
+    answer = read_answer(streamed(text("\ud83d"), text("\ude00", "stop")), Bytes())
+    assert answer.counted_by == "tokenizer"
+    assert len(answer.token_times) == 4
+    # A half without the other is some character.
+    assert len(read_answer(streamed(text("\ud83d", "stop")), Bytes()).token_times) == 3
+
+
 def test_running_usage_counts_tokens_that_show_no_text() -> None:
     answer = read_answer(
         streamed(text("", usage=1), text("ab", usage=3), text("", "length", usage=4), usage(4))
@@ -157,6 +185,8 @@ def test_a_whole_answer_on_a_connection_that_then_broke_is_finished() -> None:
         ([[1, 2]], "something else than JSON: '[1, 2]'"),
         ([b"{oops"], "something else than JSON: '{oops'"),
         ([b"\xff\xfe"], "something else than JSON"),
+        ([b"[" * 100_000], "something else than JSON: '[[[["),
+        ([{"choices": [{"delta": "x", "message": ["y"]}]}], "holds no tokens"),
     ],
 )
 def test_streams_that_are_no_answers(events: Sequence[Any], reason: str) -> None:
@@ -188,6 +218,9 @@ def test_statuses(status: int, headers: dict[str, str], outcome: str, reason: st
         (b'{"detail": [{"loc": ["x"]}]}', '[{"loc": ["x"]}]'),
         (b'{"message": "c"}', "c"),
         (b"<html>\n oops", "<html> oops"),
+        (b"<!doctype html><TITLE>502 Bad\nGateway</TITLE><p>nginx", "502 Bad Gateway"),
+        (b'{"error": "a\\u001b[31mb \\ud800"}', "a [31mb \ufffd"),
+        (b"[" * 100_000, "[" * 300 + "…"),
         (b"", ""),
         (b"x" * 1000, "x" * 300 + "…"),
     ],
@@ -210,3 +243,5 @@ def test_an_answer_in_one_piece() -> None:
     assert not answer.streamed
     exchange.pieces.pop()
     assert "not JSON" in (read_answer(exchange).reason or "")
+    exchange.pieces[:] = [(1.0, b'{"choices": []}')]
+    assert "holds no choices" in (read_answer(exchange).reason or "")

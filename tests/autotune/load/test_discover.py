@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +84,20 @@ def test_the_tokenizer_of_a_local_model_is_found() -> None:
     assert seen.max_model_len is None
 
 
+def test_a_local_folder_that_holds_no_tokenizer_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("no tokenizer")
+    for name in (str(tmp_path), "/" + "x" * 5000, "/\0"):
+        seen = found(FakeServer(models=models("m", root=name)))
+        assert seen.tokenizer is None
+        assert len(seen.vocabulary) > 100
+
+
+@pytest.mark.parametrize("tokens", [[], ["a"], [-1], [1 << 60], [True]])
+def test_tokens_that_are_none(tokens: list[Any]) -> None:
+    with pytest.raises(BadInput, match="--tokenizer FOLDER"):
+        found(FakeServer(tokens=tokens))
+
+
 def test_without_a_tokenizer_there_is_nothing_to_send() -> None:
     with pytest.raises(BadInput, match="--tokenizer FOLDER"):
         found(FakeServer(tokenizes=False))
@@ -94,6 +111,7 @@ def test_the_model_is_chosen_by_name() -> None:
     assert found(FakeServer(models=models("a", "b")), model="b").endpoint.model == "b"
     # Two names of one model.
     assert found(FakeServer(models=models("a", "b", root="r"))).endpoint.model == "a"
+    assert found(FakeServer(models=models("a", "b", root=["r"]))).endpoint.model == "a"
     with pytest.raises(BadInput, match="--served-model: a, b"):
         found(FakeServer(models=models("a", "b")))
     with pytest.raises(BadInput, match="serves no model 'c'; it has a, b"):
@@ -153,6 +171,33 @@ def test_nobody_there() -> None:
         discover(f"http://127.0.0.1:{port}")
     with pytest.raises(EnvironmentMissing, match="cannot be reached"):
         discover("http://no-such-host.invalid:8000")
+    for url in ("http://..:8000", f"http://{'x' * 70}:8000", "http://127.0.0.1:0"):
+        with pytest.raises(EnvironmentMissing, match="cannot be reached: no connection"):
+            discover(url)
+
+
+def test_another_kind_of_server() -> None:
+    with serving(FakeServer()) as server, pytest.raises(BadInput, match="no server of OpenAI's"):
+        discover(f"{server.url}/elsewhere")
+
+
+def test_an_answer_that_does_not_come_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.05)
+
+    monkeypatch.setattr("autotune.load.discover._ASK_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(EnvironmentMissing, match=r"no answer within 0\.3 s"):
+            discover(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(5)
 
 
 def test_a_server_that_never_answers_can_be_left() -> None:
@@ -184,6 +229,8 @@ def test_addresses(given: str, url: str) -> None:
         ("host:8000", "not the address of a server"),
         ("ftp://host", "not the address of a server"),
         ("http://host:port", "not the address of a server"),
+        ("http://[::1", "not the address of a server"),
+        ("http://[host]:80", "not the address of a server"),
         ("http://", "names no host"),
         ("http://user:pass@host", "--api-key-env"),
         ("http://host/?a=1", "more than a path"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -98,7 +99,9 @@ def test_tokens_are_counted_as_the_server_tells_them(
     counts: tuple[str, ...], sizes: list[int], note: str | None
 ) -> None:
     requests = make_requests([0.0, 0.01], outputs=7)
-    with serving(FakeServer(counts=frozenset(counts), tokens_per_chunk=3)) as server:
+    # Chunks that come at once on a busy machine have one time.
+    fake = FakeServer(counts=frozenset(counts), tokens_per_chunk=3, gap_s=0.05)
+    with serving(fake) as server:
         result = run_http_load(endpoint(server), requests)
     check(result, requests)
     for record in result.records:
@@ -285,6 +288,40 @@ def test_something_else_than_http_answers() -> None:
         result = run_http_load(Endpoint(url, "m"), make_requests([0.0]))
         thread.join(5)
     assert "is not HTTP/1.1" in (result.records[0].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("head", "rest", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X-Header: y\r\n", "has no end of its headers"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b": x\n\n", "longer than 1 MiB"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n",
+            b"X-Trailer: y\r\n",
+            "longer than 1 MiB",
+        ),
+    ],
+)
+def test_an_answer_without_end_is_cut_off(
+    head: bytes, rest: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(head)
+            while True:
+                connection.sendall(rest * 1000)
+
+    monkeypatch.setattr("autotune.load.http_connection.LARGEST_ANSWER", 1 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        result = run_http_load(Endpoint(url, "m"), make_requests([0.0]), drain_limit=10.0)
+        thread.join(5)
+        assert not thread.is_alive()
+    assert reason in (result.records[0].reason or "")
 
 
 def test_unfinished_answers_time_out_after_the_drain() -> None:
