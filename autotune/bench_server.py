@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from autotune.load.open_loop import LoadProgress
 from autotune.load.server_watch import ServerFigures, ServerWatch
 from autotune.metrics import compute_metrics
 from autotune.profiling.evidence import synthetic_prompts
+from autotune.profiling.prometheus_scrape import metrics_url
 from autotune.records import SCHEMA_VERSION, LimitResult, RequestRecord, RunFolder, utc_now
 from autotune.search.windows import write_windows
 from autotune.slo import Slo, parse_slo
@@ -133,7 +135,9 @@ def bench_server(
     offered = source.windows(rate, traffic.duration_s, count=1)
     notes += offered.notes
     requests = offered.windows[0]
-    with ServerWatch(endpoint.url) as watch:
+    # Metrics are at a server's root, whatever path stands before its /v1.
+    host = urlsplit(endpoint.url)
+    with ServerWatch(metrics_url(f"{host.scheme}://{host.netloc}"), api_key) as watch:
         load = run_http_load(
             endpoint,
             requests,

@@ -7,17 +7,18 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 from autotune.errors import AutotuneError
 from autotune.profiling.metrics_seen import Seen
 from autotune.profiling.metrics_window import Window
-from autotune.profiling.prometheus_scrape import Scrape, metrics_url, scrape
+from autotune.profiling.prometheus_scrape import Scrape, scrape
 from autotune.profiling.server_dialects import Dialect, dialect_of
 from autotune.speculation_counts import SpeculationTotals
 
 # Often enough for peaks, seldom enough to load nobody: a page takes some milliseconds to write.
 _INTERVAL_S = 1.0
+# Pages are large: of a long load so many are kept, farther apart.
+_MOST_SCRAPES = 120
 _DRAFT_TOKENS = ("vllm:spec_decode_num_draft_tokens",)
 _ACCEPTED_BY_POSITION = ("vllm:spec_decode_num_accepted_tokens_per_pos",)
 
@@ -40,12 +41,13 @@ class ServerWatch:
     Where there is none, or none that is known, the load goes on without.
 
     Args:
-        url: the server.
+        url: the page, as `metrics_url` gives it.
+        api_key: sent as a bearer token; never shown.
     """
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._url = metrics_url(f"{parts.scheme}://{parts.netloc}")
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self._url, self._api_key = url, api_key
+        self._interval = _INTERVAL_S
         self._scrapes: list[Scrape] = []
         self._problem: str | None = None
         self._over = threading.Event()
@@ -89,12 +91,17 @@ class ServerWatch:
         )
 
     def _watch(self) -> None:
-        while not self._over.wait(_INTERVAL_S):
+        while not self._over.wait(self._interval):
             self._read()
+            if len(self._scrapes) > _MOST_SCRAPES:
+                # What grew between two of them shows in those on both sides.
+                del self._scrapes[1::2]
+                self._interval *= 2
 
     def _read(self) -> None:
+        now = time.monotonic() - self._began
         try:
-            self._scrapes.append(scrape(self._url, time.monotonic() - self._began))
+            self._scrapes.append(scrape(self._url, now, api_key=self._api_key))
         except AutotuneError as error:
             self._problem = str(error)
 

@@ -43,13 +43,13 @@ def metrics_url(text: str) -> str:
     Raises:
         BadInput: it is no http or https address of a server.
     """
-    parts = urlsplit(text.strip())
-    if parts.scheme not in ("http", "https"):
-        raise BadInput(f"{text!r} is not the address of a server: write http://host:port/metrics")
     try:
+        parts = urlsplit(text.strip())
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise BadInput(f"{text!r} is not the address of a server: {error}") from None
+    if parts.scheme not in ("http", "https"):
+        raise BadInput(f"{text!r} is not the address of a server: write http://host:port/metrics")
     if not host:
         raise BadInput(f"{text!r} names no host: write http://host:port/metrics")
     if parts.username is not None or parts.password is not None:
@@ -61,14 +61,16 @@ def metrics_url(text: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def scrape(url: str, at_s: float, *, timeout_s: float = TIMEOUT_S) -> Scrape:
-    """Read an endpoint once.
+def scrape(
+    url: str, at_s: float, *, timeout_s: float = TIMEOUT_S, api_key: str | None = None
+) -> Scrape:
+    """Read an endpoint once; `api_key` is sent as a bearer token.
 
     Raises:
         EnvironmentMissing: nobody answers, or not in time.
         BadInput: what answers is not a metrics page.
     """
-    return parse_metrics(_fetch(url, timeout_s), at_s, url)
+    return parse_metrics(_fetch(url, timeout_s, api_key), at_s, url)
 
 
 def parse_metrics(text: str, at_s: float, url: str) -> Scrape:
@@ -118,13 +120,18 @@ def _host(parts: SplitResult) -> tuple[str | None, int | None]:
     return parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _fetch(url: str, timeout_s: float) -> str:
+def _fetch(url: str, timeout_s: float, api_key: str | None) -> str:
     deadline = time.monotonic() + timeout_s
+    headers = {"Accept": "text/plain;version=0.0.4"}
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
     # The scheme was checked by `metrics_url`, and redirects are by `_SameHost`.
-    request = urllib.request.Request(url, headers={"Accept": "text/plain;version=0.0.4"})  # noqa: S310
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
+    # Asked as it is loaded: directly, whatever proxies the environment names.
+    opener = urllib.request.build_opener(_SameHost, urllib.request.ProxyHandler({}))
     content = bytearray()
     try:
-        with urllib.request.build_opener(_SameHost).open(request, timeout=timeout_s) as answer:
+        with opener.open(request, timeout=timeout_s) as answer:
             # A server that trickles would outlast a timeout that holds for each read alone.
             while chunk := answer.read1(_CHUNK_BYTES):
                 content += chunk

@@ -455,7 +455,7 @@ def test_a_page_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus_scrape.scrape, "__kwdefaults__", {"timeout_s": 0.1})
+    monkeypatch.setitem(prometheus_scrape.scrape.__kwdefaults__, "timeout_s", 0.1)
 
     def answer(_: str) -> str:
         time.sleep(0.5)
