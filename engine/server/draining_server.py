@@ -117,9 +117,10 @@ class DrainingServer(uvicorn.Server):
 
     def _begin_draining(self, name: str) -> None:
         count = self._engine.num_unfinished
+        requests = "1 request" if count == 1 else f"{count} requests"
         self._say(
-            f"{name}: finishing {count} requests, at most {self._drain_s:g} s; a second signal "
-            "ends at once"
+            f"{name}: finishing {requests}, at most {self._drain_s:g} s; a second signal ends at "
+            "once"
         )
         self._draining = asyncio.ensure_future(self._drain())
 

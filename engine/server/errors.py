@@ -119,9 +119,10 @@ def invalid_body(error: ValidationError, sentences: Mapping[str, str]) -> ApiErr
 
     `sentences` says of single fields why they are refused, where pydantic's words do not help.
     """
+    errors = error.errors(include_url=False, include_context=False)
     # Of a union every member complains; the one that the client meant got furthest.
-    worst = max(error.errors(include_url=False, include_context=False), key=_depth)
-    path = [part for part in worst["loc"] if _named(part)]
+    worst = max(errors, key=_depth)
+    path = _path(worst)
     param = ".".join(map(str, path)) or None
     if worst["type"] == "json_invalid":
         why = worst["msg"].removeprefix("Invalid JSON: ")
@@ -132,6 +133,9 @@ def invalid_body(error: ValidationError, sentences: Mapping[str, str]) -> ApiErr
     message = worst["msg"].removeprefix("Value error, ")
     if worst["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_parameter")
+    if worst["type"].endswith("_type"):  # any of the union's types would be right
+        alike = (e["msg"] for e in errors if e["type"].endswith("_type") and _path(e) == path)
+        message = " or ".join(dict.fromkeys(alike)).replace(" or Input should be", " or")
     if not worst["type"].startswith("value_error"):
         message = f"{message}, got {_shown(worst['input'])}"
     where = f"{param}: " if param else "the body: "
@@ -140,6 +144,11 @@ def invalid_body(error: ValidationError, sentences: Mapping[str, str]) -> ApiErr
 
 def _depth(error: Any) -> tuple[int, bool]:
     return len(error["loc"]), error["type"] not in ("string_type", "missing")
+
+
+def _path(error: Any) -> list[int | str]:
+    """Where in the body a fault is."""
+    return [part for part in error["loc"] if _named(part)]
 
 
 def _named(part: int | str) -> bool:

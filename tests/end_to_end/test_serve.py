@@ -90,7 +90,7 @@ def test_a_server_finishes_what_runs_when_it_is_asked_to_end(tmp_path: Path) -> 
         assert process.wait(30) == 0
         assert process.stdout is not None
         assert process.stdout.read() == ""
-    assert "finishing 1 requests" in said[-1]
+    assert "finishing 1 request," in said[-1]
     events = [line for line in lines if line.strip()]
     assert events[-1] == b"data: [DONE]\n"
     chunks = [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]

@@ -104,6 +104,7 @@ def test_bodies_that_are_not_json(tiny: Served) -> None:
         ({"stop": ["a"] * 17}, "stop", "at most 16"),
         ({"stop": "a" * 257}, "stop", "at most 256"),
         ({"stop": [5]}, "stop.0", "string"),
+        ({"stop": 5}, "stop", "a valid string or a valid array, got 5"),
         ({"stop_token_ids": [10**6]}, "stop_token_ids", "below 355"),
         ({"logprobs": 21}, "logprobs", "20"),
         ({"logprobs": True}, "logprobs", "integer"),
@@ -203,6 +204,11 @@ def test_fields_that_mean_nothing_are_accepted(tiny: Served, fields: dict[str, A
     [
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "a"}, "messages", "array"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages.0.content",
+            "Input should be a valid string or a valid array, got 5",
+        ),
         ({"messages": [{"content": "a"}]}, "messages.0.role", "missing"),
         ({"messages": [{"role": "", "content": "a"}]}, "messages.0.role", "1 character"),
         (
