@@ -92,7 +92,7 @@ def test_a_padded_captured_step_says_what_the_eager_one_says(tmp_path: Path) -> 
 @pytest.mark.parametrize("trees", [False, True])
 def test_captured_verification_says_what_the_eager_one_says(tmp_path: Path, trees: bool) -> None:
     """Drafts of different lengths, fewer than the captured shape has room for, and none."""
-    decoder = make_tiny("llama", tmp_path).decoder(torch.float32)
+    decoder = make_tiny("llama", tmp_path, num_hidden_layers=1).decoder(torch.float32)
     drafting = {"speculative_method": "ngram", "num_speculative_tokens": 3}
     if trees:
         drafting |= {"speculative_method": "medusa", "speculative_model": "heads"}

@@ -2,10 +2,15 @@
 
 It multiplies bfloat16 matrices as the integers that hold them, and rounds floats half up without
 carrying into the exponent. Both are replaced by PyTorch's conversions, which are exact.
+
+And it replaces the builtins of Triton's language at every launch and at every call of a function
+that a kernel calls, and makes a table of types wherever it needs one of them, which took longer
+than all that the kernels compute: here both are done once.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +26,20 @@ FLOATS = {
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
+HELD_IN = {
+    kind.name: interpreter._get_np_dtype(kind)
+    for kind in (
+        *(tl.int1, tl.int8, tl.int16, tl.int32, tl.int64, tl.uint8, tl.uint16, tl.uint32),
+        *(tl.uint64, tl.float16, tl.bfloat16, tl.float32, tl.float64, tl.float8e4nv, tl.float8e5),
+    )
+}
 HOLDERS = {1: (np.uint8, torch.uint8), 2: (np.int16, torch.int16)}
+
+
+def held_in(kind: tl.dtype) -> np.dtype:
+    """The type of the array that holds values or pointers of a type of Triton's."""
+    scalar = kind.scalar
+    return np.dtype(np.uint64) if scalar.is_ptr() else HELD_IN[scalar.name]
 
 
 def to_torch(data: np.ndarray, dtype: tl.dtype) -> torch.Tensor:
@@ -85,14 +103,27 @@ def patch_tensor(tensor: Any, scope: Any, patch: Any = interpreter._patch_lang_t
 
 
 @contextmanager
+def replaced_builtins() -> Iterator[None]:
+    """The language's builtins are the interpreter's, from here to the block's end."""
+    scope = interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    try:
+        with _replaced(interpreter, "_patch_lang", lambda _: interpreter._LangPatchScope()):
+            yield
+    finally:
+        scope.restore()
+
+
+@contextmanager
 def repaired() -> Iterator[None]:
     """The interpreter with these repairs, inside the block."""
     builder = interpreter.InterpreterBuilder
     with (
         _replaced(interpreter, "_convert_float", convert),
+        _replaced(interpreter, "_get_np_dtype", held_in),
         _replaced(interpreter, "_patch_lang_tensor", patch_tensor),
         _replaced(builder, "create_dot", dot),
         _replaced(builder, "cast_impl", cast),
+        replaced_builtins(),
         np.errstate(all="ignore"),  # infinities and NaN are no news on a GPU
     ):
         yield
