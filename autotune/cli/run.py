@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autotune.cli.console import message_console, note, print_json
+from autotune.cli.console import message_console, note
 from autotune.cli.default_folder import default_folder
 from autotune.cli.durations import parse_duration
 from autotune.cli.exits import ExitCode
@@ -17,12 +17,13 @@ from autotune.cli.external_options import with_external
 from autotune.cli.given_options import given_options
 from autotune.cli.interrupt import stop_on_interrupt
 from autotune.cli.knob_options import with_knobs
+from autotune.cli.run_outcome import tell_outcome
 from autotune.cli.traffic_options import with_traffic
 from autotune.errors import BadInput, Interrupted
 from autotune.traffic_options import TrafficOptions
 
 if TYPE_CHECKING:
-    from autotune.records import RunFolder, TrialRecord
+    from autotune.records import RunFolder
 
 _SEARCH = "Search"
 
@@ -171,9 +172,14 @@ def run(
     from autotune.search.options import DEFAULT_BUDGET_S, DEFAULT_SLO, TuneOptions
 
     tasks = [task.strip() for task in (lm_eval_tasks or "").split(",") if task.strip()]
+    other_engine = external is not None or (resume is not None and is_external(resume))
     if tasks:
         from autotune.lm_eval_adapter import check_lm_eval
 
+        if other_engine:
+            raise BadInput(
+                "--lm-eval-tasks scores the bundled engine: leave it out for another engine"
+            )
         check_lm_eval()  # now, and not after the search
     if resume is not None:
         _say_what_is_ignored(context)
@@ -207,14 +213,13 @@ def run(
         else:
             options = external_tune_options(external, knobs, budget_s, asked)
         options.parsed_slo  # noqa: B018 - complain before anything heavy is imported
-    if external is not None or (resume is not None and is_external(resume)):
+    if other_engine:
         tune_other_engine(options, folder, as_json)
         return
     _tune_and_report(options, folder, as_json, tasks)
 
 
 def _tune_and_report(options: Any, path: Path, as_json: bool, tasks: Sequence[str]) -> None:
-    from autotune.cli.run_summary import print_summary
     from autotune.cli.search_progress import SearchProgress
     from autotune.deploy.write import write_deploy
     from autotune.records import RunFolder
@@ -250,37 +255,14 @@ def _tune_and_report(options: Any, path: Path, as_json: bool, tasks: Sequence[st
         note(f"Interrupted. Report so far: {folder.report_html}")
         note(f"Go on with: autotune run --resume {path}")
         raise typer.Exit(ExitCode.INTERRUPTED)
-    trials = folder.read_trials()
-    if result is None:
-        note(f"No configuration could be measured: {_first_failure(trials)}")
-        # The keys of a result stay, with nothing in them.
-        result = dict.fromkeys(("baseline", "winner", "gain", "verdict", "winner_config"))
-        result |= {"slo_met": False, "proven": False, "changes": {}}
-    elif not as_json:
-        print_summary(record, folder)
-    if as_json:
-        print_json(
-            {
-                "slo_met": result["slo_met"],
-                "objective": record["objective"],
-                "baseline": result["baseline"],
-                "winner": result["winner"],
-                "gain": result["gain"],
-                "run_folder": str(path),
-                "trials": sum(t.kind == "search" for t in trials),
-                "seconds": sum(t.seconds for t in trials),
-                "proven": result["proven"],
-                "verdict": result["verdict"],
-                "changes": result["changes"],
-                "winner_config": result["winner_config"],
-                "quality": result.get("quality") or {},
-                "scoreboard": result.get("scoreboard"),
-                "infeasible": result.get("infeasible") or [],
-                "lm_eval": result.get("lm_eval"),
-            }
-        )
-    if not result["slo_met"]:
-        raise typer.Exit(ExitCode.SLO_NOT_MET)
+    told = result or {}
+    more = {
+        "quality": told.get("quality") or {},
+        "scoreboard": told.get("scoreboard"),
+        "infeasible": told.get("infeasible") or [],
+        "lm_eval": told.get("lm_eval"),
+    }
+    tell_outcome(record, folder, as_json, more)
 
 
 def _score_on_tasks(folder: RunFolder, record: dict[str, Any], tasks: Sequence[str]) -> None:
@@ -300,10 +282,6 @@ def _score_on_tasks(folder: RunFolder, record: dict[str, Any], tasks: Sequence[s
         )
     result["lm_eval"] = scores
     folder.write_json(folder.run_json, record)
-
-
-def _first_failure(trials: Sequence[TrialRecord]) -> str:
-    return next((t.reason for t in trials if t.reason), "nothing finished in time")
 
 
 def _say_what_is_ignored(context: typer.Context) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from autotune.cli.console import message_console, note, print_json
+from autotune.cli.console import message_console, note
 from autotune.cli.exits import ExitCode
 from autotune.cli.interrupt import stop_on_interrupt
+from autotune.cli.run_outcome import tell_outcome
 from autotune.errors import BadInput, Interrupted
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ def is_external(path: Path) -> bool:
 
 def tune_other_engine(options: TuneOptions | None, path: Path, as_json: bool) -> None:
     """Tune, prove, report and write `deploy/`; None resumes the run in the folder."""
-    from autotune.cli.run_summary import print_summary
     from autotune.cli.search_progress import SearchProgress
     from autotune.external_search.deploy import write_external_deploy
     from autotune.external_search.options import ExternalOptions
@@ -105,32 +105,9 @@ def tune_other_engine(options: TuneOptions | None, path: Path, as_json: bool) ->
         note(f"Interrupted. Report so far: {folder.report_html}")
         note(f"Go on with: autotune run --resume {path}")
         raise typer.Exit(ExitCode.INTERRUPTED)
-    trials = folder.read_trials()
-    if result is None:
-        reason = next((t.reason for t in trials if t.reason), "nothing finished in time")
-        note(f"No configuration could be measured: {reason}")
-        # The keys of a result stay, with nothing in them.
-        result = dict.fromkeys(("baseline", "winner", "gain", "verdict", "winner_config"))
-        result |= {"slo_met": False, "proven": False, "changes": {}}
-    elif not as_json:
-        print_summary(record, folder)
-    if as_json:
-        print_json(
-            {
-                "slo_met": result["slo_met"],
-                "objective": record["objective"],
-                "baseline": result["baseline"],
-                "winner": result["winner"],
-                "gain": result["gain"],
-                "run_folder": str(path),
-                "trials": sum(t.kind == "search" for t in trials),
-                "seconds": sum(t.seconds for t in trials),
-                "proven": result["proven"],
-                "verdict": result["verdict"],
-                "changes": result["changes"],
-                "winner_config": result["winner_config"],
-                "engine": record["engine"],
-            }
+    if result is not None and record["engine"]["url"] is not None:
+        note(
+            f"The server at {record['engine']['url']} has the flags of the last trial, or has been "
+            f"ended: {folder.deploy / 'serve.sh'} restarts it with those that won."
         )
-    if not result["slo_met"]:
-        raise typer.Exit(ExitCode.SLO_NOT_MET)
+    tell_outcome(record, folder, as_json, {"engine": record["engine"]})

@@ -6,18 +6,23 @@ import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autotune.errors import BadInput, EnvironmentMissing
+from autotune.external.failures import last_error
 from autotune.external.flags import problems_of
 from autotune.external.table import Device, EngineTable, Value, load_table
 from autotune.hardware.gpu import read_gpus
+from autotune.load.received import for_people
 
 # Asking a Python engine for its version imports all of it.
 _ASK_LIMIT_S = 180.0
+_MOST_PRINTED = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +31,10 @@ class ExternalEngine:
 
     `program` begins the command line. `fixed` are values of knobs that the user has given: a trial
     adds its own to them, and the defaults that are compared with have them too. `extra_arguments`
-    go to the engine as they are. Without a `port`, a free one is taken at each start.
+    go to the engine as they are. `api_key` is what it wants of those who ask it; never shown.
 
-    `missing` are knobs that this release has no flag for; they are not in its table.
+    `missing` are knobs that this release has no flag for, which are not in its table; None: it was
+    not asked, or does not list its flags.
 
     With `restart_command` the server runs where that command starts it and answers at `url`.
     """
@@ -43,11 +49,11 @@ class ExternalEngine:
     extra_arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
-    port: int | None = None
+    api_key: str | None = field(default=None, repr=False)
     start_limit_s: float = 600.0
     url: str | None = None
     restart_command: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...] | None = None
 
     @property
     def version_checked(self) -> bool:
@@ -66,6 +72,8 @@ class ExternalEngine:
             return f"{note}; it lacks those of {', '.join(self.missing)}, which are left alone"
         if self.restart_command:
             return f"{note}, as it is not asked for its version"
+        if self.missing is None:
+            return f"{note}, and it does not list its own: it may refuse or misread them"
         return f"{note}; it has all of them, and they may mean something else"
 
 
@@ -78,9 +86,8 @@ def find_engine(
     served_name: str | None = None,
     fixed: Mapping[str, Value] | None = None,
     extra_arguments: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-    port: int | None = None,
     start_limit_s: float | None = None,
+    api_key: str | None = None,
 ) -> ExternalEngine:
     """Find an engine on this machine and ask it for its version.
 
@@ -92,12 +99,11 @@ def find_engine(
         served_name: the model's name in requests; without one, the last part of `model`.
         fixed: values of knobs for every trial, the defaults too.
         extra_arguments: given to it as they are.
-        environment: variables beside those of this process.
-        port: to serve on; without one, a free one.
         start_limit_s: seconds until it must be healthy; without one, the table's.
+        api_key: what it wants of those who ask it.
 
     Raises:
-        BadInput: no such engine, or the fixed values are refused.
+        BadInput: no such engine, or the fixed values or arguments are refused.
         EnvironmentMissing: the program is not there or does not run.
     """
     table = load_table(name)
@@ -106,6 +112,7 @@ def find_engine(
     version = _version(table, printed)
     if device is None:
         device = _device(table, printed)
+    _refuse_flags_of_trials(table, extra_arguments, device)
     engine = ExternalEngine(
         table=table,
         program=found,
@@ -115,12 +122,11 @@ def find_engine(
         served_name=served_name or Path(model).name,
         fixed=dict(fixed or {}),
         extra_arguments=tuple(extra_arguments),
-        environment=dict(environment or {}),
-        port=port,
         start_limit_s=start_limit_s or table.start_limit_s,
+        api_key=api_key,
     )
     if not engine.version_checked:
-        engine, _ = without_missing_flags(engine)
+        engine = without_missing_flags(engine)
     if problems := problems_of(engine.table, engine.fixed, device):
         raise BadInput(f"the values given for {table.title} are refused: {'; '.join(problems)}")
     return engine
@@ -136,6 +142,7 @@ def running_engine(
     served_name: str = "",
     fixed: Mapping[str, Value] | None = None,
     start_limit_s: float | None = None,
+    api_key: str | None = None,
 ) -> ExternalEngine:
     """An engine that a command of the user's restarts, here or on another machine.
 
@@ -148,6 +155,7 @@ def running_engine(
         served_name: the model's name in requests; without one, the first that the server lists.
         fixed: values of knobs for every trial.
         start_limit_s: seconds until it must be healthy; without one, the table's.
+        api_key: what it wants of those who ask it.
 
     Raises:
         BadInput: no such engine, no place for the flags, or the fixed values are refused.
@@ -171,21 +179,22 @@ def running_engine(
         start_limit_s=start_limit_s or table.start_limit_s,
         url=url.rstrip("/"),
         restart_command=tuple(restart_command),
+        api_key=api_key,
     )
 
 
-def without_missing_flags(engine: ExternalEngine) -> tuple[ExternalEngine, tuple[str, ...]]:
-    """The engine, its table without the knobs whose flags its own help does not list; those knobs.
+def without_missing_flags(engine: ExternalEngine) -> ExternalEngine:
+    """The engine, its table without the knobs whose flags its own help does not list.
 
     `find_engine` does so for releases that the table was not checked with.
     """
     if engine.restart_command or not engine.table.version.help:
-        return engine, ()
-    told = _run((*engine.program, *engine.table.version.help))
+        return engine
+    _, told = _run((*engine.program, *engine.table.version.help))
     listed = set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", told))
     if len(listed) < len(engine.table.knobs) // 2:
         # No list of its flags: nothing can be told from it.
-        return engine, ()
+        return engine
     missing = {
         name
         for name, knob in engine.table.knobs.items()
@@ -202,7 +211,31 @@ def without_missing_flags(engine: ExternalEngine) -> tuple[ExternalEngine, tuple
     rules = tuple(rule for rule in engine.table.rules if not missing & set(rule.knobs))
     table = engine.table.model_copy(update={"knobs": kept, "rules": rules})
     names = tuple(name for name in engine.table.knobs if name in missing)
-    return replace(engine, table=table, missing=(*engine.missing, *names)), names
+    return replace(engine, table=table, missing=(*(engine.missing or ()), *names))
+
+
+def _refuse_flags_of_trials(table: EngineTable, words: Sequence[str], device: Device) -> None:
+    """Refuse arguments that would be given twice: the later ones would hold, for every trial.
+
+    Raises:
+        BadInput: there are some.
+    """
+    own = table.start(device).arguments
+    knob_of: dict[str, str] = {}
+    for name, knob in table.knobs.items():
+        for flag in (knob.flag, knob.negated_flag):
+            if flag is not None:
+                knob_of.setdefault(flag, name)
+    for word in words:
+        # Python's engines take underscores for dashes.
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag in knob_of:
+            raise BadInput(
+                f"--engine-args: {flag} would hold for every trial, whatever value it is to have: "
+                f"fix it with --search {knob_of[flag]}=VALUE"
+            )
+        if flag.startswith("-") and flag in own:
+            raise BadInput(f"--engine-args: {flag} is given at every start already: leave it out")
 
 
 def _program(table: EngineTable, given: str | None) -> tuple[str, ...]:
@@ -220,40 +253,55 @@ def _program(table: EngineTable, given: str | None) -> tuple[str, ...]:
 
 
 def _ask(table: EngineTable, program: tuple[str, ...]) -> str:
+    """What tells its version.
+
+    Raises:
+        EnvironmentMissing: it cannot tell, as an engine that is not installed or is broken.
+    """
+    arguments = table.version.arguments
     if "-m" in program and table.version.distribution is not None:
         name = table.version.distribution
         code = f"import importlib.metadata as m; print(m.version({name!r}))"
-        return _run((program[0], "-P", "-c", code))
-    return _run((program[0], *table.version.arguments))
+        arguments = ("-P", "-c", code)
+    status, printed = _run((program[0], *arguments))
+    if status != 0:
+        said = last_error(printed.splitlines()) or f"it ended with the exit status {status}"
+        raise EnvironmentMissing(
+            f"{program[0]} does not tell the version of {table.title}: {for_people(said)}"
+        )
+    return printed
 
 
 @functools.cache
-def _run(command: tuple[str, ...]) -> str:
-    """What a command prints, on either stream.
+def _run(command: tuple[str, ...]) -> tuple[int, str]:
+    """The exit status of a command, and the beginning of what it prints on either stream.
 
     Raises:
-        EnvironmentMissing: it does not run, or hangs.
+        EnvironmentMissing: it cannot be run, or hangs.
     """
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_ASK_LIMIT_S,
-            check=False,
-        )
-    except OSError as error:
-        raise EnvironmentMissing(f"{command[0]} cannot be run: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        told = " ".join(command)
-        raise EnvironmentMissing(f"{told!r} printed nothing within {_ASK_LIMIT_S:g} s") from None
-    printed = done.stdout.decode(errors="replace")
-    if done.returncode != 0 and not printed.strip():
-        raise EnvironmentMissing(
-            f"{' '.join(command)!r} ended with the exit status {done.returncode}"
-        )
-    return printed
+    with tempfile.TemporaryFile() as printed:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EnvironmentMissing(f"{command[0]} cannot be run: {error.strerror}") from None
+        try:
+            status = process.wait(_ASK_LIMIT_S)
+        except BaseException as error:
+            # It may be a script, whose engine would go on alone.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                told = " ".join(command)
+                raise EnvironmentMissing(f"{told!r} did not end in {_ASK_LIMIT_S:g} s") from None
+            raise
+        printed.seek(0)
+        return status, printed.read(_MOST_PRINTED).decode(errors="replace")
 
 
 def _version(table: EngineTable, printed: str) -> str | None:

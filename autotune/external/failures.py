@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from autotune.errors import AutotuneError
 
@@ -24,26 +24,19 @@ FailureKind = Literal[
     "crash",
     "timeout",
 ]
-# Kinds that every configuration would meet: the run cannot go on.
-NOT_OF_THE_TRIAL: tuple[FailureKind, ...] = ("model_not_found", "port_in_use")
+# What a server that has served cannot have ended by, whatever its log says of its start.
+_OF_STARTS: tuple[FailureKind, ...] = ("bad_flag", "model_not_found", "port_in_use")
 # A sentence of a log may hold a whole traceback's text.
 _LONGEST = 300
 
 
 class FailurePattern(BaseModel):
-    """One sign of a failure: a line of the log, an exit status, or both."""
+    """One sign of a failure in the log."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: FailureKind
-    pattern: str | None = None
-    exit_status: int | None = None
-
-    @model_validator(mode="after")
-    def _has_a_sign(self) -> FailurePattern:
-        if self.pattern is None and self.exit_status is None:
-            raise ValueError("a failure has one of pattern and exit_status")
-        return self
+    pattern: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +67,7 @@ def classify(
     log: Sequence[str],
     *,
     on_device: bool,
+    has_served: bool = False,
     killed_for_memory: bool = False,
 ) -> Failure:
     """The failure of an engine that ended by itself.
@@ -84,20 +78,18 @@ def classify(
         exit_status: as `Popen.returncode`: -N is the signal N; None if it is not known.
         log: its lines.
         on_device: it runs on a GPU; without one, device memory is the machine's.
+        has_served: its start went well.
         killed_for_memory: the kernel has killed a process for memory meanwhile.
     """
     tail = tuple(log[-40:])
     for pattern in patterns:
-        if pattern.exit_status is not None and pattern.exit_status != exit_status:
-            continue
-        line = None if pattern.pattern is None else _line(pattern.pattern, log)
-        if pattern.pattern is not None and line is None:
-            continue
         kind = pattern.kind
+        line = _line(pattern.pattern, log)
+        if line is None or (has_served and kind in _OF_STARTS):
+            continue
         if kind == "device_memory" and not on_device:
             kind = "host_memory"
-        said = line or f"it ended with {_how(exit_status)}"
-        return Failure(kind, f"{title}: {said}", exit_status, tail)
+        return Failure(kind, f"{title}: {line}", exit_status, tail)
     if killed_for_memory or exit_status in (-signal.SIGKILL, 128 + signal.SIGKILL):
         evidence = (
             "while the kernel killed a process for lack of memory"
@@ -106,7 +98,7 @@ def classify(
         )
         reason = f"{title} ended with {_how(exit_status)}, {evidence}"
         return Failure("host_memory", reason, exit_status, tail)
-    last = _last_error(log)
+    last = last_error(log)
     reason = f"{title} ended with {_how(exit_status)}" + (f": {last}" if last else "")
     return Failure("crash", reason, exit_status, tail)
 
@@ -119,7 +111,7 @@ def _line(pattern: str, log: Sequence[str]) -> str | None:
     return None
 
 
-def _last_error(log: Sequence[str]) -> str | None:
+def last_error(log: Sequence[str]) -> str | None:
     """The last line that looks like an error's message, or the last that says anything."""
     written = [line.strip() for line in log if line.strip()]
     for line in reversed(written):

@@ -21,18 +21,35 @@ class Flags:
 
 def flags_of(table: EngineTable, values: Mapping[str, Value], device: Device) -> Flags:
     """How the values are given to the engine; what does nothing beside the others is left out."""
-    return _flags(table, values, idle_knobs(table, values, device), live=True)
+    idle = idle_knobs(table, values, device)
+    arguments: list[str] = []
+    members: dict[str, dict[str, Value]] = {}
+    environment: dict[str, str] = {}
+    request_fields: dict[str, Value] = {}
+    # In the table's order, so that the same values make the same command line.
+    for name, knob in table.knobs.items():
+        if name not in values or name in idle or values[name] == knob.absent:
+            continue
+        value = values[name]
+        if knob.request_field is not None:
+            request_fields[knob.request_field] = value
+        if knob.member is not None and knob.flag is not None:
+            members.setdefault(knob.flag, {})[knob.member] = value
+        elif knob.environment is not None:
+            environment[knob.environment] = _text(value)
+        else:
+            arguments += arguments_of(knob, value)
+    for flag, content in members.items():
+        arguments += [flag, json.dumps(content, sort_keys=True)]
+    return Flags(tuple(arguments), environment, request_fields)
 
 
-def needs_restart(
-    table: EngineTable, before: Mapping[str, Value], after: Mapping[str, Value], device: Device
-) -> bool:
-    """Whether a server started with the one's values must start anew to have the other's."""
-    one, other = (
-        _flags(table, values, idle_knobs(table, values, device), live=False)
-        for values in (before, after)
-    )
-    return one.arguments != other.arguments or one.environment != other.environment
+def arguments_of(knob: TableKnob, value: Value) -> list[str]:
+    """The words that give a knob its value by its own flag; none where it has no flag for it."""
+    if isinstance(value, bool):
+        flag = knob.flag if value else knob.negated_flag
+        return [] if flag is None else [flag]
+    return [] if knob.flag is None else [knob.flag, _text(value)]
 
 
 def problems_of(table: EngineTable, values: Mapping[str, Value], device: Device) -> list[str]:
@@ -81,39 +98,6 @@ def with_length(
         return dict(values)
     times: Any = 1 if table.length.times is None else known.get(table.length.times, 1)
     return {**values, table.length.knob: tokens * int(times)}
-
-
-def _flags(table: EngineTable, values: Mapping[str, Value], idle: set[str], *, live: bool) -> Flags:
-    """As `flags_of`; without `live`, only what needs a restart."""
-    arguments: list[str] = []
-    members: dict[str, dict[str, Value]] = {}
-    environment: dict[str, str] = {}
-    request_fields: dict[str, Value] = {}
-    # In the table's order, so that the same values make the same command line.
-    for name, knob in table.knobs.items():
-        if name not in values or name in idle or not (live or knob.restarts):
-            continue
-        value = values[name]
-        if value == knob.absent:
-            continue
-        if knob.request_field is not None:
-            request_fields[knob.request_field] = value
-        if knob.member is not None and knob.flag is not None:
-            members.setdefault(knob.flag, {})[knob.member] = value
-        elif knob.environment is not None:
-            environment[knob.environment] = _text(value)
-        else:
-            arguments += _arguments(knob, value)
-    for flag, content in members.items():
-        arguments += [flag, json.dumps(content, sort_keys=True)]
-    return Flags(tuple(arguments), environment, request_fields)
-
-
-def _arguments(knob: TableKnob, value: Value) -> list[str]:
-    if isinstance(value, bool):
-        flag = knob.flag if value else knob.negated_flag
-        return [] if flag is None else [flag]
-    return [] if knob.flag is None else [knob.flag, _text(value)]
 
 
 def _text(value: Value) -> str:

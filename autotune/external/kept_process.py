@@ -121,6 +121,7 @@ class KeptProcess:
         if self._keeper.poll() is None:
             self._keeper.kill()
             self._keeper.wait()
+            self._kill_orphans()
         with self._lock:
             if self._keeper.stdout is not None and not self._keeper.stdout.closed:
                 self._keeper.stdout.close()

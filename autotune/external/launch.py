@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from autotune.errors import Interrupted
+from autotune.errors import BadInput, Interrupted
 from autotune.external.engine import ExternalEngine
 from autotune.external.failures import Failure, FailureKind, LaunchFailed
 from autotune.external.flags import Flags, flags_of, problems_of
@@ -20,6 +20,7 @@ from autotune.external.running import Ends, RunningServer, ServerProcess
 from autotune.external.server_log import ServerLog
 from autotune.external.start_watch import StartWatch
 from autotune.external.table import Value
+from autotune.load.received import for_people
 
 # A port that was free may be taken by another program before the engine binds it.
 _PORT_ATTEMPTS = 3
@@ -50,6 +51,7 @@ def launch(
 
     Raises:
         LaunchFailed: it does not come to serve; its `failure` tells the class and the reason.
+        BadInput: the server wants a key, or another one.
         EnvironmentMissing: its program cannot be run, or the pid file is in use.
         Interrupted: `stop` was set.
     """
@@ -60,7 +62,7 @@ def launch(
     pid_file = pid_file or log_file.with_suffix(".pid")
     stop = stop or threading.Event()
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    attempts = _PORT_ATTEMPTS if engine.port is None and engine.url is None else 1
+    attempts = _PORT_ATTEMPTS if engine.url is None else 1
     for attempt in range(1, attempts + 1):
         try:
             return _launch_once(engine, flags, log_file, pid_file, stop, say)
@@ -78,7 +80,8 @@ def command_line(engine: ExternalEngine, flags: Flags, port: int) -> list[str]:
         "port": str(port),
         "served_name": engine.served_name,
     }
-    arguments = [argument.format(**names) for argument in engine.table.arguments]
+    at_every_start = engine.table.start(engine.device).arguments
+    arguments = [argument.format(**names) for argument in at_every_start]
     return [*engine.program, *arguments, *flags.arguments, *engine.extra_arguments]
 
 
@@ -87,7 +90,7 @@ def environment_of(engine: ExternalEngine, flags: Flags) -> dict[str, str]:
     reset = engine.table.reset_cache
     return {
         **os.environ,
-        **engine.table.environment,
+        **engine.table.start(engine.device).environment,
         **(reset.environment if reset is not None else {}),
         **engine.environment,
         **flags.environment,
@@ -121,7 +124,6 @@ def _launch_once(
         model=model,
         log=log,
         facts=watch.facts(),
-        request_fields=flags.request_fields,
         started_in_s=time.monotonic() - began,
     )
 
@@ -137,28 +139,21 @@ def _start(
             restart_words(engine.restart_command, flags),
             environment,
             health_url=engine.url + engine.table.health_path,
+            api_key=engine.api_key,
             log_file=log_file,
             pid_file=pid_file,
             grace_s=grace_s,
         )
         return engine.url, command
-    port = _free_port(engine)
+    port = _free_port(engine.host)
     words = command_line(engine, flags, port)
     process = KeptProcess(words, environment, log_file=log_file, pid_file=pid_file, grace_s=grace_s)
     return f"http://{engine.host}:{port}", process
 
 
-def _free_port(engine: ExternalEngine) -> int:
-    """The engine's port, which must be free, or any that is."""
+def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as free:
-        # As servers do: connections that are still closing are no obstacle.
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            free.bind((engine.host, engine.port or 0))
-        except OSError as error:
-            where = f"{engine.host}:{engine.port or 0}"
-            reason = f"{engine.table.title} cannot serve at {where}: {error.strerror}"
-            raise LaunchFailed(Failure("port_in_use", reason)) from None
+        free.bind((host, 0))
         return int(free.getsockname()[1])
 
 
@@ -183,7 +178,8 @@ def _wait_until_healthy(
         if process.ended():
             raise LaunchFailed(ends.failure())
         counts = process.answers_count()
-        if status_of(health) == 200 and counts and not process.ended():
+        healthy = status_of(health, api_key=engine.api_key) == 200
+        if healthy and counts and not process.ended():
             return
         waited = time.monotonic() - began
         if waited > engine.start_limit_s:
@@ -202,15 +198,21 @@ def _served_model(engine: ExternalEngine, url: str, log: ServerLog) -> str:
 
     Raises:
         LaunchFailed: what answers is no such server, or serves another model.
+        BadInput: it wants a key, or another one.
     """
-    names = models_of(url)
+    status, names = models_of(url, engine.api_key)
+    if status in (401, 403):
+        raise BadInput(
+            f"{url}/v1/models answers with the HTTP error {status}: put the server's key into an "
+            "environment variable and name it with --api-key-env"
+        )
     if not names:
         reason = f"{url} is healthy and yet lists no model at /v1/models"
         raise LaunchFailed(Failure("crash", reason, None, tuple(log.tail(40))))
     if not engine.served_name:
         return names[0]
     if engine.served_name not in names:
-        reason = f"{url} serves {', '.join(names)} and not {engine.served_name}"
+        reason = f"{url} serves {for_people(', '.join(names))} and not {engine.served_name}"
         # At a port that we have chosen, another program's server is in the way.
         kind: FailureKind = "port_in_use" if engine.url is None else "model_not_found"
         raise LaunchFailed(Failure(kind, reason, None, tuple(log.tail(40))))

@@ -38,6 +38,7 @@ class RestartCommand:
         environment: all of its variables.
         health_url: asked beforehand, so that an answer of the old server is not taken for the
             new one's.
+        api_key: sent with that question.
         log_file: what the command writes is added there.
         pid_file: holds the process ids while it runs.
         grace_s: seconds between asking it to end and killing it.
@@ -52,12 +53,13 @@ class RestartCommand:
         environment: dict[str, str],
         *,
         health_url: str,
+        api_key: str | None,
         log_file: Path,
         pid_file: Path,
         grace_s: float,
     ) -> None:
-        self._health_url = health_url
-        self._was_up = status_of(health_url) == 200
+        self._health_url, self._api_key = health_url, api_key
+        self._was_up = self._is_up()
         self._process = KeptProcess(
             words,
             environment,
@@ -84,9 +86,12 @@ class RestartCommand:
     def answers_count(self) -> bool:
         """Whether the old server is gone: the command returned, or nobody answered meanwhile."""
         if self._was_up and not self._process.ended():
-            self._was_up = status_of(self._health_url) == 200
+            self._was_up = self._is_up()
             return False
         return True
+
+    def _is_up(self) -> bool:
+        return status_of(self._health_url, api_key=self._api_key) == 200
 
     def stop(self) -> None:
         """End the command where it stayed; a server that runs elsewhere is not ours to end."""

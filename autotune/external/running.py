@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
@@ -12,8 +11,7 @@ from autotune.external.failures import Failure, classify
 from autotune.external.probes import status_of
 from autotune.external.server_log import ServerLog
 from autotune.external.start_watch import oom_kills
-from autotune.external.table import Value
-from autotune.profiling.prometheus_scrape import Scrape, metrics_url, scrape
+from autotune.profiling.prometheus_scrape import metrics_url
 
 
 class ServerProcess(Protocol):
@@ -55,7 +53,7 @@ class Ends:
         self._engine, self._process, self._log = engine, process, log
         self._kills = oom_kills()
 
-    def failure(self) -> Failure:
+    def failure(self, *, has_served: bool = False) -> Failure:
         """Why it has ended."""
         kills = oom_kills()
         more = kills is not None and self._kills is not None and kills > self._kills
@@ -65,6 +63,7 @@ class Ends:
             self._process.status,
             self._log.tail(),
             on_device=self._engine.device == "cuda",
+            has_served=has_served,
             killed_for_memory=more,
         )
 
@@ -80,7 +79,6 @@ class RunningServer:
         model: the model's name in requests.
         log: what it writes.
         facts: what it said of itself when it started.
-        request_fields: values of knobs that go with each request.
         started_in_s: seconds until it was healthy.
     """
 
@@ -94,14 +92,12 @@ class RunningServer:
         model: str,
         log: ServerLog,
         facts: Mapping[str, float | str],
-        request_fields: Mapping[str, Value],
         started_in_s: float,
     ) -> None:
         self.engine = engine
         self.url = url
         self.model = model
         self.facts = dict(facts)
-        self.request_fields = dict(request_fields)
         self.started_in_s = started_in_s
         self._process = process
         self._ends = ends
@@ -118,35 +114,31 @@ class RunningServer:
         """Where its metrics are."""
         return metrics_url(self.url + self.engine.table.metrics_path)
 
-    def metrics(self) -> Scrape:
-        """One reading of its metrics, on the monotonic clock.
-
-        Raises:
-            EnvironmentMissing: it does not answer.
-            BadInput: what it answers is no metrics page.
-        """
-        return scrape(self.metrics_url, time.monotonic())
-
     def failure(self) -> Failure | None:
-        """Why it went away by itself; None while it runs, or when it was stopped."""
+        """Why it went away by itself; None while it runs, or when it was stopped.
+
+        Of a server that a command has started elsewhere, it is known only that it answers no more.
+        """
         if self._stopped:
             return None
         if self._process.ended():
-            return self._ends.failure()
+            return self._ends.failure(has_served=True)
+        if self._process.pid is None and not self.healthy():
+            reason = f"{self.engine.table.title} at {self.url} is healthy no more"
+            return Failure("crash", reason, None, tuple(self._log.tail(40)))
         return None
 
     def healthy(self) -> bool:
         """Whether it says of itself that it can serve."""
-        return status_of(self.url + self.engine.table.health_path) == 200
+        health = self.url + self.engine.table.health_path
+        return status_of(health, api_key=self.engine.api_key) == 200
 
     def reset_cache(self) -> bool:
         """Have it forget all prefixes, so that a second load does not profit from the first."""
         reset = self.engine.table.reset_cache
-        return reset is not None and status_of(self.url + reset.path, method="POST") == 200
-
-    def log_tail(self, lines: int = 40) -> list[str]:
-        """The last lines that it wrote."""
-        return self._log.tail(lines)
+        if reset is None:
+            return False
+        return status_of(self.url + reset.path, post=True, api_key=self.engine.api_key) == 200
 
     def stop(self) -> None:
         """End it and all of its workers; harmless where it has ended."""

@@ -35,7 +35,8 @@ class ServerLog:
         self._at = size
         # A progress bar writes itself anew from the line's beginning.
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        whole, _, self._rest = content.rpartition(b"\n")
+        whole, _, rest = content.rpartition(b"\n")
+        self._rest = rest[-_NEW_BYTES:]
         return _lines(whole)
 
     def tail(self, lines: int | None = None) -> list[str]:

@@ -6,6 +6,7 @@ meaning is the same, so that a prediction may speak of both.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -114,6 +115,8 @@ class TableKnob(_Strict):
         if self.choices is not None and value not in self.choices:
             return f"{value!r} is none of {', '.join(map(str, self.choices))}"
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                return f"{value} is no finite number"
             if self.low is not None and value < self.low:
                 return f"{value} is below {self.low:g}"
             if self.high is not None and value > self.high:
@@ -206,6 +209,13 @@ class Version(_Strict):
     distribution: str | None = None
 
 
+class Extras(_Strict):
+    """What a device takes at every start, beside what all of them do."""
+
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = Field(default_factory=dict)
+
+
 class Stage(_Strict):
     """What a line of the log says of the start: the last stage whose pattern was seen goes on."""
 
@@ -217,9 +227,9 @@ class EngineTable(_Strict):
     """One engine's table.
 
     `arguments` stand after the program's name, with {model}, {host}, {port} and {served_name} put
-    in; `program_arguments` before them, `module_arguments` where the program is a Python that has
-    the `module`. `facts` find in the log what the engine came to: name to pattern, the first group
-    being the value.
+    in, those of `on_device` behind them; `program_arguments` before them, `module_arguments` where
+    the program is a Python that has the `module`. `facts` find in the log what the engine came to:
+    name to pattern, the first group being the value.
     """
 
     engine: str
@@ -230,6 +240,7 @@ class EngineTable(_Strict):
     module_arguments: tuple[str, ...] = ()
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = Field(default_factory=dict)
+    on_device: Mapping[Device, Extras] = Field(default_factory=dict)
     version: Version
     health_path: str
     metrics_path: str
@@ -249,7 +260,7 @@ class EngineTable(_Strict):
             if name not in self.knobs:
                 raise ValueError(f"{name!r} is no knob of the table")
         patterns = [*(s.pattern for s in self.stages), *self.facts.values(), self.version.pattern]
-        patterns += [f.pattern for f in self.failures if f.pattern is not None]
+        patterns += [f.pattern for f in self.failures]
         for pattern in patterns:
             re.compile(pattern)
         return self
@@ -274,6 +285,14 @@ class EngineTable(_Strict):
             for name, knob in self.knobs.items()
             if (values := knob.values_on(device)) and (lossy or not knob.lossy)
         }
+
+    def start(self, device: Device) -> Extras:
+        """What every start on a device has: arguments with {…} to put in, and variables."""
+        more = self.on_device.get(device, Extras())
+        return Extras(
+            arguments=(*self.arguments, *more.arguments),
+            environment={**self.environment, **more.environment},
+        )
 
     def defaults(self, device: Device) -> dict[str, Value]:
         """What the engine takes by itself on a device, as far as the table knows."""

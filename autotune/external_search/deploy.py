@@ -11,8 +11,8 @@ from typing import Any
 from autotune.deploy.evidence import Evidence
 from autotune.deploy.yaml_text import comment, setting
 from autotune.external.engine import ExternalEngine
-from autotune.external.flags import Flags, flags_of
-from autotune.external.table import Value
+from autotune.external.flags import Flags, arguments_of, flags_of, idle_knobs
+from autotune.external.table import Extras, Value
 from autotune.external_search.served import longest_of, values_given
 from autotune.external_search.space import FlagConfig
 from autotune.records import RunFolder, write_atomically
@@ -56,32 +56,32 @@ def render_flags_yaml(
 ) -> str:
     """The engine's own configuration file, each tuned value with its evidence."""
     table = engine.table
-    lines = _heading(engine, evidence)
-    left_out = []
-    members: dict[str, dict[str, Value]] = {}
+    flags = flags_of(table, values, engine.device)
+    idle = idle_knobs(table, values, engine.device)
+    more = table.on_device.get(engine.device, Extras())
+    # Flags alone: what follows one may be a key.
+    words = [word.partition("=")[0] for word in (*more.arguments, *engine.extra_arguments)]
+    left_out = [*(word for word in words if word.startswith("-")), *more.environment]
     comments: dict[str, list[str]] = {}
-    settings: dict[str, Value | str] = {}
+    settings: dict[str, Value] = {}
     for name, value in values.items():
         knob = table.knobs[name]
-        flags = flags_of(table, values, engine.device)
-        told = evidence.of_knob(name)
-        note = comment(f"tuned: {told}", indent="  ") if told else []
-        if knob.member is not None and knob.flag is not None:
-            if any(knob.flag == argument for argument in flags.arguments):
-                members.setdefault(knob.flag, {})[knob.member] = value
-                comments.setdefault(knob.flag, []).extend(note)
+        if name in idle or value == knob.absent:
             continue
-        alone = flags_of(table, {name: value}, engine.device).arguments
-        if not alone:
+        alone = arguments_of(knob, value)
+        if knob.member is not None and knob.flag is not None:
+            key = knob.flag
+            settings[key] = flags.arguments[flags.arguments.index(key) + 1]
+        elif alone:
+            key = alone[0]
+            settings[key] = value if len(alone) > 1 else True
+        else:
             if knob.environment is not None or knob.request_field is not None:
                 left_out.append(name)
             continue
-        key = alone[0]
-        comments.setdefault(key, []).extend(note)
-        settings[key] = value if len(alone) > 1 else True
-    for flag in members:
-        place = flags.arguments.index(flag)
-        settings[flag] = flags.arguments[place + 1]
+        if told := evidence.of_knob(name):
+            comments.setdefault(key, []).extend(comment(f"tuned: {told}", indent="  "))
+    lines = _heading(engine, evidence)
     for key, value in settings.items():
         lines += comments.get(key, [])
         lines.append(setting(key.lstrip("-"), value))
@@ -98,7 +98,8 @@ def render_script(engine: ExternalEngine, flags: Flags, evidence: Evidence, has_
         fields = json.dumps(dict(flags.request_fields))
         lines += comment(f"Each request has to carry the fields {fields}.")
     lines += ["set -euo pipefail", ""]
-    for name, value in {**table.environment, **flags.environment}.items():
+    start = table.start(engine.device)
+    for name, value in {**start.environment, **flags.environment}.items():
         lines.append(f"export {name}={shlex.quote(value)}")
     if engine.restart_command:
         lines += comment("What restarted the server in the trials, with the winner's flags.")
@@ -111,7 +112,7 @@ def render_script(engine: ExternalEngine, flags: Flags, evidence: Evidence, has_
         "served_name": shlex.quote(engine.served_name),
     }
     words = [shlex.quote(word) for word in engine.program]
-    words += [_filled(word, places) for word in table.arguments]
+    words += [_filled(word, places) for word in start.arguments]
     words += [shlex.quote(word) for word in (*engine.extra_arguments, *flags.arguments)]
     lines += [f'exec {_wrapped(words)} "$@"']
     if has_yaml:

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,6 @@ from autotune.errors import BadInput, EnvironmentMissing, Interrupted
 from autotune.external.engine import ExternalEngine
 from autotune.external.failures import Failure, LaunchFailed
 from autotune.external.table import Value
-from autotune.external_search.engine_part import EngineWatch
 from autotune.external_search.served import (
     Server,
     Start,
@@ -27,6 +27,7 @@ from autotune.external_search.space import FlagConfig
 from autotune.load.endpoint import EXTENSIONS, Decoder, Endpoint
 from autotune.load.http_load import HttpLoadResult, run_http_load
 from autotune.load.open_loop import LoadProgress
+from autotune.load.server_watch import ServerWatch
 from autotune.measure import at_rate
 from autotune.metrics import RESAMPLES, compute_metrics
 from autotune.records import RunFolder
@@ -52,6 +53,8 @@ WARMUP_REQUESTS = 8
 # What is told of a load; a short one only compares, so that its figures need no intervals.
 FULL = "load"
 _WARMUP_LIMIT_S = 120.0
+# That a process has ended is seen a little later than that its connections have.
+_NOTICED_S = 2.0
 # Engines that keep prompts of another salt apart in their prefix cache.
 HEED_SALTS = ("vllm",)
 # A short load of fewer requests tells nothing.
@@ -149,19 +152,19 @@ class ExternalEvaluator:
         )
         requests = at_rate(self._windows.window(command.window), command.rate_factor)
         try:
-            server = self._serving(values, requests)
+            server = self._serving(values, fields, requests)
         except LaunchFailed as error:
             return self._failed(error.failure)
         endpoint = self._endpoint(server, fields)
         short: dict[str, Any] | None = None
         if self.screening is not None and command.rate_factor is not None:
             short = self._short_load(endpoint, requests, command, slo, self.screening)
-            if (failure := server.failure()) is not None:
+            if short is not None and (failure := _death(server, short)) is not None:
                 return self._failed(failure)
             if short is not None and (told := self._hopeless(short, slo, self.screening)):
                 return told
         metrics = self._load(endpoint, server, requests, command, slo, FULL, time_limit)
-        if (failure := server.failure()) is not None:
+        if (failure := _death(server, metrics)) is not None:
             return self._failed(failure)
         if not metrics["completed"]:
             return Failed(
@@ -192,30 +195,52 @@ class ExternalEvaluator:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _serving(self, values: dict[str, Value], requests: Sequence[LoadRequest]) -> Server:
-        """A server with these values: the one that runs, or a new one, warmed up."""
+    def _serving(
+        self,
+        values: dict[str, Value],
+        fields: Mapping[str, Value],
+        requests: Sequence[LoadRequest],
+    ) -> Server:
+        """A server with these values: the one that runs, or a new one, warmed up.
+
+        Raises:
+            LaunchFailed: it does not come to serve, or breaks down at its first requests.
+        """
         if self._up is not None:
-            same = self._up.values == values
-            if same and self._up.server.failure() is None and self._forgets(self._up.server):
-                return self._up.server
+            server = self._up.server
+            same = self._up.values == values and server.failure() is None
+            if same and self._forgets(server, fields):
+                return server
             self.close()
         self._on_progress(Progress("starting"))
         server = self._start(values, self._stop, lambda said: self._on_progress(Progress(said)))
         self._up = _Up(server, values)
         if self._agreed is None and self._agree is not None:
             self._on_progress(Progress("asking the server how to talk to it"))
-            self._agreed = self._agree(server)
+            try:
+                self._agreed = self._agree(server)
+            except (BadInput, EnvironmentMissing):
+                # If its process has ended the configuration failed, and the next may not.
+                if (failure := _failure_within(server, _NOTICED_S)) is None:
+                    raise
+                raise LaunchFailed(failure) from None
         self._on_progress(Progress("warm-up"))
         burst = at_rate(requests[:WARMUP_REQUESTS], None)
-        self._offer(self._endpoint(server, {}), burst, None, _WARMUP_LIMIT_S)
+        warmed = self._offer(self._endpoint(server, {}), burst, None, _WARMUP_LIMIT_S)
+        broken = any(record.outcome == "failed" for record in warmed.records)
+        if (failure := _failure_within(server, _NOTICED_S if broken else 0.0)) is not None:
+            raise LaunchFailed(failure)
         server.reset_cache()
         return server
 
-    def _forgets(self, server: Server) -> bool:
+    def _forgets(self, server: Server, fields: Mapping[str, Value]) -> bool:
         """Whether a load finds nothing in the cache of an equal one before it.
 
         Servers that do not know a salt may take and ignore it.
         """
+        prefix_caching = self._engine.table.same_as("enable_prefix_caching")
+        if prefix_caching is not None and fields.get(prefix_caching) is False:
+            return True
         if server.reset_cache():
             return True
         heeded = self._engine.table.engine in HEED_SALTS
@@ -268,11 +293,17 @@ class ExternalEvaluator:
         phase: str,
         time_limit: float | None = None,
     ) -> dict[str, Any]:
-        watch = EngineWatch(server)
+        watch = ServerWatch(server.metrics_url, self._api_key)
         salt = f"{endpoint.cache_salt}-{phase.replace(' ', '-')}"
         salted = dataclasses.replace(endpoint, cache_salt=salt)
         with watch:
             result = self._offer(salted, requests, slo, command.drain_limit, phase, time_limit)
+        seen = watch.figures()
+        engine, notes = dict(seen.engine), list(result.notes)
+        if engine["prefix_hit_rate"] is None:
+            engine["prefix_hit_rate"] = result.cached_share
+        if seen.problem is not None:
+            notes.insert(0, f"what the engine did is not known in full: {seen.problem}")
         metrics = compute_metrics(
             result.records,
             slo,
@@ -280,7 +311,8 @@ class ExternalEvaluator:
             config=EngineConfig(),
             load_delivered=result.delivered,
             load_note=result.note,
-            engine=watch.engine_part(result.cached_share),
+            engine=engine,
+            speculation=seen.speculation,
             seed=command.seed,
             resamples=RESAMPLES if phase == FULL else 0,
         )
@@ -288,7 +320,7 @@ class ExternalEvaluator:
         metrics["server"] = {
             "started_in_s": server.started_in_s,
             "facts": dict(server.facts),
-            "notes": list(result.notes),
+            "notes": notes,
         }
         self._folder.write_part(command.trial, result.records, [])
         return metrics
@@ -372,18 +404,17 @@ def in_other_tokens(requests: Sequence[LoadRequest]) -> list[LoadRequest]:
     ]
 
 
-def api_key_of(variable: str | None) -> str | None:
-    """The key in an environment variable; None where none is named.
+def _death(server: Server, metrics: Mapping[str, Any]) -> Failure | None:
+    """Why the server went away during the load of these metrics; None if it did not."""
+    return _failure_within(server, _NOTICED_S if metrics["failed"] else 0.0)
 
-    Raises:
-        BadInput: the variable is not set.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise BadInput(f"the environment variable {variable} of --api-key-env is not set")
-    return key
+
+def _failure_within(server: Server, seconds: float) -> Failure | None:
+    """Why the server went away; None if that does not show within so many seconds."""
+    until = time.monotonic() + seconds
+    while (failure := server.failure()) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return failure
 
 
 def _why(metrics: Mapping[str, Any]) -> str:

@@ -64,6 +64,11 @@ class ExternalOptions(TuneOptions):
                 "--url and --restart-command belong together: a search has to restart the server "
                 "with the flags of each trial (autotune bench --url measures a server as it is)"
             )
+        given = {"--engine-path": self.engine_path, "--engine-args": self.engine_arguments}
+        if self.url is not None and (idle := [flag for flag, value in given.items() if value]):
+            raise BadInput(
+                f"{' and '.join(idle)} has no effect with --url: write it into the restart command"
+            )
         if not self.model and not self.tokenizer:
             raise BadInput(
                 "the model is not known: give --model FOLDER, whose config and tokenizer tell the "

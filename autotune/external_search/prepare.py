@@ -22,7 +22,7 @@ from autotune.external_search.space import (
     load_flag_space,
 )
 from autotune.hardware.detect import describe_hardware
-from autotune.load.endpoint import server_url
+from autotune.load.endpoint import api_key_of, server_url
 from autotune.model_info import ModelInfo, read_model_info
 from autotune.records import RunFolder
 from autotune.search.prepare import CAPACITY_PROBES, new_run, read_search_run
@@ -76,6 +76,11 @@ def prepare_external(
         raise BadInput(
             f"the model in {options.shape_folder} changed since this run began: start a new run, "
             "or put the model back"
+        )
+    if run is not None and run["engine"]["version"] != engine.version:
+        raise BadInput(
+            f"this run began with {engine.table.title} {run['engine']['version']} and finds "
+            f"{engine.version}: start a new run, or put the release back"
         )
     table, device = engine.table, engine.device
     if run is None:
@@ -183,6 +188,7 @@ def engine_of(options: ExternalOptions) -> tuple[ExternalEngine, list[str]]:
     table = load_table(options.engine)
     fixed = fixed_values(table, options.fixed, options.narrowing)
     device = _device(options.device)
+    key = api_key_of(options.api_key_env)
     if options.url is not None:
         engine = running_engine(
             options.engine,
@@ -193,6 +199,7 @@ def engine_of(options: ExternalOptions) -> tuple[ExternalEngine, list[str]]:
             served_name=options.served_name or "",
             fixed=fixed,
             start_limit_s=options.start_limit_s,
+            api_key=key,
         )
     else:
         engine = find_engine(
@@ -204,6 +211,7 @@ def engine_of(options: ExternalOptions) -> tuple[ExternalEngine, list[str]]:
             fixed=fixed,
             extra_arguments=options.engine_arguments,
             start_limit_s=options.start_limit_s,
+            api_key=key,
         )
     note = engine.version_note()
     notes = [] if note is None else [note]

@@ -15,7 +15,6 @@ from autotune.external.launch import launch
 from autotune.external.table import Value
 from autotune.external_search.space import FlagConfig
 from autotune.load.endpoint import Endpoint
-from autotune.profiling.prometheus_scrape import Scrape
 from autotune.records import RunFolder
 from autotune.search.windows import read_windows
 from autotune.workload.materialise import LoadRequest
@@ -30,8 +29,9 @@ class Server(Protocol):
     started_in_s: float
     facts: dict[str, float | str]
 
-    def metrics(self) -> Scrape:
-        """One reading of its metrics."""
+    @property
+    def metrics_url(self) -> str:
+        """Where its metrics are."""
         ...
 
     def failure(self) -> Failure | None:

@@ -18,7 +18,7 @@ import yaml
 
 from autotune.errors import BadInput
 from autotune.external.flags import idle_knobs, problems_of
-from autotune.external.table import Device, EngineTable, Value
+from autotune.external.table import Device, EngineTable, TableKnob, Value
 
 # More values than these in a list are no choice that a search of few trials could make.
 _MOST_VALUES = 32
@@ -236,7 +236,8 @@ def fixed_values(
         BadInput: an unknown knob.
     """
     single = {name: values[0] for name, values in narrowing.items() if len(values) == 1}
-    return {knob_name(table, name): value for name, value in {**single, **fixed}.items()}
+    named = {knob_name(table, name): value for name, value in {**single, **fixed}.items()}
+    return {name: _as_meant(table.knobs[name], value) for name, value in named.items()}
 
 
 def knob_name(table: EngineTable, given: str) -> str:
@@ -275,10 +276,21 @@ def _checked(
         raise BadInput(f"{where}: {table.title} has {name} only on {' and '.join(knob.devices)}")
     if not isinstance(choices, (list, tuple)) or not 0 < len(choices) <= _MOST_VALUES:
         raise BadInput(f"{where}: {name} must list 1 to {_MOST_VALUES} values, got {choices!r}")
-    for value in choices:
+    values = tuple(_as_meant(knob, value) for value in choices)
+    for value in values:
         if problem := knob.problem(value):
             raise BadInput(f"{where}: {name}: {problem}")
-    return tuple(dict.fromkeys(choices))
+    return tuple(dict.fromkeys(values))
+
+
+def _as_meant(knob: TableKnob, value: Any) -> Any:
+    """A word that YAML has read as something else: on and off as truths, digits as a number."""
+    if knob.kind != "str" or not isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, bool):
+        word = "on" if value else "off"
+        return word if word in (knob.choices or ()) else value
+    return str(value)
 
 
 def _ordered(values: Sequence[Any], numbers: bool) -> tuple[Any, ...]:

@@ -78,7 +78,8 @@ def fit_cost(records: Sequence[RequestRecord]) -> LinearCost | None:
     if usual.sum() < _FEWEST_GAPS:
         return None
     lines = np.column_stack([np.ones(len(gaps)), decodes, prompts])[usual]
-    lines, seconds = _with_first_tokens(lines, gaps[usual], finished, firsts, lasts)
+    sends = np.array([r.send for r in finished])
+    lines, seconds = _with_first_tokens(lines, gaps[usual], sends, firsts, lasts, computed)
     # By relative errors: otherwise the few long steps would decide alone.
     found, _ = nnls(lines / seconds[:, None], np.ones(len(seconds)))
     base, sequence, token = (float(value) for value in found)
@@ -86,32 +87,19 @@ def fit_cost(records: Sequence[RequestRecord]) -> LinearCost | None:
 
 
 def _with_first_tokens(
-    lines: Floats,
-    seconds: Floats,
-    finished: Sequence[RequestRecord],
-    firsts: Floats,
-    lasts: Floats,
+    lines: Floats, seconds: Floats, sends: Floats, firsts: Floats, lasts: Floats, computed: Floats
 ) -> tuple[Floats, Floats]:
     """With the prompts that met an idle engine: what they waited for is their own step."""
-    sends = np.array([r.send for r in finished])
-    order = np.argsort(sends)
+    order = np.argsort(sends, kind="stable")
+    sent, first = sends[order], firsts[order]
     busy_until = np.concatenate([[-np.inf], np.maximum.accumulate(lasts[order])[:-1]])
-    alone = order[(sends[order] > busy_until)]
-    following = np.concatenate([sends[order][1:], [np.inf]])
-    undisturbed = [
-        place
-        for place in alone
-        if following[int(np.flatnonzero(order == place)[0])] > firsts[place]
-    ]
-    rows = [
-        (1.0, 0.0, float(max(0, finished[p].input_tokens - finished[p].cached_tokens)))
-        for p in undisturbed
-        if firsts[p] - sends[p] > _LEAST_S
-    ]
-    waits = [firsts[p] - sends[p] for p in undisturbed if firsts[p] - sends[p] > _LEAST_S]
-    if not rows:
-        return lines, seconds
-    return np.vstack([lines, np.array(rows)]), np.concatenate([seconds, np.array(waits)])
+    following = np.concatenate([sent[1:], [np.inf]])
+    waits = first - sent
+    alone = (sent > busy_until) & (following > first) & (waits > _LEAST_S)
+    prompts = computed[order][alone]
+    ones, none = np.ones(len(prompts)), np.zeros(len(prompts))
+    rows = np.column_stack([ones, none, prompts])
+    return np.vstack([lines, rows]), np.concatenate([seconds, waits[alone]])
 
 
 def _count(moments: Floats, until: Floats) -> Floats:

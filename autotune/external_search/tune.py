@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.external_search.evaluator import ExternalEvaluator, api_key_of
+from autotune.external_search.evaluator import ExternalEvaluator
 from autotune.external_search.explore import ExternalExploration
 from autotune.external_search.options import ExternalOptions
 from autotune.external_search.prepare import PreparedExternal, prepare_external
@@ -81,7 +81,7 @@ def _servers(
 ) -> ExternalEvaluator:
     options = prepared.options
     shape = options.shape_folder
-    key = api_key_of(options.api_key_env)
+    key = prepared.engine.api_key
     tokenizer = load_tokenizer(shape) if has_tokenizer(shape) else None
 
     def agree(server: Server) -> Endpoint:

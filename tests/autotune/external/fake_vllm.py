@@ -11,6 +11,7 @@ environment variable FAKE_VLLM, a JSON object:
   workers     starts a worker that renames itself and one in a session of its own, both deaf to
               SIGTERM
   deaf        is itself deaf to SIGTERM
+  key         what it wants of those who ask for anything below /v1
 """
 
 from __future__ import annotations
@@ -131,9 +132,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
+    def _is_known(self) -> bool:
+        key = self.state.fake.get("key")
+        return key is None or self.headers.get("Authorization") == f"Bearer {key}"
+
     def do_GET(self) -> None:
         state, mode = self.state, self.state.fake.get("mode")
-        if self.path == "/health":
+        if self.path.startswith("/v1") and not self._is_known():
+            self._send(401, b"")
+        elif self.path == "/health":
             ready = time.monotonic() >= state.healthy_at
             self._send(200 if ready else 503, b"")
         elif self.path == "/v1/models":
@@ -152,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path == "/reset_prefix_cache" and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+        if self.path.startswith("/v1") and not self._is_known():
+            self._send(401, b"")
+        elif self.path == "/reset_prefix_cache" and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
             self.state.resets += 1
             self._send(200, b"")
         elif self.path in ("/v1/completions", "/v1/chat/completions"):

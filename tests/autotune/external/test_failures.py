@@ -94,6 +94,26 @@ def test_the_class_of_a_line(engine: str, line: str, kind: str) -> None:
     assert failure.log_tail == tuple(log)
 
 
+@pytest.mark.parametrize(
+    ("engine", "line"),
+    [
+        ("vllm", "OSError: [Errno 98] Address already in use"),
+        ("vllm", "ValueError: a request has no prompt"),
+        ("llamacpp", "common_init: No such file or directory"),
+    ],
+)
+def test_what_has_served_did_not_end_by_its_start(engine: str, line: str) -> None:
+    failures = load_table(engine).failures
+    started = classify("X", failures, -11, [line], on_device=True)
+    assert started.kind != "crash"
+    served = classify("X", failures, -11, [line], on_device=True, has_served=True)
+    assert (served.kind, served.reason) == ("crash", f"X ended with the signal SIGSEGV: {line}")
+    memory = [line, "torch.OutOfMemoryError: CUDA out of memory."]
+    if engine == "vllm":
+        again = classify("X", failures, 1, memory, on_device=True, has_served=True)
+        assert again.kind == "device_memory"
+
+
 def test_without_a_device_its_memory_is_the_machines() -> None:
     line = "ValueError: No available memory for the cache blocks."
     failures = load_table("vllm").failures
@@ -142,6 +162,19 @@ def test_a_flood_is_not_held_in_memory(tmp_path: Path) -> None:
     assert sum(map(len, log.new_lines())) <= 4 << 20
     assert sum(map(len, log.tail())) <= 512 << 10
     assert log.tail(1) == ["0123456789abcde"]
+
+
+def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = ServerLog(path)
+    for _ in range(3):
+        with path.open("ab") as file:
+            file.write(b"x" * (3 << 20))
+        assert log.new_lines() == []
+    with path.open("ab") as file:
+        file.write(b"\n")
+    (line,) = log.new_lines()
+    assert len(line) <= 4 << 20
 
 
 def test_a_log_that_is_not_there(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,16 +19,12 @@ import psutil
 import pytest
 
 from autotune.errors import BadInput, EnvironmentMissing, Interrupted
-from autotune.external.engine import (
-    ExternalEngine,
-    find_engine,
-    running_engine,
-    without_missing_flags,
-)
+from autotune.external.engine import ExternalEngine
 from autotune.external.failures import LaunchFailed
 from autotune.external.kept_process import end_left_behind
 from autotune.external.launch import launch
 from autotune.external.table import load_table
+from autotune.profiling.prometheus_scrape import scrape
 from tests.autotune.external.fake_vllm import install
 
 LIMIT_S = 20.0
@@ -69,10 +64,10 @@ def test_serves_with_the_values_and_leaves_nothing(make: Make, tmp_path: Path) -
         assert server.healthy()
         assert server.failure() is None
         assert server.facts["kv_cache_tokens"] == 93184
-        assert server.metrics().series["vllm:kv_cache_usage_perc"]
+        assert scrape(server.metrics_url, 0.0).series["vllm:kv_cache_usage_perc"]
         assert server.reset_cache()
         assert asked(server.url, "/pid") == {"pid": server.pid, "resets": 1}
-        assert any("startup complete" in text for text in server.log_tail())
+        assert "startup complete" in log.read_text()
         assert json.loads(log.with_suffix(".pid").read_text())["pid"] == server.pid
     assert not process.is_running()
     assert not log.with_suffix(".pid").exists()
@@ -185,29 +180,20 @@ def test_a_server_that_dies_while_it_serves(make: Make, tmp_path: Path) -> None:
         assert not server.healthy()
 
 
-def test_metrics_that_are_none(make: Make, tmp_path: Path) -> None:
-    with (
-        launch(make({"mode": "garbage_metrics"}), {}, log_file=tmp_path / "log") as server,
-        pytest.raises(BadInput),
-    ):
-        server.metrics()
-
-
-def test_a_port_that_is_taken(make: Make, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(LaunchFailed, match="Address already in use") as caught:
-            launch(make(port=port), {}, log_file=tmp_path / "log")
-    assert caught.value.failure.kind == "port_in_use"
-
-
 def test_a_port_lost_to_another_program_is_tried_again(make: Make, tmp_path: Path) -> None:
     with pytest.raises(LaunchFailed) as caught:
         launch(make({"mode": "port"}), {}, log_file=tmp_path / "log")
     assert caught.value.failure.kind == "port_in_use"
     assert (tmp_path / "log").read_text().count("address already in use") == 3
+
+
+def test_a_server_that_wants_a_key(make: Make, tmp_path: Path) -> None:
+    with launch(make({"key": "k"}, api_key="k"), {}, log_file=tmp_path / "log") as server:
+        assert server.model == "model"
+        assert "api_key" not in repr(server.engine)
+    with pytest.raises(BadInput, match=r"HTTP error 401: .* --api-key-env"):
+        launch(make({"key": "k"}), {}, log_file=tmp_path / "log")
+    assert not (tmp_path / "log.pid").exists()
 
 
 OWNER = """
@@ -298,103 +284,6 @@ def test_process_ids_that_others_have_now_are_left_alone(tmp_path: Path) -> None
         end_left_behind(pid_file)
 
 
-def test_a_restart_command_that_stays(make: Make, tmp_path: Path) -> None:
-    program, port = install(tmp_path), free_port()
-    words = f"{program} serve m --host 127.0.0.1 --port {port} {{flags}}".split()
-    engine = running_engine("vllm", f"http://127.0.0.1:{port}/", words, device="cpu")
-    with launch(engine, {"max_num_seqs": 3}, log_file=tmp_path / "log") as server:
-        assert server.pid is not None
-        assert psutil.Process(server.pid).cmdline()[-2:] == ["--max-num-seqs", "3"]
-        assert server.model == "m"
-    assert not server.healthy()
-
-
-def test_a_restart_command_that_returns(tmp_path: Path) -> None:
-    """The old server answers until the command has returned, and must not be taken for the new."""
-    program, port = install(tmp_path), free_port()
-    script = tmp_path / "restart.sh"
-    pids = tmp_path / "server.pid"
-    script.write_text(
-        f"[ -f {pids} ] && kill $(cat {pids}) && sleep 0.3\n"
-        f"setsid {program} serve m --host 127.0.0.1 --port {port} $1 >/dev/null 2>&1 </dev/null &\n"
-        f"echo $! > {pids}\n"
-    )
-    words = ("sh", "-c", f"sh {script} '{{flags}}'")
-    engine = running_engine("vllm", f"http://127.0.0.1:{port}", words, device="cpu")
-    seen = []
-    # Outside of any keeper, as a server of a service manager or a container is.
-    try:
-        for eager in (True, False):
-            with launch(engine, {"enforce_eager": eager}, log_file=tmp_path / "log") as server:
-                wait_for(lambda running=server: running.pid is None)  # type: ignore[misc]
-                seen.append(asked(server.url, "/pid")["pid"])
-                assert server.failure() is None
-            assert asked(server.url, "/pid")["pid"] == seen[-1], "it is not ours to end"
-    finally:
-        with contextlib.suppress(OSError):
-            os.kill(int(pids.read_text()), signal.SIGKILL)
-    assert len(set(seen)) == 2
-
-
-def test_a_restart_command_that_fails(tmp_path: Path) -> None:
-    words = ("sh", "-c", "echo error: no such unit >&2; exit 5; {flags}")
-    engine = running_engine("vllm", f"http://127.0.0.1:{free_port()}", words, device="cpu")
-    with pytest.raises(LaunchFailed, match="exit status 5: error: no such unit"):
-        launch(engine, {}, log_file=tmp_path / "log")
-
-
-def test_another_model_at_the_url(tmp_path: Path) -> None:
-    program, port = install(tmp_path), free_port()
-    words = f"{program} serve m --host 127.0.0.1 --port {port} {{flags}}".split()
-    url = f"http://127.0.0.1:{port}"
-    engine = running_engine("vllm", url, words, device="cpu", served_name="other")
-    with pytest.raises(LaunchFailed, match="serves m and not other") as caught:
-        launch(engine, {}, log_file=tmp_path / "log")
-    assert caught.value.failure.kind == "model_not_found"
-
-
-def test_a_restart_command_needs_a_place_for_flags() -> None:
-    with pytest.raises(BadInput, match=r"has no \{flags\}"):
-        running_engine("vllm", "http://127.0.0.1:1", ["systemctl", "restart", "vllm"])
-
-
-def test_finding_an_engine(tmp_path: Path) -> None:
-    program = install(tmp_path)
-    (tmp_path / "weights").mkdir()
-    engine = find_engine(
-        "vllm", str(tmp_path / "weights"), program=str(program), fixed={"max_model_len": 512}
-    )
-    assert (engine.version, engine.device) == ("0.32.0", "cpu")
-    assert engine.version_note() is None
-    assert engine.served_name == "weights"
-    assert engine.program == (str(program), "serve")
-    with pytest.raises(EnvironmentMissing, match="was not found"):
-        find_engine("vllm", "m", program=str(tmp_path / "none"))
-    with pytest.raises(BadInput, match="max_num_seqs: 0 is below 1"):
-        find_engine("vllm", "m", program=str(program), fixed={"max_num_seqs": 0})
-    with pytest.raises(BadInput, match="no engine 'vlm'"):
-        find_engine("vlm", "m")
-
-
-def test_a_release_that_the_table_does_not_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_VLLM", '{"version": "9.1.0"}')
-    engine = find_engine("vllm", "m", program=str(install(tmp_path)), device="cpu")
-    assert not engine.version_checked
-    note = engine.version_note()
-    assert note is not None
-    assert note.startswith("vLLM 9.1.0 is none of the releases")
-    # The fake's help lists fewer flags than vLLM's.
-    assert "stream_interval" in engine.missing
-    assert "stream_interval" in note
-    assert "max_num_seqs" in engine.table.knobs
-    assert not set(engine.missing) & set(engine.table.knobs)
-    assert without_missing_flags(engine) == (engine, ())
-    with launch(engine, {"max_num_seqs": 2}, log_file=tmp_path / "log") as server:
-        assert server.healthy()
-
-
 def asked(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(url + path, data), timeout=5.0) as answer:
@@ -425,9 +314,3 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

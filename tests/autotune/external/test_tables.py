@@ -12,7 +12,6 @@ from autotune.errors import AutotuneError
 from autotune.external.flags import (
     flags_of,
     idle_knobs,
-    needs_restart,
     problems_of,
     with_length,
 )
@@ -76,10 +75,9 @@ def test_what_does_nothing_is_not_told() -> None:
     values: dict[str, Value] = {"speculative_method": "none", "num_speculative_tokens": 4}
     assert idle_knobs(VLLM, values, "cpu") == {"num_speculative_tokens"}
     assert flags_of(VLLM, values, "cpu").arguments == ()
-    assert not needs_restart(VLLM, {}, values, "cpu")
     on = {**values, "speculative_method": "ngram"}
     assert not idle_knobs(VLLM, on, "cpu")
-    assert needs_restart(VLLM, values, on, "cpu")
+    assert flags_of(VLLM, on, "cpu").arguments
 
 
 def test_truths_of_sglang_and_llama_cpp() -> None:
@@ -90,18 +88,26 @@ def test_truths_of_sglang_and_llama_cpp() -> None:
     assert told.request_fields == {"cache_prompt": False}
 
 
-def test_only_what_needs_a_restart_gets_one() -> None:
-    assert not needs_restart(LLAMACPP, {"cache_prompt": True}, {"cache_prompt": False}, "cpu")
-    assert needs_restart(LLAMACPP, {"parallel": 2}, {"parallel": 4}, "cpu")
-    swapped: list[dict[str, Value]] = [
-        {"batch_size": 512, "ubatch_size": 256},
-        {"ubatch_size": 512, "batch_size": 256},
-    ]
-    assert needs_restart(LLAMACPP, *swapped, "cpu")
-    assert not needs_restart(LLAMACPP, swapped[0], dict(reversed(swapped[0].items())), "cpu")
-    # A flag that did nothing when the server was started was not given to it.
-    before: dict[str, Value] = {"cache_prompt": False, "cache_reuse": 128}
-    assert needs_restart(LLAMACPP, before, {**before, "cache_prompt": True}, "cpu")
+def test_the_order_of_values_makes_no_other_command_line() -> None:
+    values: dict[str, Value] = {"batch_size": 512, "ubatch_size": 256}
+    told = flags_of(LLAMACPP, values, "cpu")
+    assert told.arguments == ("--batch-size", "512", "--ubatch-size", "256")
+    assert flags_of(LLAMACPP, dict(reversed(values.items())), "cpu") == told
+
+
+def test_only_what_goes_with_requests_needs_no_restart() -> None:
+    assert [n for n, knob in LLAMACPP.knobs.items() if not knob.restarts] == ["cache_prompt"]
+    assert all(knob.restarts for table in (VLLM, SGLANG) for knob in table.knobs.values())
+
+
+def test_how_sglang_is_told_its_device() -> None:
+    on_cpu, on_gpu = SGLANG.start("cpu"), SGLANG.start("cuda")
+    assert on_cpu.arguments[: len(on_gpu.arguments)] == on_gpu.arguments
+    assert on_cpu.arguments[len(on_gpu.arguments) :][:2] == ("--device", "cpu")
+    assert (dict(on_cpu.environment), dict(on_gpu.environment)) == (
+        {"SGLANG_USE_CPU_ENGINE": "1"},
+        {},
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,7 @@ def test_only_what_needs_a_restart_gets_one() -> None:
         (VLLM, {"max_num_seqs": True}, "max_num_seqs: True is no int"),
         (VLLM, {"max_num_seqs": "8"}, "'8' is no int"),
         (VLLM, {"watermark": 1.0}, "1.0 is above 0.99"),
+        (VLLM, {"watermark": float("nan")}, "nan is no finite number"),
         (VLLM, {"dtype": "int3"}, "'int3' is none of auto"),
         (VLLM, {"no_such": 1}, "no knob 'no_such'"),
         (VLLM, {"async_scheduling": True}, "async_scheduling only on cuda"),
@@ -192,7 +199,8 @@ def test_a_sound_table_is_read() -> None:
         ("knob: size", "knob: length", "'length' is no knob of the table"),
         ("kind: int", "kind: number", "kind"),
         ("pattern: boom", "pattern: '(boom'", "broken"),
-        ("kind: crash, pattern: boom", "kind: crash", "pattern and exit_status"),
+        ("kind: crash, pattern: boom", "kind: crash", "pattern"),
+        ("title: Toy", "title: Toy\non_device: {tpu: {}}", "on_device"),
         ("failures:", "rules: [{why: because}]\nfailures:", "or a `when` alone"),
         ("failures:", "rules: [{why: because, needs: nothing}]\nfailures:", "'nothing' is no knob"),
         ("title: Toy", "title: Toy\nname: toy", "name"),

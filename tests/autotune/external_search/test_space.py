@@ -127,6 +127,20 @@ def test_bad_values_are_told(narrowing: dict[str, list[object]], said: str) -> N
         load_flag_space(VLLM, "cpu", narrowing)
 
 
+def test_words_that_yaml_reads_as_something_else_are_taken_as_meant(tmp_path: Path) -> None:
+    llamacpp = load_table("llamacpp")
+    assert fixed_values(llamacpp, {}, {"flash_attn": [True]}) == {"flash_attn": "on"}
+    path = tmp_path / "space.yaml"
+    path.write_text("flash-attn: [on, off]\ncont_batching: [on, off]\n")
+    assert dict(load_flag_space(llamacpp, "cpu", {}, path).values) == {
+        "flash_attn": ("auto", "on", "off"),
+        "cont_batching": (True, False),
+    }
+    assert fixed_values(VLLM, {"cpu_omp_threads_bind": 0}, {}) == {"cpu_omp_threads_bind": "0"}
+    with pytest.raises(BadInput, match="dtype: True is no str"):
+        load_flag_space(VLLM, "cpu", {"dtype": [True, "auto"]})
+
+
 def test_a_space_file_replaces_the_tables(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text("max-num-seqs: [8, 16]\n")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from autotune.errors import EnvironmentMissing
 from autotune.external.engine import ExternalEngine
 from autotune.external.failures import Failure, LaunchFailed
 from autotune.external.table import load_table
@@ -19,7 +18,6 @@ from autotune.external_search.step_costs import LinearCost
 from autotune.load.endpoint import Endpoint
 from autotune.load.http_load import HttpLoadResult
 from autotune.predict.replay import replay
-from autotune.profiling.prometheus_scrape import Scrape
 from autotune.workload.materialise import LoadRequest
 from engine.config import EngineConfig
 from engine.engine import CacheShape
@@ -44,8 +42,11 @@ def vllm(**fixed: Any) -> ExternalEngine:
 class VirtualServer:
     """A server that is gone or asked by `VirtualServers`."""
 
-    def __init__(self, url: str, values: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, values: Mapping[str, Any], forgets: bool) -> None:
         self.url = url
+        # Nobody listens there.
+        self.metrics_url = "http://127.0.0.1:9/metrics"
+        self.forgets = forgets
         self.model = "model"
         self.values = dict(values)
         self.started_in_s = 1.0
@@ -53,17 +54,13 @@ class VirtualServer:
         self.died: Failure | None = None
         self.stopped = False
 
-    def metrics(self) -> Scrape:
-        """Nothing answers."""
-        raise EnvironmentMissing("no metrics")
-
     def failure(self) -> Failure | None:
         """What `VirtualServers` has put here."""
         return self.died
 
     def reset_cache(self) -> bool:
-        """Each load begins with an empty cache."""
-        return True
+        """Whether each load begins with an empty cache."""
+        return self.forgets
 
     def stop(self) -> None:
         """End."""
@@ -76,6 +73,7 @@ class VirtualServers:
     Args:
         fails: the failure of a start with values; None where it serves.
         dies: the failure during a load.
+        forgets: whether a server can be made to forget its prefixes.
         loads: loads before the user stops the run; None never stops it.
         stop: set then.
     """
@@ -85,14 +83,16 @@ class VirtualServers:
         *,
         fails: Fails = lambda _: None,
         dies: Fails = lambda _: None,
+        forgets: bool = True,
         loads: int | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        self.fails, self.dies = fails, dies
+        self.fails, self.dies, self.forgets = fails, dies, forgets
         self.loads_left = loads
         self.stop = stop or threading.Event()
         self.servers: list[VirtualServer] = []
         self.loads: list[tuple[int, int]] = []
+        self.endpoints: list[Endpoint] = []
         self._numbers = itertools.count()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> VirtualServers:
@@ -113,7 +113,7 @@ class VirtualServers:
         failure = self.fails(values)
         if failure is not None:
             raise LaunchFailed(failure)
-        server = VirtualServer(f"http://127.0.0.1:{next(self._numbers)}", values)
+        server = VirtualServer(f"http://127.0.0.1:{next(self._numbers)}", values, self.forgets)
         self.servers.append(server)
         return server
 
@@ -125,6 +125,7 @@ class VirtualServers:
         server = self.servers[place]
         assert not server.stopped
         self.loads.append((place, len(requests)))
+        self.endpoints.append(endpoint)
         if self.loads_left is not None:
             self.loads_left -= 1
             if self.loads_left <= 0:
