@@ -245,7 +245,7 @@ def reproduction(evidence: Evidence) -> list[Snippet]:
         )
     for name, title in (
         ("engine.yaml", "Serve with the bundled engine"),
-        ("vllm.yaml", "The same choice for vLLM"),
+        ("vllm.yaml", "Serve with vLLM"),
     ):
         file = evidence.folder / "deploy" / name
         if file.is_file():

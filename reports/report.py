@@ -72,6 +72,7 @@ def report_page(evidence: Evidence) -> str:
         model=str(mapping(run.get("model")).get("name") or "unnamed model"),
         hardware=str(mapping(run.get("hardware")).get("name") or ""),
         started=moment(run.get("started_at")),
+        other_engine=str(mapping(run.get("engine")).get("title") or ""),
         objective=str(run.get("objective") or "objective"),
         has_slo=bool(run.get("slo")),
         verdict=judge(evidence),

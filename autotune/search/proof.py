@@ -12,6 +12,7 @@ from autotune.quality_guard import breaks_guard
 from autotune.records import LimitResult, RequestRecord, RunFolder, TrialRecord
 from autotune.search.gain import Gain, paired_gain
 from autotune.search.objective import Objective
+from autotune.search.pooled_figures import pooled_engine, pooled_speculation
 from autotune.slo import QUALITY_METRICS, Slo
 from engine.config import EngineConfig
 from engine.step_record import StepRecord
@@ -160,15 +161,18 @@ def _pooled(
         duration += trial.metrics["duration_s"]
         if trial.metrics["load_note"]:
             notes.append(trial.metrics["load_note"])
+    rounds = [t.metrics for t in trials if t.metrics is not None]
     metrics = compute_metrics(
         records,
         slo,
         duration=duration,
-        config=EngineConfig.from_mapping(config) if bundled else EngineConfig(),
+        config=EngineConfig.from_mapping(config) if bundled else config,
         load_delivered=all(t.metrics["load_delivered"] for t in trials if t.metrics),
         load_note=notes[0] if notes else None,
         steps=steps,
         seed=seed,
+        engine=None if bundled else pooled_engine([m["engine"] for m in rounds]),
+        speculation=None if bundled else pooled_speculation([m["speculation"] for m in rounds]),
     )
     metrics["config"] = config
     # Laid end to end, the rounds' arrivals have pauses between them that no load had.

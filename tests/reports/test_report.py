@@ -326,6 +326,12 @@ def test_only_failed_trials_are_reported_with_their_reasons(run_path: Path) -> N
     assert len(page.figure("history").with_class("s-failed")) == 4 + 1  # and one in the legend
 
 
+def test_of_another_engine_it_says_why_there_is_no_profile(run_path: Path) -> None:
+    page = render(run_path, trials=2, rounds=2, requests=20, engine={"title": "vLLM"})
+    for section in ("profile", "bottlenecks", "advice"):
+        assert "vLLM" in page.root.one("section", id=section).words
+
+
 def test_one_request_is_reported(run_path: Path) -> None:
     page = render(run_path, trials=1, rounds=1, requests=1)
     assert "1 request" in page.figure("latency").words
