@@ -19,7 +19,7 @@ from engine.output import RequestOutput
 from engine.request import SamplingParams
 from engine.server.asgi_answer import ClientGone, unless_gone
 from engine.server.errors import as_api_error
-from engine.server.sse import DONE, error_event
+from engine.server.sse import error_end
 from engine.server.submits import Stream, Submits
 
 Outputs = list[tuple[int, RequestOutput]]
@@ -96,8 +96,8 @@ class Generation(Response):
             told = as_api_error(error)
             if not self._started:
                 await told.response()(scope, receive, send)
-            else:  # the status is gone; OpenAI's clients look for this in a stream
-                await _send_body(send, error_event(told.body) + DONE, more=False)
+            else:  # the status is gone
+                await _send_body(send, error_end(told.body), more=False)
         finally:
             for stream in streams:
                 stream.abort()

@@ -13,7 +13,7 @@ from yarl import URL
 
 from engine.server.errors import ApiError
 from engine.server.replica import BASE, Replica
-from engine.server.sse import error_event
+from engine.server.sse import error_end
 
 # Of one connection, not of the request (RFC 9110, 7.6.1), or made anew for each connection.
 _HOP = {
@@ -103,7 +103,7 @@ async def pass_stream(
 ) -> bool:
     """Pass on events as they come; whether the replica sent all of them.
 
-    If it breaks off, the last event is an error. No event is ever passed on in part.
+    If it breaks off, the stream ends with an error. No event is ever passed on in part.
     """
     headers = _of_answer(response, replica)
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -116,7 +116,7 @@ async def pass_stream(
                 await send({"type": "http.response.body", "body": rest[:end], "more_body": True})
                 rest = rest[end:]
     except (ClientError, OSError):
-        rest = error_event(broken_off.body)
+        rest = error_end(broken_off.body)
         await send({"type": "http.response.body", "body": rest})
         return False
     await send({"type": "http.response.body", "body": rest})

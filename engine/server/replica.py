@@ -24,8 +24,8 @@ class Replica:
     """A server behind the router.
 
     It is sent requests while its state is `ready`. `outstanding` are the sequences that it has
-    unfinished, `requests` and `failures` those that it was sent and that broke off, `restarts` how
-    often its process was started again.
+    unfinished, `requests` those that it was sent, `failures` those that it did not take up or broke
+    off, `restarts` how often its process was started again.
 
     Args:
         number: its place among the replicas, from 0.

@@ -26,7 +26,7 @@ from engine.server.refusals import Draining
 from engine.server.replica import Replica
 from engine.server.router_metrics import merge_pages, router_page
 from engine.server.routing import Router, Routing
-from engine.server.sse import error_event
+from engine.server.sse import error_end
 
 # A replica that was started again is there after about so long.
 _RETRY_SECONDS = 5
@@ -124,7 +124,7 @@ class RouterApp:
             error = as_api_error(Draining("the server ended before this request did"))
             if not begun:
                 raise error from None
-            await send({"type": "http.response.body", "body": error_event(error.body)})
+            await send({"type": "http.response.body", "body": error_end(error.body)})
         finally:
             self._open.discard(limit)
             if not self._open:

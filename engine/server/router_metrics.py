@@ -86,7 +86,7 @@ def router_page(replicas: Sequence[Replica]) -> str:
     family(
         "autotune:router_failures_total",
         "counter",
-        "Requests to the replica that broke off.",
+        "Requests that the replica did not take up or broke off.",
         [r.failures for r in replicas],
     )
     family(

@@ -24,9 +24,9 @@ def event(content: str) -> bytes:
     return f"data: {content}\n\n".encode("ascii")
 
 
-def error_event(body: dict[str, Any]) -> bytes:
-    """An error in a stream that has begun."""
-    return event(compact(body))
+def error_end(body: dict[str, Any]) -> bytes:
+    """The end of a stream that has begun and fails: OpenAI's clients look for an error in it."""
+    return event(compact(body)) + DONE
 
 
 class Envelope:

@@ -117,7 +117,7 @@ def test_a_stream_that_breaks_off_ends_with_an_error_and_no_half_event(tmp_path:
             assert events[:2] == [b"data: 0", b"data: 1"]
             error = json.loads(events[2].removeprefix(b"data: "))["error"]
             assert error["code"] == "replica_failed"
-            assert events[3:] == [b""]
+            assert events[3:] == [b"data: [DONE]", b""]
             assert app.replicas[0].suspected.is_set()
 
     run(test)
@@ -215,8 +215,8 @@ def test_what_does_not_end_in_time_is_given_up_and_told_so(tmp_path: Path) -> No
                 assert await response.content.readuntil(b"\n\n") == b"data: 0\n\n"
                 await until(lambda: fakes[0].running == 2)
                 assert not await app.drain(0.05)
-                *_, last, rest = (await response.content.read()).split(b"\n\n")
-            assert rest == b""
+                *_, last, done, rest = (await response.content.read()).split(b"\n\n")
+            assert (done, rest) == (b"data: [DONE]", b"")
             told = json.loads(last.removeprefix(b"data: "))["error"]
             assert told["code"] == "server_draining"
             status, answer = await holding
