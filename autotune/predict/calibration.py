@@ -48,6 +48,24 @@ OTHER_VERSION = 0.1
 OTHER_MACHINE = 0.25
 # Knobs that change what a step costs in a way that no probe measures.
 _FIXED_KNOBS = ("device", "dtype", "num_threads", "cuda_graphs")
+# Knobs that what a model takes does not depend on: they are asked for in all their combinations.
+_LOAD_KNOBS = (
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+)
+# Knobs that the KV cache depends on.
+_CACHE_KNOBS = (
+    "quantization",
+    "kv_cache_dtype",
+    "block_size",
+    *_LOAD_KNOBS,
+    "max_model_len",
+    "tensor_parallel_size",
+    "speculative_method",
+    "speculative_model",
+)
 _UNTOLD = ("auto", None)
 # How much of what a method's coefficients are off by is off in the others' as well.
 _SHARED = math.sqrt(0.5)
@@ -77,6 +95,9 @@ class Calibration:
     drafts: DraftKnowledge = field(default_factory=DraftKnowledge)
     # What was asked for before; a search asks for thousands of configs of a few kinds.
     _caches: dict[tuple[Any, ...], CacheShape | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    _models: dict[tuple[Any, ...], Served | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
     _draws: dict[tuple[Any, ...], CostDraw] = field(
@@ -119,22 +140,7 @@ class Calibration:
 
     def cache(self, config: EngineConfig) -> CacheShape | None:
         """The KV cache under a config; None if it does not hold the longest sequence."""
-        key = tuple(
-            getattr(config, name)
-            for name in (
-                "quantization",
-                "kv_cache_dtype",
-                "block_size",
-                "gpu_memory_utilization",
-                "kv_cache_memory_bytes",
-                "max_num_seqs",
-                "max_num_batched_tokens",
-                "max_model_len",
-                "tensor_parallel_size",
-                "speculative_method",
-                "speculative_model",
-            )
-        )
+        key = tuple(getattr(config, name) for name in _CACHE_KNOBS)
         if key not in self._caches:
             self._caches[key] = self._cache(config)
         return self._caches[key]
@@ -282,12 +288,9 @@ class Calibration:
         return tuple(decode_sizes(most_sequences(config)))
 
     def _cache(self, config: EngineConfig) -> CacheShape | None:
-        base = served(self.config, None, self.model)
+        base = self._served(self.config, None)
         assert base is not None
-        try:
-            changed: Served | None = served(config, base)
-        except EngineError:
-            return None
+        changed = self._served(config, base)
         if changed is None:
             return None
         first = self.samples[0]
@@ -298,6 +301,18 @@ class Calibration:
             on_gpu=self._on_gpu,
             gpu_bytes=self.hardware.get("memory_bytes"),
         )
+
+    def _served(self, config: EngineConfig, base: Served | None) -> Served | None:
+        """The model under a config; for configs that differ in the load alone it is read once."""
+        key = tuple(getattr(config, name) for name in _CACHE_KNOBS if name not in _LOAD_KNOBS)
+        if key not in self._models:
+            try:
+                known = served(config, base, self.model if base is None else None)
+            except EngineError:
+                known = None
+            self._models[key] = known
+        found = self._models[key]
+        return None if found is None else dataclasses.replace(found, config=config)
 
 
 def fit_calibration(
