@@ -30,6 +30,7 @@ from autotune.cli.server_options import (
 from autotune.cli.speculation_summary import speculation_sentence
 from autotune.cli.traffic_options import with_traffic
 from autotune.errors import EnvironmentMissing
+from autotune.plain_number import plain_number
 from autotune.traffic_options import TrafficOptions
 
 if TYPE_CHECKING:
@@ -155,8 +156,8 @@ def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
     for name in ("ttft", "tpot", "itl", "e2e"):
         values = metrics[name]
         bounds = (values.get("intervals") or {}).get("p95")
-        interval = "-" if not bounds else f"{bounds[0] * 1e3:.4g} to {bounds[1] * 1e3:.4g}"
-        shown = ("-" if values[s] is None else f"{values[s] * 1e3:.4g}" for s in statistics)
+        interval = "-" if not bounds else f"{_ms(bounds[0])} to {_ms(bounds[1])}"
+        shown = ("-" if values[s] is None else _ms(values[s]) for s in statistics)
         table.add_row(name, *shown, interval)
     console.print(table)
     for label, value in (
@@ -165,7 +166,7 @@ def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
         ("goodput, requests/s", metrics["goodput_requests_per_s"]),
         ("offered, requests/s", metrics["offered_rate"]),
     ):
-        console.print(f"{label:22}{'-' if value is None else f'{value:.4g}'}")
+        console.print(f"{label:22}{'-' if value is None else plain_number(value, 4)}")
     attained = metrics["slo_attainment"]
     console.print(f"{'within the SLO':22}{'-' if attained is None else f'{attained:.1%}'}")
     others = sum(metrics[outcome] for outcome in ("failed", "refused", "timed_out"))
@@ -178,3 +179,7 @@ def _print(metrics: Mapping[str, Any], limits: list[LimitResult]) -> None:
     for limit in limits:
         missed = "missed" if limit.measured is None else f"missed by {limit.violation:.0%}"
         console.print(f"{limit.limit:22}{'met' if limit.met else missed}", markup=False)
+
+
+def _ms(seconds: float) -> str:
+    return plain_number(seconds * 1e3, 4)

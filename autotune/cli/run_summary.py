@@ -12,6 +12,7 @@ from rich.text import Text
 
 from autotune.cli.advice_outcome import print_infeasible_limits, print_scoreboard
 from autotune.cli.console import data_console
+from autotune.plain_number import plain_number
 from autotune.records import RunFolder
 
 _QUALITIES = {
@@ -73,7 +74,9 @@ def _print_comparison(console: Console, run: Mapping[str, Any]) -> None:
         ("offered", "offered_rate", "requests/s"),
     ):
         values = (None if m is None else m[key] for m in columns)
-        table.add_row(label, *("-" if v is None else f"{v:.4g} {unit}" for v in values))
+        table.add_row(
+            label, *("-" if v is None else f"{plain_number(v, 4)} {unit}" for v in values)
+        )
     shares = (None if m is None else m["slo_attainment"] for m in columns)
     table.add_row("requests within the SLO", *("-" if s is None else f"{s:.1%}" for s in shares))
 

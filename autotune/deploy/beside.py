@@ -11,6 +11,7 @@ from autotune.deploy.evidence import Evidence
 from autotune.deploy.replica_capacity import replica_capacity
 from autotune.deploy.target import Deployment
 from autotune.deploy.yaml_text import comment
+from autotune.plain_number import plain_number
 from autotune.slo import Slo, parse_slo
 
 _SIDES = ("input", "output")
@@ -138,7 +139,7 @@ def _traffic_options(run: Mapping[str, Any], evidence: Evidence) -> list[str]:
     if traffic.get("format"):
         options += ["--workload-format", str(traffic["format"])]
     if (rate := _asked_rate(run, evidence)) is not None:
-        options += ["--rate", "inf" if math.isinf(rate) else f"{rate:.4g}"]
+        options += ["--rate", plain_number(rate, 4)]
     # A preset's lengths were scaled to the measured model's context, which a server may not tell.
     factor = traffic.get("length_factor") or scaling.get("lengths")
     if factor:
@@ -194,7 +195,7 @@ def _with_vllm(run: Mapping[str, Any], evidence: Evidence) -> str | None:
         'vllm bench serve --base-url "$URL" --model "$MODEL" --dataset-name random '
         f"--random-input-len {max(1, round(prompt))} "
         f"--random-output-len {max(1, round(answer))} "
-        f"--num-prompts {max(1, round(rate * 60))} --request-rate {rate:.4g}"
+        f"--num-prompts {max(1, round(rate * 60))} --request-rate {plain_number(rate, 4)}"
     )
 
 

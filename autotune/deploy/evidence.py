@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.deploy.redaction import redacted
+from autotune.plain_number import plain_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def _summary(run: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         lines.append(f"Versions: {', '.join(named)}")
     if source := workload.get("source"):
         rate = workload.get("rate")
-        rate_text = f" at {rate:.3g} requests/s" if isinstance(rate, (int, float)) else ""
+        rate_text = f" at {plain_number(rate)} requests/s" if isinstance(rate, (int, float)) else ""
         lines.append(f"Workload: {source}{rate_text}")
     if objective := run.get("objective"):
         slo = f" under {run['slo']}" if run.get("slo") else ""

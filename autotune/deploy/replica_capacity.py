@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.deploy.evidence import Evidence
+from autotune.plain_number import plain_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +42,28 @@ def replica_capacity(evidence: Evidence) -> ReplicaCapacity | None:
     found = _number(bench.get("capacity_requests_per_s"))
     if found is not None:
         met, requests = True, found
-        basis = f"{found:.3g} requests/s is the highest rate at which one replica met the SLO"
+        bore = plain_number(found)
+        basis = f"{bore} requests/s is the highest rate at which one replica met the SLO"
     elif evidence.slo_met is False:
         met, requests = False, _number(bench.get("goodput_requests_per_s")) or rate
         basis = (
-            f"one replica did not meet the SLO at {rate:.3g} requests/s; {requests:.3g} requests/s "
-            "were answered within the limits"
+            f"one replica did not meet the SLO at {plain_number(rate)} requests/s; "
+            f"{plain_number(requests)} requests/s were answered within the limits"
         )
     else:
         met, requests = True, rate
-        basis = f"one replica bore {rate:.3g} requests/s and met the SLO; it may bear more"
+        basis = (
+            f"one replica bore {plain_number(rate)} requests/s and met the SLO; it may bear more"
+        )
         if evidence.slo_met is None:
-            basis = f"one replica answered {rate:.3g} requests/s"
+            basis = f"one replica answered {plain_number(rate)} requests/s"
     if share is not None:
         basis += f" ({share:.1%} of the requests within every limit)"
     in_flight = requests * stay
     counted = "requests" if met else "of these"
     basis += (
-        f"; {in_flight:.3g} {counted} were in flight on average, {tokens:.4g} tokens/s came out"
+        f"; {plain_number(in_flight)} {counted} were in flight on average, "
+        f"{plain_number(tokens, 4)} tokens/s came out"
     )
     if evidence.trials:
         basis += f"; trials {', '.join(map(str, evidence.trials))}"
