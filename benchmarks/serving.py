@@ -1,10 +1,13 @@
 """What serving over HTTP costs beside the engine in process, on a 135M Llama with random weights.
 
 Both get the same requests in short turns, a few seconds each, so that a machine whose speed drifts
-meets both alike; each round begins with the other one. Reported are the ratio of the times that all
-batches took, and the difference of the 95th percentiles of the TTFT of all requests that came in
-time, each with a 95% interval over resampled rounds. The generator runs on the same machine and
-takes its share of it, as it does not in process.
+meets both alike; each round begins with the other one. Throughput is told twice: by the times that
+whole batches took, in which every stall of the machine counts, and by the median gap between the
+tokens of full batches, in which none does. Of TTFT the difference is told, and of each request how
+much later than at the engine its first token was at the client: a step takes many times as long, and
+when within one a request comes is chance. Intervals of 95% are over resampled rounds. The generator
+runs on the same machine and takes its share of it, as it does not in process; with `--threads 1` a
+core is left for it and the server.
 
 Then 500 streams at once on the embedded model, every token of which is compared with what the
 engine makes of the same prompts in process; and the time from the start of `autotune serve` to its
@@ -39,7 +42,8 @@ from autotune.load.http_load import run_http_load
 from autotune.metrics import latencies
 from autotune.workload.materialise import LoadRequest
 from benchmarks.engine_speed import LLAMA_135M, save_random_llama
-from benchmarks.server_process import WatchBeside, resident_bytes, served
+from benchmarks.server_process import WatchBeside, flags_of, resident_bytes, served, started
+from benchmarks.timed_server import named, read_first_tokens
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading import load_model
@@ -85,14 +89,24 @@ class InProcess:
 
 
 class OverHttp:
-    """The server, as a client sees it."""
+    """The server, as a client sees it; it writes its engine's times into a file."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, times: Path) -> None:
         self.endpoint = endpoint
+        self.times = times
 
     def load(self, wanted: Sequence[LoadRequest]) -> LoadResult:
         """Offer the requests."""
         return run_http_load(self.endpoint, wanted, drain_limit=DRAIN_S)
+
+    def beside_engine(self, wanted: Sequence[LoadRequest], result: LoadResult) -> list[float]:
+        """By how many seconds each request's first token came later than at the engine."""
+        own = read_first_tokens(self.times)
+        prompts = {request.request_id: request.token_ids for request in wanted}
+        return [
+            record.token_times[0] - record.send - own[named(prompts[record.request_id])]
+            for record in result.records
+        ]
 
 
 def figures(result: LoadResult) -> dict[str, Any]:
@@ -106,6 +120,7 @@ def figures(result: LoadResult) -> dict[str, Any]:
         "output_tokens": sum(record.output_tokens for record in result.records),
         "send_lag_p99": float(np.percentile(sends, 99)),
     }
+    found["gap"] = float(np.median(latencies("itl", result.records)[0]))
     for metric in ("ttft", "tpot"):
         found[metric] = [round(float(v), 6) for v in latencies(metric, result.records)[0]]
     return found
@@ -120,6 +135,7 @@ def overhead(
 ) -> dict[str, Any]:
     """The same loads on each contender in turn, and what the last costs beside the first."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    beside: list[float] = []
     rate = None
     for number in range(rounds + 1):
         names = list(contenders) if number % 2 else list(contenders)[::-1]
@@ -132,7 +148,10 @@ def overhead(
             watch = WatchBeside(server_pid)
             results = {"full": figures(contenders[name].load(full))}
             if rate is not None:
-                results["paced"] = figures(contenders[name].load(paced))
+                result = contenders[name].load(paced)
+                results["paced"] = figures(result)
+                if isinstance(contenders[name], OverHttp):
+                    beside += contenders[name].beside_engine(paced, result)
                 found[name].append({**results, "others_share": watch.others()})
         if rate is None:  # the first round warms up, and tells what the machine can do
             rate = SHARE * _tokens_per_s(results["full"]) / OUTPUT
@@ -141,7 +160,12 @@ def overhead(
     first, last = (found[name] for name in contenders)
     return {
         "rate": rate,
-        "throughput_lost": resampled(first, last, _throughput_lost),
+        "first_token_beside_engine_s": {
+            "requests": len(beside),
+            **{f"p{q}": float(np.percentile(beside, q)) for q in (50, 90, 95, 99)},
+        },
+        "throughput_lost": resampled(first, last, partial(_lost, "gap")),
+        "throughput_lost_with_stalls": resampled(first, last, partial(_lost, "seconds")),
         "ttft_p95_later_s": resampled(first, last, partial(_later, "ttft", 95.0)),
         "ttft_median_later_s": resampled(first, last, partial(_later, "ttft", 50.0)),
         "tpot_median_later_s": resampled(first, last, partial(_later, "tpot", 50.0)),
@@ -149,9 +173,9 @@ def overhead(
     }
 
 
-def _throughput_lost(first: Rounds, last: Rounds) -> float:
+def _lost(time: str, first: Rounds, last: Rounds) -> float:
     """Share of the throughput over all batches, each of the same number of tokens."""
-    return 1 - sum(r["full"]["seconds"] for r in first) / sum(r["full"]["seconds"] for r in last)
+    return 1 - sum(r["full"][time] for r in first) / sum(r["full"][time] for r in last)
 
 
 def _later(metric: str, percentile: float, first: Rounds, last: Rounds) -> float:
@@ -245,6 +269,7 @@ def main() -> None:
             "batch": BATCH,
             "prompt_tokens": PROMPT,
             "output_tokens": OUTPUT,
+            "threads": args.threads or os.cpu_count(),
             "full_requests": args.batches * BATCH,
             "paced_requests": args.paced_requests,
             "paced_share": SHARE,
@@ -260,9 +285,12 @@ def main() -> None:
                 "max_num_seqs": BATCH,
                 "kv_cache_memory_bytes": 640 << 20,
             }
-            with served(knobs) as server:
+            times = Path(folder) / "first_tokens.jsonl"
+            timed = ["-m", "benchmarks.timed_server", str(times), "serve", *flags_of(knobs)]
+            with started(timed) as server:
                 endpoint = Endpoint(server.url, Path(folder).name)
-                contenders = {"in_process": InProcess(knobs), "over_http": OverHttp(endpoint)}
+                over_http = OverHttp(endpoint, times)
+                contenders = {"in_process": InProcess(knobs), "over_http": over_http}
                 results["overhead"] = overhead(
                     contenders, server.pid, args.rounds, args.batches, args.paced_requests
                 )
