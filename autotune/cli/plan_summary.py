@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.console import data_console
+from autotune.plain_number import plain_number
 
 if TYPE_CHECKING:
     from autotune.planning.plan import Plan
@@ -159,7 +160,8 @@ def _print_best(console: Console, told: Mapping[str, Any]) -> None:
         ("what binds", best["binding"]["text"]),
         (
             "carries",
-            f"{capacity['value']:.4g} requests/s ({_span(capacity, _three)}) within the SLO with "
+            f"{plain_number(capacity['value'])} requests/s "
+            f"({_span(capacity, plain_number)}) within the SLO with "
             f"{best['spare_replicas']} of {best['replicas']} replicas away; in use "
             f"{best['utilization']:.0%} at {request['rate']:g} requests/s",
         ),
@@ -321,10 +323,6 @@ def _usd(value: float) -> str:
     if value >= 10_000:
         return f"{value / 1000:,.0f}k"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _three(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def _chance(value: float | None) -> str:

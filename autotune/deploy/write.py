@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +112,15 @@ def winner_of(run: Mapping[str, Any], source: Path) -> EngineConfig:
         source: the run's folder, for messages.
 
     Raises:
-        BadInput: the run has no result, or one that this release cannot read.
+        BadInput: it is no run, or one without a result, or with one that cannot be read.
     """
+    if (kind := run.get("kind", "run")) != "run":
+        raise BadInput(f"{source} is of autotune {kind}, which chooses no winner; export a run's")
     result = run.get("result")
     if not result:
         raise BadInput(
             f"{source} has no result yet (status {run.get('status', 'unknown')}); finish it with "
-            "autotune run --resume"
+            f"autotune run --resume {shlex.quote(str(source))}"
         )
     own = MeasuredEngine.of(run)
     if own is not None:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner, Result
 
 from autotune.cli.main import app
 from autotune.deploy.engine_yaml import read_knobs
+from autotune.deploy.targets import all_targets
 from engine.config import EngineConfig
 
 WINNER: dict[str, Any] = {"model": "m", "max_num_seqs": 32, "quantization": "int8"}
@@ -69,7 +70,9 @@ def test_a_file_of_somebody_else_is_kept(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"result": None, "status": "interrupted"}, "no result yet (status interrupted)"),
+        ({"result": None}, "finish it with autotune run --resume /"),
         ({"result": {}}, "no result yet"),
+        ({"kind": "profile"}, "is of autotune profile, which chooses no winner"),
         ({"result": {"winner_config": {"max_num_seqs": 0}}}, "winner's config is unreadable"),
         ({"result": {"winner_config": {"no_knob": 0}}}, "unknown knob 'no_knob'"),
         ({"result": {"gain": {}}}, "winner's config is unreadable"),
@@ -83,6 +86,13 @@ def test_runs_without_a_usable_result_are_refused(
     assert result.exit_code == 2
     assert said in result.stderr
     assert result.stdout == ""
+
+
+def test_help_names_every_target() -> None:
+    text = " ".join(
+        CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "200"}).stdout.split()
+    )
+    assert [name for name in all_targets() if name not in text] == []
 
 
 def test_wrong_usage_is_refused(tmp_path: Path) -> None:
