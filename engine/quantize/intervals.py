@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit  # of scipy.stats the import takes a second
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -31,7 +31,7 @@ def mean_interval(window_means: Values) -> tuple[float, float, float]:
     if not math.isfinite(mean):  # broken weights: no spread to speak of
         return mean, mean, mean
     error = float(window_means.std(ddof=1)) / math.sqrt(window_means.size)
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, window_means.size - 1)) * error
+    margin = float(stdtrit(window_means.size - 1, 0.5 + CONFIDENCE / 2)) * error
     return mean, mean - margin, mean + margin
 
 
