@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit  # of scipy.stats the import takes a second
 
 from autotune.predict.step_cost import StepWork
 from autotune.profiling.counted_cost import CostOfSteps
@@ -122,9 +123,14 @@ def growth_of(requests: Sequence[RequestRecord], first: float, last: float) -> G
     at = begin + (np.arange(count) + 0.5) * (last - begin) / count
     inside = np.searchsorted(arrived, at, side="right") - np.searchsorted(left, at, side="right")
     means = inside.reshape(_BATCHES, _SAMPLES_A_BATCH).mean(axis=1)
-    line = stats.linregress(at.reshape(_BATCHES, -1).mean(axis=1), means)
-    margin = float(line.stderr) * float(stats.t.ppf(_CONFIDENCE, _BATCHES - 2))
-    slope = float(line.slope)
+    times = at.reshape(_BATCHES, -1).mean(axis=1)
+    times, means = times - times.mean(), means - means.mean()
+    squares = float(times @ times)
+    slope = float(times @ means) / squares
+    # Least squares: the slope's variance is that of what is left over that of the times.
+    left_over = means - slope * times
+    error = math.sqrt(float(left_over @ left_over) / (_BATCHES - 2) / squares)
+    margin = error * float(stdtrit(_BATCHES - 2, _CONFIDENCE))
     return Growth(slope, slope - margin, slope + margin)
 
 
