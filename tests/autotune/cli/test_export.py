@@ -89,9 +89,8 @@ def test_runs_without_a_usable_result_are_refused(
 
 
 def test_help_names_every_target() -> None:
-    text = " ".join(
-        CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "200"}).stdout.split()
-    )
+    # Lines of the help may break within a name, at its dash.
+    text = "".join(CliRunner().invoke(app, ["export", "--help"]).stdout.split())
     assert [name for name in all_targets() if name not in text] == []
 
 
