@@ -41,16 +41,23 @@ class Compilation:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one block needs: registers a thread, bytes of spilled registers, of shared memory."""
+    """What one block needs: registers a thread, bytes of spilled registers, of shared memory.
+
+    `products`: whether matrices are multiplied. `instructions`: how many there are of each.
+    """
 
     registers: int
     stack: int
     shared_memory: int
+    products: bool
     instructions: Mapping[str, int] = field(default_factory=dict)
 
 
-def compiled(what: Compilation, capability: int) -> Resources:
-    """Compile for a compute capability (90 for 9.0) and read the machine code's needs."""
+def compiled(what: Compilation, capability: int, *, counted: bool = True) -> Resources:
+    """Compile for a compute capability (90 for 9.0) and read the machine code's needs.
+
+    Unless `counted` the instructions are left out.
+    """
     names = what.kernel.arg_names
     signature = {n: "constexpr" if n in what.constants else what.types[n] for n in names}
     attributes = {
@@ -64,15 +71,17 @@ def compiled(what: Compilation, capability: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(done.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for flag in ("--dump-resource-usage", "--dump-sass")
-        )
+
+        def dump(what: str) -> str:
+            command = [CUOBJDUMP, f"--dump-{what}", file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = dump("resource-usage")
+        code = dump("sass") if counted else ""
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     instructions: dict[str, int] = {}
     for name in re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)", code, re.MULTILINE):
         instructions[name] = instructions.get(name, 0) + 1
-    return Resources(int(found[1]), int(found[2]), done.metadata.shared, instructions)
+    products = "mma" in done.asm["ptx"]  # mma.sync or wgmma
+    return Resources(int(found[1]), int(found[2]), done.metadata.shared, products, instructions)

@@ -12,13 +12,12 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles what the other tests run")
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_each_kernel_compiles(capability: str, tmp_path: Path) -> None:
+def test_each_kernel_compiles(tmp_path: Path) -> None:
     # In a process of its own: in this one kernels are interpreted.
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     del environment["TRITON_INTERPRET"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.triton.compile_all", capability, "--first"],
+        [sys.executable, "-m", "tests.kernels.triton.compile_all", "90", "80", "--first"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -27,4 +26,5 @@ def test_each_kernel_compiles(capability: str, tmp_path: Path) -> None:
     )
     lines = done.stdout.splitlines()
     assert done.returncode == 0, "\n".join(x for x in lines if x.startswith("FAILED")) + done.stderr
-    assert sum(line.startswith("ok ") for line in lines) > 10
+    for capability, least in (("sm_90:", 20), ("sm_80:", 5)):
+        assert sum(line.startswith("ok ") and capability in line for line in lines) > least
