@@ -13,6 +13,8 @@ from autotune.external.server_log import ServerLog
 from autotune.external.start_watch import oom_kills
 from autotune.profiling.prometheus_scrape import metrics_url
 
+_HEALTH_QUESTIONS = 3
+
 
 class ServerProcess(Protocol):
     """What runs a server: a process of ours, or a command that restarts it elsewhere."""
@@ -123,7 +125,9 @@ class RunningServer:
             return None
         if self._process.ended():
             return self._ends.failure(has_served=True)
-        if self._process.pid is None and not self.healthy():
+        elsewhere = self._process.pid is None
+        # One answer that is late means nothing.
+        if elsewhere and not any(self.healthy() for _ in range(_HEALTH_QUESTIONS)):
             reason = f"{self.engine.table.title} at {self.url} is healthy no more"
             return Failure("crash", reason, None, tuple(self._log.tail(40)))
         return None

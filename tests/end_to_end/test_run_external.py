@@ -18,10 +18,14 @@ from tests.end_to_end.conftest import ENTRY, ENVIRONMENT, Autotune
 
 # A load of a second, so that the whole run takes some.
 LOAD = ("--workload", "chat", "--rate", "20", "--duration", "1s", "--scale-lengths", "0.02")
-# Starts fail with 4 sequences; with 256 the engine is gone at the first request.
+# Starts fail with 4 sequences; with 256 the engine is gone at the first request. With steps of 128
+# tokens it answers with garbage.
 FAKE = {
     "token_s": 0.002,
-    "when": {"--max-num-seqs": {"4": "host_memory", "256": "die_on_request"}},
+    "when": {
+        "--max-num-seqs": {"4": "host_memory", "256": "die_on_request"},
+        "--max-num-batched-tokens": {"128": "garbage_stream"},
+    },
 }
 
 
@@ -46,7 +50,7 @@ def test_another_engine_is_tuned(
 ) -> None:
     monkeypatch.setenv("FAKE_VLLM", json.dumps(FAKE))
     output = tmp_path / "run"
-    searched = ("--search", "max_num_seqs=4,64,256", "--sampler", "tpe", "--trials", "4")
+    searched = ("--search", "max_num_seqs=4,16,32,64,256", "--sampler", "tpe", "--trials", "6")
     done = in_process(*command(install(tmp_path), output, *searched, "--rounds", "2", "--json"))
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
@@ -54,9 +58,14 @@ def test_another_engine_is_tuned(
     assert printed["slo_met"] is True
     assert printed["baseline"]["completed"] > 0
     trials = RunFolder(output).read_trials()
-    outcomes = {t.config["max_num_seqs"]: t.outcome for t in trials if t.kind == "search"}
-    assert outcomes[128] == "ok"
-    assert outcomes[4] == outcomes[256] == "out_of_memory"
+    by_source = {t.source: t for t in trials if t.kind == "search"}
+    outcomes = {source: trial.outcome for source, trial in by_source.items()}
+    assert outcomes["default"] == "ok"
+    assert outcomes["extreme: max_num_seqs=4"] == "out_of_memory"
+    assert outcomes["extreme: max_num_seqs=256"] == "out_of_memory"
+    garbage = by_source["extreme: max_num_batched_tokens=128"]
+    assert garbage.outcome == "crash"
+    assert "something else than JSON: '{not json'" in (garbage.reason or "")
     assert (output / "report.html").stat().st_size > 10_000
     assert (output / "deploy" / "serve.sh").exists()
     assert trials[0].metrics is not None

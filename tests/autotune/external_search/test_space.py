@@ -129,7 +129,8 @@ def test_bad_values_are_told(narrowing: dict[str, list[object]], said: str) -> N
 
 def test_words_that_yaml_reads_as_something_else_are_taken_as_meant(tmp_path: Path) -> None:
     llamacpp = load_table("llamacpp")
-    assert fixed_values(llamacpp, {}, {"flash_attn": [True]}) == {"flash_attn": "on"}
+    told = fixed_values(llamacpp, {"gpu_layers": 99}, {"flash_attn": [True]})
+    assert told == {"gpu_layers": "99", "flash_attn": "on"}
     path = tmp_path / "space.yaml"
     path.write_text("flash-attn: [on, off]\ncont_batching: [on, off]\n")
     assert dict(load_flag_space(llamacpp, "cpu", {}, path).values) == {
