@@ -163,7 +163,8 @@ class AsyncEngine:
         if waiting + count > most + max(0, seats - self.num_running):
             self.metrics.rejected["queue_full"] += 1
             raise Overloaded(
-                f"{waiting} requests wait already, and {most} may: try again later",
+                f"there is no room for {count} more: {waiting} of at most {most} requests wait "
+                "already; try again later",
                 self._retry_after_s(waiting),
             )
 

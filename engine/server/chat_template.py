@@ -194,7 +194,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"the chat template {path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ModelError(f"the chat template {path} cannot be read: {why}") from error
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
