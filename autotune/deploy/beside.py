@@ -114,7 +114,10 @@ def benchmark(deployment: Deployment, *, served_model: str, url: str) -> str:
         ),
         *([] if capacity is None else comment(f"Measured before: {capacity.basis}")),
         *(comment(f"Not measured over HTTP: {slo.guard}") if slo.needs_quality else []),
-        *comment("URL and MODEL may be set; API_KEY too, if the server wants one."),
+        *comment(
+            "URL, MODEL and AUTOTUNE (the program) may be set; API_KEY too, if the server wants "
+            "one."
+        ),
     ]
     if other := _with_vllm(run, evidence):
         lines += comment("Without autotune, with random prompts of the same mean lengths:")
@@ -124,7 +127,7 @@ def benchmark(deployment: Deployment, *, served_model: str, url: str) -> str:
         f"URL=${{URL:-{url}}}",
         f"MODEL=${{MODEL:-{_default(served_model)}}}",
         'if [ -n "${API_KEY:-}" ]; then set -- --api-key-env API_KEY "$@"; fi',
-        'exec autotune bench --url "$URL" --served-model "$MODEL" \\',
+        'exec "${AUTOTUNE:-autotune}" bench --url "$URL" --served-model "$MODEL" \\',
         f'  {shlex.join(options)} "$@"',
     ]
     return "\n".join(lines) + "\n"

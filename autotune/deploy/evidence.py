@@ -77,7 +77,8 @@ def _summary(run: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     if objective := run.get("objective"):
         slo = f" under {run['slo']}" if run.get("slo") else ""
         lines.append(f"Objective: {objective}{slo}")
-    if gain := result.get("gain"):
+    # Where the default was kept there is no other to compare it with.
+    if (gain := result.get("gain")) and gain.get("confidence"):
         lines.append(_gain(gain, result))
     if verdict := result.get("verdict"):
         lines.append(f"Verdict: {verdict}")

@@ -46,8 +46,9 @@ def replica_capacity(evidence: Evidence) -> ReplicaCapacity | None:
         basis = f"{bore} requests/s is the highest rate at which one replica met the SLO"
     elif evidence.slo_met is False:
         met, requests = False, _number(bench.get("goodput_requests_per_s")) or rate
+        arrived = _number(bench.get("offered_rate")) or rate
         basis = (
-            f"one replica did not meet the SLO at {plain_number(rate)} requests/s; "
+            f"one replica did not meet the SLO when {plain_number(arrived)} requests/s arrived; "
             f"{plain_number(requests)} requests/s were answered within the limits"
         )
     else:

@@ -14,6 +14,7 @@ from autotune.deploy.translate import translate
 from autotune.errors import BadInput
 from engine.config import EngineConfig
 from tests.autotune.deploy.platforms.exported_runs import (
+    LATE,
     RUNS,
     changed,
     combinations,
@@ -207,7 +208,13 @@ def test_without_a_measured_load_nothing_scales_by_itself() -> None:
 
 def test_an_unkept_promise_is_said() -> None:
     files = exported("late", "kubernetes")
-    assert any("did not meet the SLO" in warning for warning in files.warnings)
+    run = {
+        "result": {**LATE["result"], "winner": {**LATE["result"]["winner"], "offered_rate": 7.6}}
+    }
+    (warning,) = (w for w in exported_of(LATE | run, "kubernetes").warnings if "the SLO" in w)
+    assert (
+        "did not meet the SLO when 7.6 requests/s arrived; 3.9 requests/s were answered" in warning
+    )
     keda = yaml.safe_load(files.files["keda.yaml"])["spec"]["triggers"][0]["metadata"]
     # Little's law, of those that were answered in time.
     assert float(keda["threshold"]) == pytest.approx(3.9 * 1.5, abs=0.06)
