@@ -37,7 +37,11 @@ def test_of_a_long_load_not_every_page_is_kept(monkeypatch: pytest.MonkeyPatch) 
     assert watch.figures().engine["preemptions"] == preemptions[-1] - preemptions[0] >= 90
 
 
-def test_the_key_is_sent() -> None:
+def test_the_key_is_sent_and_no_proxy_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The load goes to the server itself, whatever the environment says.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
     with serving(FakeServer(metrics=growing, key="k")) as server:
         for key, problem in (("k", None), (None, "HTTP error 401")):
             with ServerWatch(f"{server.url}/metrics", key) as watch:

@@ -471,6 +471,7 @@ def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         ("localhost:8000", "write http"),
         ("file:///etc/passwd", "write http"),
         ("ftp://host/metrics", "write http"),
+        ("http://[::1/metrics", "not the address"),
         ("http://", "names no host"),
         ("http://host:port/metrics", "not the address"),
         ("http://me:secret@host/metrics", "user and password"),
