@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from kernels.cpu import native_status
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_and_single_threaded() -> None:
@@ -9,3 +11,9 @@ def _quiet_and_single_threaded() -> None:
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _native_kernels_from_the_users_cache() -> None:
+    """Loaded before a test has a cache folder of its own, in which they would be compiled again."""
+    native_status()
