@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,12 @@ from autotune.errors import BadInput, EnvironmentMissing, Interrupted
 from autotune.external.engine import ExternalEngine
 from autotune.external.failures import Failure, LaunchFailed
 from autotune.external.table import Value
+from autotune.external_search.other_tokens import in_other_tokens
 from autotune.external_search.served import (
     Server,
     Start,
     TunedEndpoint,
+    failure_soon,
     longest_of,
     values_given,
 )
@@ -53,8 +54,6 @@ WARMUP_REQUESTS = 8
 # What is told of a load; a short one only compares, so that its figures need no intervals.
 FULL = "load"
 _WARMUP_LIMIT_S = 120.0
-# That a process has ended is seen a little later than that its connections have.
-_NOTICED_S = 2.0
 # Engines that keep prompts of another salt apart in their prefix cache.
 HEED_SALTS = ("vllm",)
 # A short load of fewer requests tells nothing.
@@ -159,12 +158,12 @@ class ExternalEvaluator:
         short: dict[str, Any] | None = None
         if self.screening is not None and command.rate_factor is not None:
             short = self._short_load(endpoint, requests, command, slo, self.screening)
-            if short is not None and (failure := _death(server, short)) is not None:
+            if short is not None and (failure := failure_soon(server, short["failed"])):
                 return self._failed(failure)
             if short is not None and (told := self._hopeless(short, slo, self.screening)):
                 return told
         metrics = self._load(endpoint, server, requests, command, slo, FULL, time_limit)
-        if (failure := _death(server, metrics)) is not None:
+        if (failure := failure_soon(server, metrics["failed"])) is not None:
             return self._failed(failure)
         if not metrics["completed"]:
             return Failed(
@@ -221,14 +220,14 @@ class ExternalEvaluator:
                 self._agreed = self._agree(server)
             except (BadInput, EnvironmentMissing):
                 # If its process has ended the configuration failed, and the next may not.
-                if (failure := _failure_within(server, _NOTICED_S)) is None:
+                if (failure := failure_soon(server, 1)) is None:
                     raise
                 raise LaunchFailed(failure) from None
         self._on_progress(Progress("warm-up"))
         burst = at_rate(requests[:WARMUP_REQUESTS], None)
         warmed = self._offer(self._endpoint(server, {}), burst, None, _WARMUP_LIMIT_S)
-        broken = any(record.outcome == "failed" for record in warmed.records)
-        if (failure := _failure_within(server, _NOTICED_S if broken else 0.0)) is not None:
+        broken = sum(record.outcome == "failed" for record in warmed.records)
+        if (failure := failure_soon(server, broken)) is not None:
             raise LaunchFailed(failure)
         server.reset_cache()
         return server
@@ -391,30 +390,6 @@ class ExternalEvaluator:
                 f"autotune run --resume {self._folder.path}"
             )
         return Failed(kind, failure.reason)
-
-
-def in_other_tokens(requests: Sequence[LoadRequest]) -> list[LoadRequest]:
-    """The same lengths and equal beginnings, in other tokens out of the same vocabulary."""
-    known = sorted({token for r in requests for token in r.token_ids})
-    half = len(known) // 2
-    other = dict(zip(known, [*known[half:], *known[:half]], strict=True))
-    return [
-        dataclasses.replace(r, token_ids=tuple(other[token] for token in r.token_ids))
-        for r in requests
-    ]
-
-
-def _death(server: Server, metrics: Mapping[str, Any]) -> Failure | None:
-    """Why the server went away during the load of these metrics; None if it did not."""
-    return _failure_within(server, _NOTICED_S if metrics["failed"] else 0.0)
-
-
-def _failure_within(server: Server, seconds: float) -> Failure | None:
-    """Why the server went away; None if that does not show within so many seconds."""
-    until = time.monotonic() + seconds
-    while (failure := server.failure()) is None and time.monotonic() < until:
-        time.sleep(0.05)
-    return failure
 
 
 def _why(metrics: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,17 @@ class Server(Protocol):
         ...
 
 
+# That a process has ended is seen a little later than that its connections have.
+_NOTICED_S = 2.0
 Start = Callable[[Mapping[str, Value], threading.Event, Callable[[str], None]], Server]
+
+
+def failure_soon(server: Server, broken: int) -> Failure | None:
+    """Why the server went away; None if it did not. Waits a little if answers were broken off."""
+    until = time.monotonic() + (_NOTICED_S if broken else 0.0)
+    while (failure := server.failure()) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return failure
 
 
 def starter(engine: ExternalEngine, folder: Path) -> Start:

@@ -54,7 +54,7 @@ class Trials:
         path.mkdir()
         write_windows(self.folder, [REQUESTS])
         servers.install(monkeypatch)
-        monkeypatch.setattr("autotune.external_search.evaluator._NOTICED_S", 0.05)
+        monkeypatch.setattr("autotune.external_search.served._NOTICED_S", 0.05)
         self.evaluator = ExternalEvaluator(
             self.folder, engine, servers.start, Objective("goodput"), threading.Event(), **more
         )
