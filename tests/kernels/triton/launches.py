@@ -204,12 +204,15 @@ def check_odd_shapes() -> list[str]:
 
 def check_numbers_of_rows() -> list[str]:
     """What was compiled for a power of two and the number below serves those between."""
-    with pretending(H200) as device:
+    # A device of its own, or Triton would count what it compiles for the one before.
+    with pretending(H200._replace(name="another H200")) as device:
         for tokens in (31, 32, 63, 64, 255, 256, 511, 512):
             step(tokens)
         before = device.kernels.copy()
         for tokens in (17, 24, 33, 40, 48, 129, 160, 257, 300, 400):
             step(tokens)
+    if not before:
+        return ["no kernel was compiled"]
     return [f"{name}: compiled again" for name in device.kernels - before]
 
 
