@@ -45,6 +45,7 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Autotune:
         monkeypatch.setenv(name, ENVIRONMENT[name])
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["autotune", *arguments])
         done = CliRunner().invoke(app, arguments, prog_name="autotune")
         return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 

@@ -124,32 +124,32 @@ def test_wrong_options_of_run(
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_trace_line_is_named(tmp_path: Path, autotune: Autotune) -> None:
+def test_bad_trace_line_is_named(tmp_path: Path, in_process: Autotune) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         "2023-11-16 18:15:46.6805900,374,44\n"
         "2023-11-16 18:15:50.9951690,many,109\n"
     )
-    done = autotune("bench", "--workload", str(trace))
+    done = in_process("bench", "--workload", str(trace))
     assert done.returncode == 2
     assert "trace.csv" in done.stderr
     assert "line 3" in done.stderr
     assert "ContextTokens" in done.stderr
 
 
-def test_output_folder_in_use(tmp_path: Path, autotune: Autotune) -> None:
+def test_output_folder_in_use(tmp_path: Path, in_process: Autotune) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     for command in ("run", "bench"):
-        done = autotune(command, "-o", "out")
+        done = in_process(command, "-o", "out")
         assert done.returncode == 2
         assert "exists and is not empty" in done.stderr
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
-def test_output_folder_that_cannot_be_made(autotune: Autotune) -> None:
-    done = autotune("run", "-o", "/proc/none/out")
+def test_output_folder_that_cannot_be_made(in_process: Autotune) -> None:
+    done = in_process("run", "-o", "/proc/none/out")
     assert done.returncode == 3
     assert "/proc/none/out" in done.stderr
     assert "Traceback" not in done.stderr

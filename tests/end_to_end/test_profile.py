@@ -8,6 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
+from autotune import profile_run
 from autotune.profiling.file import read_profile
 from autotune.records import RunFolder
 from tests.end_to_end.conftest import ENTRY, ENVIRONMENT, Autotune
@@ -15,12 +18,15 @@ from tests.end_to_end.conftest import ENTRY, ENVIRONMENT, Autotune
 LOAD = ("profile", "--device", "cpu", "--rate", "8", "--scale-lengths", "0.05")
 
 
-def test_profile_of_a_trace_is_written_and_read_again(tmp_path: Path, autotune: Autotune) -> None:
+def test_profile_of_a_trace_is_written_and_read_again(
+    tmp_path: Path, in_process: Autotune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile_run, "CALIBRATION_BUDGET_S", 0.5)
     trace = tmp_path / "trace.csv"
-    rows = [f"2024-05-10 00:00:{i // 5:02}.{200000 * (i % 5):06},{40 + i},8" for i in range(25)]
+    rows = [f"2024-05-10 00:00:00.{40000 * i:06},{40 + i},8" for i in range(25)]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows, ""]))
-    done = autotune(
-        *("profile", "--device", "cpu", "--workload", str(trace), "--duration", "5s"),
+    done = in_process(
+        *("profile", "--device", "cpu", "--workload", str(trace), "--duration", "1s"),
         *("--slo", "ttft<2s", "--trace", "--trace-steps", "1:3", "-o", "out", "--json"),
     )
     assert done.returncode == 0, done.stderr
@@ -35,7 +41,7 @@ def test_profile_of_a_trace_is_written_and_read_again(tmp_path: Path, autotune: 
     assert json.loads((path / "trace.json").read_text())["traceEvents"]
     assert "Report: out/report.html" in done.stderr
 
-    again = autotune("profile", "--from", "out", "--slo", "ttft<1ms")
+    again = in_process("profile", "--from", "out", "--slo", "ttft<1ms")
     assert again.returncode == 0, again.stderr
     assert "ttft<1ms binds: missed" in again.stdout
     assert read_profile(path).slo != "ttft<1ms"
@@ -55,7 +61,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
         while (line := process.stderr.readline()) and "measuring" not in line:
             pass
         assert line, "the load never began"
-        time.sleep(4)
+        time.sleep(1)
         process.send_signal(signal.SIGINT)
         shown, messages = process.communicate(timeout=60)
     finally:

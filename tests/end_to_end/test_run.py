@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from autotune.embedded import TARGET
 from autotune.hardware.detect import describe_hardware
 from autotune.profiling.file import read_profile
 from autotune.records import RunFolder
+from autotune.search import probing
 from autotune.search.methods_offered import offer_for
 from autotune.search.objective import Objective
 from autotune.search.proof import ranked
@@ -27,15 +29,10 @@ from tests.end_to_end.conftest import ENTRY, ENVIRONMENT, Autotune
 OFFERED = offer_for(describe_hardware("cpu"), quantized=False).values["quantization"]
 PLAIN = ",".join(name for name in OFFERED if not METHODS[name].calibrated)
 QUANTIZED = ("--search", f"quantization={PLAIN}")
-SHORT = (
-    *("run", "--slo", "ttft<20s,tpot<5s", "--rate", "3", "--duration", "2s", "--rounds", "2"),
-    *("--finalists", "1", "--search", "max_num_seqs=2,256"),
-)
-FLOATS = ("--search", "quantization=none")
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return started(*SHORT, *FLOATS, "-o", str(folder), *arguments)
+# Short answers and windows: a run is mostly what it does between its loads.
+LOAD = ("--rate", "8", "--duration", "1s", "--scale-lengths", "0.1", "--rounds", "2")
+SHORT = ("run", "--slo", "ttft<20s,tpot<5s", *LOAD, "--finalists", "1")
+SEATS = ("--search", "max_num_seqs=2,256")
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
@@ -69,9 +66,27 @@ def running(pid: int) -> bool:
     return state != "Z"
 
 
-def test_run_leaves_a_verdict_a_report_and_configs(tmp_path: Path, autotune: Autotune) -> None:
+@pytest.fixture
+def unread(tmp_path: Path) -> str:
+    """The embedded model without its tokenizer, so that no trial scores the held-out text."""
+    folder = tmp_path / "model"
+    shutil.copytree(TARGET, folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    return str(folder)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes, advice and forecasts of some seconds: without a budget they take a minute."""
+    monkeypatch.setattr(probing, "MAX_PROBES_S", 2.0)
+    monkeypatch.setattr(probing, "MAX_CONCLUSIONS_S", 3.0)
+
+
+def test_run_leaves_a_verdict_a_report_and_configs(
+    tmp_path: Path, in_process: Autotune, hasty: None
+) -> None:
     path = tmp_path / "out"
-    done = autotune(*SHORT, *QUANTIZED, "--trials", "3", "-o", str(path), "--json")
+    several = (*SEATS, *QUANTIZED, "--trials", "3")
+    done = in_process(*SHORT, *several, "-o", str(path), "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["slo_met"] is True
@@ -110,23 +125,32 @@ def test_run_leaves_a_verdict_a_report_and_configs(tmp_path: Path, autotune: Aut
     assert run["result"]["verdict"] in (path / "report.html").read_text().replace("&#39;", "'")
 
     deployed = str(path / "deploy" / "engine.yaml")
-    bench = autotune("bench", "--config", deployed, "--rate", "3", "--duration", "2s", "--json")
+    bench = in_process("bench", "--config", deployed, *LOAD[:-2], "--json")
     assert bench.returncode in (0, 4), bench.stderr
     assert EngineConfig.from_mapping(json.loads(bench.stdout)["config"]) == config
 
-    again = autotune("run", "--resume", str(path), "--json")
+    again = in_process("run", "--resume", str(path), "--json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["gain"] == answer["gain"]
     assert folder.read_trials() == trials
 
 
 def test_run_that_is_interrupted_and_killed_goes_on_where_it_was(
-    tmp_path: Path, autotune: Autotune
+    tmp_path: Path, autotune: Autotune, in_process: Autotune, unread: str
 ) -> None:
+    """One of its configurations does not fit, which is a failed trial and not the end."""
     path = tmp_path / "out"
     folder = RunFolder(path)
-    process = start(path, "--trials", "3", "--no-advice", "--sampler", "tpe")
+    space = tmp_path / "space.yaml"
+    space.write_text(f"kv_cache_memory_bytes: [1, {1 << 26}]\nmax_num_seqs: [2, 256]\n")
+    process = started(
+        *(*SHORT, "--trials", "3", "-o", str(path), "--no-advice", "--sampler", "tpe"),
+        *("--space", str(space), "--kv-cache-memory-bytes", str(1 << 26), "--model", unread),
+    )
     wait_until(lambda: len(folder.read_trials()) >= 1, process)
+    refused = in_process("run", "--resume", str(path))
+    assert refused.returncode == 2
+    assert "another process is working" in refused.stderr
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
@@ -155,32 +179,20 @@ def test_run_that_is_interrupted_and_killed_goes_on_where_it_was(
     assert after[: len(before)] == before
     assert sum(t.kind == "search" for t in after) == 3
     assert [t.number for t in after] == list(range(len(after)))
-    assert all(folder.read_requests(t.number) for t in after)
+    failed = [t for t in after if t.outcome != "ok"]
+    assert failed
+    assert all(t.config["kv_cache_memory_bytes"] == 1 and t.reason for t in failed)
+    assert all(folder.read_requests(t.number) for t in after if t.outcome == "ok")
     assert folder.read_run()["status"] == "done"
 
 
-def test_config_that_does_not_fit_is_a_failed_trial_and_not_the_end(
-    tmp_path: Path, autotune: Autotune
+def test_slo_that_nothing_can_meet_ends_with_4(
+    tmp_path: Path, in_process: Autotune, hasty: None
 ) -> None:
     path = tmp_path / "out"
-    space = tmp_path / "space.yaml"
-    space.write_text(f"kv_cache_memory_bytes: [1, {1 << 26}]\n")
-    done = autotune(
-        *(*SHORT, *FLOATS, "--trials", "2", "-o", str(path), "--json"),
-        *("--no-advice", "--sampler", "tpe"),
-        *("--search", "max_num_seqs=256", "--space", str(space)),
-        *("--kv-cache-memory-bytes", str(1 << 26)),
-    )
-    assert done.returncode == 0, done.stderr
-    failed = [t for t in RunFolder(path).read_trials() if t.outcome != "ok"]
-    assert failed
-    assert all(t.config["kv_cache_memory_bytes"] == 1 and t.reason for t in failed)
-
-
-def test_slo_that_nothing_can_meet_ends_with_4(tmp_path: Path, autotune: Autotune) -> None:
-    path = tmp_path / "out"
-    done = autotune(
-        *("run", "--slo", "ttft<1us", "--load", "0.5", "--duration", "2s", "--rounds", "2"),
+    done = in_process(
+        # A light load: one that a busy machine cannot deliver has no verdict.
+        *("run", "--slo", "ttft<1us", "--load", "0.15", *LOAD[4:], "--duration", "2s"),
         *("--trials", "1", "--sampler", "tpe", "-o", str(path)),
     )
     assert done.returncode == 4, done.stderr
@@ -199,27 +211,15 @@ def test_slo_that_nothing_can_meet_ends_with_4(tmp_path: Path, autotune: Autotun
     assert all(t.rate == pytest.approx(offered, rel=0.5) for t in others)
 
 
-def test_capacity_is_a_rate_that_was_measured_to_hold(tmp_path: Path, autotune: Autotune) -> None:
+def test_capacity_is_a_rate_that_was_measured_to_hold(
+    tmp_path: Path, in_process: Autotune, unread: str
+) -> None:
     path = tmp_path / "out"
-    done = autotune(
-        *("run", "--objective", "capacity", "--slo", "ttft<30s", "--rate", "2"),
-        *("--duration", "2s", "--rounds", "2", "--finalists", "1", "--trials", "1"),
-        *("-o", str(path), "--no-advice", "--sampler", "tpe", "--json"),
+    done = in_process(
+        *("run", "--objective", "capacity", "--slo", "ttft<30s", *LOAD, "--trials", "1"),
+        *("-o", str(path), "--no-advice", "--sampler", "tpe", "--json", "--model", unread),
     )
     assert done.returncode == 0, done.stderr
     trial: Any = RunFolder(path).read_trials()[0]
     assert trial.objective == trial.metrics["offered_rate"] > 0
     assert trial.slo_met
-
-
-def test_second_process_in_the_folder_is_refused(tmp_path: Path, autotune: Autotune) -> None:
-    path = tmp_path / "out"
-    process = start(path, "--trials", "2")
-    try:
-        wait_until(lambda: (path / "run.json").exists(), process)
-        refused = autotune("run", "--resume", str(path))
-        assert refused.returncode == 2
-        assert "another process is working" in refused.stderr
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
