@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,20 @@ FIXED: dict[str, list[Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def everything_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def everything_is_offered() -> Iterator[None]:
     values = {name: KNOBS[name].choices or () for name in ("quantization", "kv_cache_dtype")}
-    monkeypatch.setattr(prepare, "offer_for", lambda _, quantized: Offer(values, quantized))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "offer_for", lambda _, quantized: Offer(values, quantized))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, everything_is_offered: None) -> Path:
+    """A run that nothing interrupted; tests only read it."""
+    path = tmp_path_factory.mktemp("whole") / "out"
+    run(path, options())
+    return path
 
 
 def options(**changes: Any) -> TuneOptions:
@@ -138,10 +149,8 @@ def test_drafts_are_chosen_where_they_pay(tmp_path: Path, chance: float, method:
         assert best.config["num_speculative_tokens"] == 7
 
 
-def test_every_trial_tells_what_was_predicted_before_it_ran(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    run(path, options())
-    default, *others = searched(path)
+def test_every_trial_tells_what_was_predicted_before_it_ran(whole: Path) -> None:
+    default, *others = searched(whole)
     assert default.predicted is None
     held = []
     for trial in others:
@@ -154,7 +163,7 @@ def test_every_trial_tells_what_was_predicted_before_it_ran(tmp_path: Path) -> N
         assert 1 <= trial.predicted["after_trials"] <= trial.number
         held.append(told["low"] <= trial.metrics["tpot"]["p95"] <= told["high"])
     assert sum(held) >= 4
-    told = RunFolder(path).read_run()["forecasts"]
+    told = RunFolder(whole).read_run()["forecasts"]
     assert told["given"]
     assert told["considered"] == 3 * 3 * 2
 
@@ -176,24 +185,23 @@ def test_the_proof_is_predicted_too_under_its_own_windows(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("survived", [1, 2, 4, 6])
 def test_interrupted_it_chooses_and_predicts_as_it_would_have(
-    tmp_path: Path, survived: int
+    tmp_path: Path, whole: Path, survived: int
 ) -> None:
-    run(tmp_path / "whole", options())
     path = tmp_path / "out"
     with pytest.raises(Interrupted):
         run(path, options(), most=survived)
     run(path, None)
-    whole = [(t.config, t.predicted) for t in searched(tmp_path / "whole")]
-    assert [(t.config, t.predicted) for t in searched(path)] == whole
+    expected = [(t.config, t.predicted) for t in searched(whole)]
+    assert [(t.config, t.predicted) for t in searched(path)] == expected
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    told = []
-    for name in ("one", "two"):
-        run(tmp_path / name, options(trials=4))
-        records = searched(tmp_path / name)
-        told.append([json.dumps([t.config, t.predicted, t.objective]) for t in records])
-    assert told[0] == told[1]
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, whole: Path) -> None:
+    run(tmp_path / "again", options())
+    first, second = (
+        [json.dumps([t.config, t.predicted, t.objective]) for t in searched(path)]
+        for path in (whole, tmp_path / "again")
+    )
+    assert first == second
 
 
 def test_weights_that_crash_are_soon_left_alone(tmp_path: Path) -> None:
