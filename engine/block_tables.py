@@ -22,8 +22,9 @@ class BlockTables:
     first `given_up[g]` entries stay for the sake of position; their blocks may be another's by now.
     `capacity` is how many tokens have their place in all groups.
 
-    `digests[i]` names the sequence's tokens from the first to the end of block i. The blocks before
-    `num_registered` were made findable in the prefix index's life that `generation` numbers.
+    `digests[i]` names the sequence's tokens from the first to the end of block i, and `salt`: only
+    sequences of one salt share blocks. The blocks before `num_registered` were made findable in the
+    prefix index's life that `generation` numbers.
     """
 
     groups: list[list[int]] = field(default_factory=lambda: [[]])
@@ -32,11 +33,12 @@ class BlockTables:
     digests: list[bytes] = field(default_factory=list)
     num_registered: int = 0
     generation: int = 0
+    salt: bytes = b""
 
     @classmethod
-    def empty(cls, num_groups: int) -> BlockTables:
+    def empty(cls, num_groups: int, salt: bytes = b"") -> BlockTables:
         """Tables without blocks."""
-        return cls([[] for _ in range(num_groups)], [0] * num_groups)
+        return cls([[] for _ in range(num_groups)], [0] * num_groups, salt=salt)
 
     @property
     def num_owned(self) -> int:
@@ -56,7 +58,7 @@ class BlockTables:
         digests = self.digests
         if number < len(digests):
             return digests[number]
-        name = digests[-1] if digests else b""
+        name = digests[-1] if digests else self.salt
         tokens = token_ids[len(digests) * block_size : (number + 1) * block_size]
         packed, size = _packer(len(tokens))(*tokens), block_size * TOKEN_BYTES
         for start in range(0, len(packed), size):
@@ -75,6 +77,17 @@ class BlockTables:
         while len(places) <= number:
             places.append(len(places).to_bytes(DIGEST_BYTES // 2))
         digests += [owner + place for place in places[len(digests) : number + 1]]
+
+
+def salt_of(text: str | None) -> bytes:
+    """The `salt` of tables for a text that a request gives; empty for none.
+
+    It is hashed apart from contents, so that no text can be made to name one.
+    """
+    if not text:
+        return b""
+    data = text.encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=DIGEST_BYTES, person=b"salt").digest()
 
 
 @lru_cache(maxsize=1024)

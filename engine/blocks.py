@@ -133,9 +133,9 @@ class BlockPool:
             self.clear_prefix_cache()
         self._enable_prefix_caching = enable
 
-    def new_tables(self) -> BlockTables:
-        """Tables without blocks for a sequence in this pool."""
-        return BlockTables.empty(len(self.windows))
+    def new_tables(self, salt: bytes = b"") -> BlockTables:
+        """Tables without blocks for a sequence in this pool; it shares with those of its salt."""
+        return BlockTables.empty(len(self.windows), salt)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens fill in a group that sees all of them."""

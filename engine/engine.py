@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from engine.attention_work import AttentionWork, attention_work
 from engine.batch import Batch, Executor, PipelinedExecutor
 from engine.block_groups import ONE_GROUP, BlockGroup
+from engine.block_tables import salt_of
 from engine.blocks import BlockPool
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError, RequestRefused
@@ -134,6 +135,7 @@ class Engine:
         *,
         arrival: float | None = None,
         priority: int = 0,
+        cache_salt: str | None = None,
     ) -> Request:
         """Take in a request; whether it is refused shows in the outputs of the next step.
 
@@ -143,6 +145,7 @@ class Engine:
             sampling: how tokens are chosen; `SamplingParams()` by default.
             arrival: seconds on the engine's clock; now by default.
             priority: the lower is served first under the policy `priority`.
+            cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
             RequestRefused: the id is in use.
@@ -153,6 +156,7 @@ class Engine:
             sampling or SamplingParams(),
             self.clock() if arrival is None else arrival,
             priority,
+            cache_salt=salt_of(cache_salt),
         )
         # One atomic operation, so that two threads cannot both take an id.
         if self._outbox.unfinished.setdefault(request_id, request) is not request:

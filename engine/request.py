@@ -130,7 +130,7 @@ class Request:
     seat among the running requests. The keys and values of the first `num_received_tokens` tokens
     come from another engine, which computed the prompt: they take blocks, but no computing, unless
     the request is preempted. `draft` is what the next step verifies beside the last token, as far
-    as there is room.
+    as there is room. Prefixes are shared with requests of the same `cache_salt` alone.
 
     Times are seconds on the engine's clock.
     """
@@ -153,6 +153,7 @@ class Request:
     first_scheduled: float | None = None
     num_received_tokens: int = 0
     draft: Draft | None = None
+    cache_salt: bytes = b""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

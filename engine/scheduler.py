@@ -107,7 +107,7 @@ class Scheduler:
         self._entered += 1
         request.rank = rank(request, self._config.scheduling_policy, self._entered)
         request.state = RequestState.WAITING
-        request.tables = self.pool.new_tables()
+        request.tables = self.pool.new_tables(request.cache_salt)
         self._requests[request.request_id] = request
         self.waiting.push(request)
         return True
@@ -284,7 +284,7 @@ class Scheduler:
         self.pool = pool
         self.max_model_len = max_model_len
         for request in self._requests.values():
-            request.tables = pool.new_tables()
+            request.tables = pool.new_tables(request.cache_salt)
         self._blocked = None
         refused: list[Request] = []
         for request in list(self._requests.values()):

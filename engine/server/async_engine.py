@@ -109,6 +109,7 @@ class AsyncEngine:
         sampling: SamplingParams,
         *,
         priority: int = 0,
+        cache_salt: str | None = None,
     ) -> Stream:
         """Take in a request; its outputs come from the stream.
 
@@ -116,6 +117,7 @@ class AsyncEngine:
             token_ids: the prompt; copied.
             sampling: how tokens are chosen.
             priority: the lower is served first under the policy `priority`.
+            cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
             Overloaded: too many wait already.
@@ -131,7 +133,9 @@ class AsyncEngine:
         request_id = str(next(self._ids))
         if not self.engine.has_unfinished:
             self._progress_at = time.monotonic()
-        request = self.engine.add(request_id, token_ids, sampling, priority=priority)
+        request = self.engine.add(
+            request_id, token_ids, sampling, priority=priority, cache_salt=cache_salt
+        )
         stream = self._streams[request_id] = Stream(request, loop, self.engine.abort)
         limit = self.limits.request_timeout_s
         if limit is not None:

@@ -102,6 +102,7 @@ async def _answer(
         writer,
         stream=bool(body.stream),
         priority=body.priority or 0,
+        cache_salt=body.cache_salt,
     )
 
 

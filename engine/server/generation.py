@@ -54,6 +54,7 @@ class Generation(Response):
         writer: makes bytes of outputs.
         stream: send them as server-sent events while they come; else one JSON text at the end.
         priority: of the requests.
+        cache_salt: of the requests.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Generation(Response):
         *,
         stream: bool,
         priority: int = 0,
+        cache_salt: str | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -72,6 +74,7 @@ class Generation(Response):
         self._writer = writer
         self._stream = stream
         self._priority = priority
+        self._cache_salt = cache_salt
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +90,10 @@ class Generation(Response):
                 self._engine.admit(len(self._choices))
             for choice in self._choices:
                 stream = self._engine.submit(
-                    choice.token_ids, choice.sampling, priority=self._priority
+                    choice.token_ids,
+                    choice.sampling,
+                    priority=self._priority,
+                    cache_salt=self._cache_salt,
                 )
                 streams.append(stream)
             merged = _Merged(streams)

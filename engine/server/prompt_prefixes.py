@@ -13,6 +13,7 @@ from hashlib import blake2b
 from struct import Struct, error
 from typing import Any
 
+from engine.block_tables import salt_of
 from engine.server.request_fields import MOST_CHOICES
 
 # Tokens that one name stands for: the engine's own default block.
@@ -55,7 +56,10 @@ def read_asked(body: bytes) -> Asked:
         return NOTHING_KNOWN
     n = fields.get("n")
     several = min(n, MOST_CHOICES) if type(n) is int and n > 0 else 1
-    return Asked(max(1, len(beginnings)) * several, tuple(_names(*b) for b in beginnings))
+    salt = fields.get("cache_salt")
+    # Prompts of two salts share nothing at the engine either.
+    apart = salt_of(salt) if isinstance(salt, str) else b""
+    return Asked(max(1, len(beginnings)) * several, tuple(_names(*b, apart) for b in beginnings))
 
 
 def _beginnings(fields: dict[str, Any]) -> Iterator[tuple[bytes, int]]:
@@ -90,10 +94,10 @@ def _tokens(token_ids: Sequence[Any]) -> tuple[bytes, int]:
     return packed, BLOCK_TOKENS * _TOKEN_BYTES
 
 
-def _names(data: bytes, size: int) -> Names:
+def _names(data: bytes, size: int, salt: bytes) -> Names:
     """BLAKE2b over the name of what comes before and the block, as `BlockTables.digest` does it."""
     names = []
-    name = size.to_bytes(_TOKEN_BYTES)  # texts and tokens share no name
+    name = size.to_bytes(_TOKEN_BYTES) + salt  # texts and tokens share no name
     for start in range(0, len(data) - size + 1, size):
         name = blake2b(name + data[start : start + size], digest_size=_DIGEST_BYTES).digest()
         names.append(name)

@@ -138,6 +138,9 @@ class GenerationFields(Fields):
     priority: Annotated[int, Field(ge=-_INT32, lt=_INT32), WHOLE] | None = Field(
         None, description="The lower is served first where scheduling_policy is priority."
     )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        None, description="Cached prompts are shared with requests of the same salt alone."
+    )
     use_beam_search: Never | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None

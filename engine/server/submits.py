@@ -42,7 +42,12 @@ class Submits(Protocol):
         ...
 
     def submit(
-        self, token_ids: Sequence[int], sampling: SamplingParams, *, priority: int = 0
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> Stream:
         """Take in a request.
 

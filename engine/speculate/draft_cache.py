@@ -146,7 +146,7 @@ class DraftCache:
             request.token_ids,
             request.sampling,
             request.arrival,
-            tables=self.pool.new_tables(),
+            tables=self.pool.new_tables(request.cache_salt),
         )
         own.num_prompt_tokens = request.num_prompt_tokens
         return DraftedSequence(request, own)

@@ -1,6 +1,8 @@
+import struct
+
 import pytest
 
-from engine.block_tables import BlockTables, Prefix
+from engine.block_tables import BlockTables, Prefix, salt_of
 from engine.blocks import BlockPool, BlockPoolCorrupt
 
 NOTHING = Prefix(0, ([],))
@@ -92,6 +94,23 @@ def test_equal_blocks_after_different_prefixes_are_not_shared() -> None:
     fill(pool, [1, 1, 5, 5, 9])
     assert known(pool, [2, 2, 5, 5, 9]) == []
     assert known(pool, [5, 5, 9]) == []
+
+
+def test_a_salt_keeps_prefixes_apart_and_no_text_makes_it_name_a_content() -> None:
+    pool = BlockPool(20, 4)
+    head, tail = [1, 2, 3, 4], [5, 6, 7, 8]
+    fill(pool, [*head, *tail, 9])
+    # The very bytes that the first block is named by.
+    forged = struct.pack("4q", *head).decode()
+    for salt in (salt_of("mine"), salt_of(forged)):
+        for tokens in ([*head, 9], [*tail, 9]):
+            assert pool.match_prefix(pool.new_tables(salt), tokens) == NOTHING
+    tables = pool.new_tables(salt_of("mine"))
+    assert pool.allocate(tables, NOTHING, 9)
+    pool.register(tables, [*head, *tail, 9], 9)
+    assert pool.match_prefix(pool.new_tables(salt_of("mine")), [*head, *tail, 9]).num_blocks == 2
+    assert pool.match_prefix(pool.new_tables(salt_of("yours")), [*head, *tail, 9]) == NOTHING
+    assert salt_of(None) == salt_of("") == b""
 
 
 def test_a_reused_parent_block_does_not_adopt_the_children_of_its_former_content() -> None:

@@ -53,6 +53,7 @@ class ScriptedEngine:
     refuses: Exception | None = None
     streams: list[ScriptedStream] = field(default_factory=list)
     submitted: list[tuple[list[int], SamplingParams, int]] = field(default_factory=list)
+    salts: list[str | None] = field(default_factory=list)
 
     def admit(self, count: int = 1) -> None:
         assert count > 0
@@ -60,10 +61,16 @@ class ScriptedEngine:
             raise self.refuses
 
     def submit(
-        self, token_ids: Sequence[int], sampling: SamplingParams, *, priority: int = 0
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> ScriptedStream:
         script = self.scripts[len(self.submitted)]
         self.submitted.append((list(token_ids), sampling, priority))
+        self.salts.append(cache_salt)
         if isinstance(script, Exception):
             raise script
         stream = ScriptedStream(list(script))

@@ -235,6 +235,17 @@ def test_usage_tells_prefix_hits(tiny: Served) -> None:
     assert again["prompt_tokens_details"] == {"cached_tokens": (len(prompt) - 1) // block * block}
 
 
+def test_prompts_of_another_salt_share_nothing(tiny: Served) -> None:
+    prompt = [21, 22, 23, 24] * 40
+    found = [
+        tiny.post(PATH, prompt=prompt, max_tokens=1, cache_salt=salt).json()["usage"]
+        for salt in ("a", "b", "a", None)
+    ]
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in found]
+    block = tiny.engine.engine.config.block_size
+    assert cached == [0, 0, (len(prompt) - 1) // block * block, 0]
+
+
 def test_the_answers_id_has_the_clients(tiny: Served) -> None:
     given = {"x-request-id": 'mine "1"'}
     body = {"prompt": "a", "max_tokens": 1}

@@ -23,6 +23,15 @@ def asked(**body: object) -> Asked:
     return read_asked(json.dumps(body).encode())
 
 
+def test_prompts_of_two_salts_are_told_apart() -> None:
+    salted = [asked(prompt=[1, 2] * 20, cache_salt=salt) for salt in ("a", "b", "a", None)]
+    first, other, again, bare = (one.prompts[0] for one in salted)
+    assert first == again
+    assert not {*first} & {*other}
+    assert not {*first} & {*bare}
+    assert bare == asked(prompt=[1, 2] * 20).prompts[0]
+
+
 def test_round_robin_asks_nobody_and_leaves_out_who_cannot() -> None:
     routing = Routing("round_robin", 3)
 
