@@ -4,10 +4,10 @@ Both get the same requests in short turns, a few seconds each, so that a machine
 meets both alike; each round begins with the other one. Throughput is told twice: by the times that
 whole batches took, in which every stall of the machine counts, and by the median gap between the
 tokens of full batches, in which none does. Of TTFT the difference is told, and of each request how
-much later than at the engine its first token was at the client: a step takes many times as long, and
-when within one a request comes is chance. Intervals of 95% are over resampled rounds. The generator
-runs on the same machine and takes its share of it, as it does not in process; with `--threads 1` a
-core is left for it and the server.
+much later than at the engine its first token was at the client: a step takes many times as long,
+and when within one a request comes is chance. Intervals of 95% are over resampled rounds. The
+generator runs on the same machine and takes its share of it, as it does not in process; with
+`--threads 1` a core is left for it and the server.
 
 Then 500 streams at once on the embedded model, every token of which is compared with what the
 engine makes of the same prompts in process; and the time from the start of `autotune serve` to its
