@@ -6,6 +6,7 @@ the kernels' tests take five times as long. What threads change has a test of it
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -18,6 +19,17 @@ import torch
 # Without a GPU the Triton kernels run in Triton's interpreter, which must be known at its import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_configure() -> None:
+    """What is imported and collected stays: looking for garbage in it takes minutes in all."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on there is garbage; it is not looked for among what was there before."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -190,6 +190,21 @@ def test_speedups_of_drafts_are_those_on_file() -> None:
     ) in words
 
 
+def test_what_tuning_vllm_brought_is_on_file() -> None:
+    tuned = json.loads((RESULTS / "vllm_tuned.json").read_text())
+    told = re.search(
+        r"went from (\S+) to (\S+) requests/s: a gain of (\S+), 95% interval\s+(\S+) to (\S+) ",
+        README,
+    )
+    assert told is not None
+    gain = tuned["gain"]
+    numbers = [tuned[side]["goodput_requests_per_s"] for side in ("default", "winner")]
+    numbers += [gain["value"], gain["low"], gain["high"]]
+    assert list(told.groups()) == [f"{number:.2f}" for number in numbers]
+    assert "ngram" in tuned["changes"]["speculative_method"]
+    assert not any(limit["met"] for limit in tuned["winner"]["slo"])
+
+
 def test_the_catalogue_has_as_many_gpus_as_is_said() -> None:
     number = len(load_catalogue().names())
     assert f"Figures and prices of {number} GPUs" in README

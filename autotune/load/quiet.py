@@ -17,19 +17,14 @@ def quiet_interpreter() -> Iterator[None]:
     """Without garbage collections, and with quick thread switches; as it was before, afterwards.
 
     A full collection takes tens of milliseconds in a process that holds a model and a workload.
-    What exists is frozen; cycles made meanwhile wait until the end.
+    Cycles made meanwhile wait until the end.
     """
     was_enabled, interval = gc.isenabled(), sys.getswitchinterval()
-    had_frozen = gc.get_freeze_count() > 0
-    gc.collect()
-    gc.freeze()
     gc.disable()
     sys.setswitchinterval(min(interval, _SWITCH_INTERVAL_S))
     try:
         yield
     finally:
         sys.setswitchinterval(interval)
-        if not had_frozen:
-            gc.unfreeze()
         if was_enabled:
             gc.enable()

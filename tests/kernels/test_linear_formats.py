@@ -11,8 +11,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = [0, 1, 5, 17, 33]
 # Odd numbers of rows, and columns that are whole groups but not whole tiles of any format.
 SHAPES = [(96, 256), (51, 160), (33, 96)]
-# Rounding of the output and of the widened weight.
-TOLERANCE = {torch.float32: 3e-3, torch.bfloat16: 6e-3, torch.float16: 3e-3}
+# Rounding of the output, and of the input and the widened weight to bf16, 2.4e-3 together; that of
+# few outputs scatters.
+TOLERANCE = {torch.float32: 4.5e-3, torch.bfloat16: 7e-3, torch.float16: 4.5e-3}
 BF16_STEP = 2**-8
 
 
