@@ -33,6 +33,8 @@ from engine.step_record import StepRecord
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 RESAMPLES = 1000
+# Values of the resamples that are laid out at once.
+_TOGETHER = 1 << 17
 _MIN_RESAMPLES = 200
 # Beyond this many values drawn in all, fewer resamples are taken.
 _BOOTSTRAP_WORK = 400_000_000
@@ -163,20 +165,13 @@ def bootstrap_intervals(
     resamples = max(min(_MIN_RESAMPLES, resamples), min(resamples, _BOOTSTRAP_WORK // values.size))
     quantiles = np.array([float(name[1:]) / 100 for name in statistics if name != "mean"])
     rng = np.random.default_rng(seed)
-    drawn = np.empty((resamples, 1 + len(quantiles)))
-    for row in drawn:
-        times = np.bincount(rng.integers(requests, size=requests), minlength=requests)
-        # Each value stands in the resample as often as its request; the sorted resample itself
-        # is never laid out.
-        weights = times[owners]
-        ends = np.cumsum(weights)
-        row[0] = weights @ values / ends[-1]
-        rank = (ends[-1] - 1) * quantiles
-        low = np.floor(rank).astype(np.int64)
-        below = values[np.searchsorted(ends, low, side="right")]
-        next_rank = np.minimum(low + 1, ends[-1] - 1)
-        above = values[np.searchsorted(ends, next_rank, side="right")]
-        row[1:] = below + (above - below) * (rank - low)
+    together = max(1, _TOGETHER // max(values.size, requests))
+    drawn = np.concatenate(
+        [
+            _resampled(rng, min(together, resamples - done), requests, values, owners, quantiles)
+            for done in range(0, resamples, together)
+        ]
+    )
     tails = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
     bounds = np.percentile(drawn, tails, axis=0)
     column = {"mean": 0}
@@ -184,6 +179,41 @@ def bootstrap_intervals(
         name: index for index, name in enumerate((n for n in statistics if n != "mean"), start=1)
     }
     return {name: [float(bound) for bound in bounds[:, column[name]]] for name in statistics}
+
+
+def _resampled(
+    rng: np.random.Generator,
+    count: int,
+    requests: int,
+    values: Floats,
+    owners: npt.NDArray[Any],
+    quantiles: Floats,
+) -> Floats:
+    """Mean and quantiles of `count` resamples, a row each, of sorted values."""
+    rows = np.arange(count)[:, None]
+    picks = rng.integers(requests, size=(count, requests))
+    times = np.bincount((picks + rows * requests).ravel(), minlength=count * requests)
+    times = times.reshape(count, requests)
+    sums = np.bincount(owners, weights=values, minlength=requests)
+    # Each value stands in a resample as often as its request; the sorted resamples themselves are
+    # never laid out.
+    ends = np.cumsum(np.take(times, owners, axis=1), axis=1)
+    sizes = ends[:, -1:].copy()
+    rank = (sizes - 1) * quantiles
+    low = np.floor(rank).astype(np.int64)
+    # The rows one behind the other ascend as one, so that one search finds places in all.
+    apart = rows * (int(sizes.max()) + 1)
+    ends += apart
+    ascending = ends.ravel()
+
+    def at(places: npt.NDArray[np.int64]) -> Floats:
+        found = np.searchsorted(ascending, places + apart, side="right")
+        return values[found - rows * values.size]
+
+    below = at(low)
+    above = at(np.minimum(low + 1, sizes - 1))
+    means = (times @ sums)[:, None] / sizes
+    return np.concatenate([means, below + (above - below) * (rank - low)], axis=1)
 
 
 def _statistics(slo: Slo | None) -> dict[str, tuple[str, ...]]:
