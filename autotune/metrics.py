@@ -208,7 +208,8 @@ def _resampled(
 
     def at(places: npt.NDArray[np.int64]) -> Floats:
         found = np.searchsorted(ascending, places + apart, side="right")
-        return values[found - rows * values.size]
+        chosen: Floats = values[found - rows * values.size]
+        return chosen
 
     below = at(low)
     above = at(np.minimum(low + 1, sizes - 1))
