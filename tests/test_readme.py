@@ -205,6 +205,32 @@ def test_what_tuning_vllm_brought_is_on_file() -> None:
     assert not any(limit["met"] for limit in tuned["winner"]["slo"])
 
 
+def test_what_serving_costs_is_on_file() -> None:
+    served = json.loads((RESULTS / "serving.json").read_text())
+    many, overhead = served["many_streams"], served["overhead"]
+    assert many["finished"] == many["streams"] == 500
+    assert many["lost_tokens"] == many["answers_that_differ"] == 0
+    told = re.search(
+        r"comes (\S+) s after the start.+ client (\S+) ms after.+ between (\S+)% and (\S+)% ",
+        README,
+        re.DOTALL,
+    )
+    assert told is not None
+    assert list(told.groups()) == [
+        f"{served['start']['median_s']:.1f}",
+        f"{overhead['first_token_beside_engine_s']['p95'] * 1e3:.1f}",
+        *(f"{100 * share:.1f}" for share in overhead["throughput_lost"]["interval"]),
+    ]
+    assert served["load"]["threads"] == 1
+
+
+def test_other_generators_agree_on_file() -> None:
+    compared = json.loads((RESULTS / "cross_check.json").read_text())["ours_over"]
+    for tool in ("vllm", "guidellm"):
+        assert {"ttft_p95", "tpot_p95", "e2e_p95", "requests_per_s"} <= compared[tool].keys()
+        assert all(abs(metric["ratio"] - 1) <= 0.05 for metric in compared[tool].values())
+
+
 def test_the_catalogue_has_as_many_gpus_as_is_said() -> None:
     number = len(load_catalogue().names())
     assert f"Figures and prices of {number} GPUs" in README

@@ -19,6 +19,8 @@ def roofline(profile: Mapping[str, Any]) -> Figure | None:
     ceilings = mapping(profile.get("ceilings"))
     bandwidth = number(ceilings.get("working_set_bandwidth"))
     memory = number(ceilings.get("bandwidth"))
+    if memory is not None and memory <= 0:
+        memory = None  # of a damaged file
     dtype = str(ceilings.get("compute_dtype"))
     rate = number(mapping(ceilings.get("matmul")).get(dtype))
     phases = [p for p in map(_phase, sequence(profile.get("phases"))) if p is not None]
