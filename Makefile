@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint format clean
+.PHONY: run test tests lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -21,7 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	$(BIN)/autotune run || [ $$? -eq 4 ]
 
-test: lint
+# Side by side: tests of servers and loads wait a lot.
+test: $(STAMP)
+	$(MAKE) -j2 lint tests
+
+tests: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(STAMP)
