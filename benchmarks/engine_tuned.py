@@ -63,6 +63,11 @@ def summary(path: Path) -> dict[str, Any]:
         "objective_unit": run["objective_unit"],
         "searched": {name: len(values) for name, values in run["search_space"].items()},
         "trials": dict(Counter(t.outcome for t in searched)),
+        # Single measurements: what a change alone brings is seen, and not proven.
+        "search": [
+            {"config": _changes(run, t.config), "outcome": t.outcome, "objective": t.objective}
+            for t in searched
+        ],
         "proof_rounds": 1 + max((t.round for t in trials if t.kind == "proof"), default=-1),
         "seconds": sum(t.seconds for t in trials),
         "start_s": [min(starts), max(starts)] if starts else None,

@@ -202,6 +202,11 @@ def test_what_tuning_vllm_brought_is_on_file() -> None:
     numbers += [gain["value"], gain["low"], gain["high"]]
     assert list(told.groups()) == [f"{number:.2f}" for number in numbers]
     assert "ngram" in tuned["changes"]["speculative_method"]
+    # Of two trials that differ in drafts alone, the one with them is ahead by more than the gain.
+    plain, drafting = tuned["search"][1:3]
+    drafts = {"speculative_method": "ngram", "num_speculative_tokens": 4}
+    assert drafting["config"] == {**plain["config"], **drafts}
+    assert drafting["objective"] - plain["objective"] > gain["value"]
     assert not any(limit["met"] for limit in tuned["winner"]["slo"])
 
 

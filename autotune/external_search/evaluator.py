@@ -47,7 +47,6 @@ from autotune.search.objective import Objective
 from autotune.search.windows import WindowReader
 from autotune.slo import Slo, parse_slo
 from autotune.workload.materialise import LoadRequest
-from engine.config import EngineConfig
 
 # The first requests of a new server meet what is compiled or allocated at first use.
 WARMUP_REQUESTS = 8
@@ -307,7 +306,7 @@ class ExternalEvaluator:
             result.records,
             slo,
             duration=result.duration,
-            config=EngineConfig(),
+            config=command.config,
             load_delivered=result.delivered,
             load_note=result.note,
             engine=engine,
@@ -315,7 +314,6 @@ class ExternalEvaluator:
             seed=command.seed,
             resamples=RESAMPLES if phase == FULL else 0,
         )
-        metrics["config"] = dict(command.config)
         metrics["server"] = {
             "started_in_s": server.started_in_s,
             "facts": dict(server.facts),

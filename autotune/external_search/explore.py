@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from autotune.external_search.choose import Chooser
@@ -12,14 +12,11 @@ from autotune.external_search.prepare import PreparedExternal
 from autotune.external_search.served import longest_of
 from autotune.external_search.space import FlagConfig
 from autotune.external_search.step_costs import LinearCost, fit_cost
-from autotune.records import RunFolder, TrialRecord
-from autotune.search.events import Listener
+from autotune.records import TrialRecord
 from autotune.search.explorer import MAX_REPEATS, Explorer
 from autotune.search.forecast import Choice
-from autotune.search.spending import Spending
 from autotune.search.study import Study
 from autotune.search.trial_simulator import TrialSimulator, shortened
-from autotune.search.trials import TrialRunner
 from autotune.search.windows import read_windows
 
 # Of a long window the beginning is simulated: choosing must cost little beside measuring.
@@ -30,26 +27,11 @@ _FEWEST_REQUESTS = 60
 class ExternalExploration(Explorer[PreparedExternal]):
     """Measures another engine's flags.
 
-    Args:
-        prepared, folder, listener, trials, spending, searched, note: see `Explorer`.
-        evaluator: is told which trials get a short load first; None: it knows none.
+    `evaluator` is told which trials get a short load first; None: it knows none.
     """
 
-    def __init__(
-        self,
-        prepared: PreparedExternal,
-        folder: RunFolder,
-        listener: Listener,
-        trials: TrialRunner,
-        spending: Spending,
-        searched: list[TrialRecord],
-        note: Callable[[str], None],
-        *,
-        evaluator: ExternalEvaluator | None,
-    ) -> None:
-        super().__init__(prepared, folder, listener, trials, spending, searched, note)
-        self._evaluator = evaluator
-        self._chooser: tuple[int, Chooser] | None = None
+    evaluator: ExternalEvaluator | None = None
+    _chooser: tuple[int, Chooser] | None = None
 
     def explore(self) -> None:
         """Measure points until the budget or the space ends."""
@@ -153,13 +135,13 @@ class ExternalExploration(Explorer[PreparedExternal]):
         values = config.to_dict()
         changes = {n: v for n, v in values.items() if v != base.values.get(n)}
         self._listener.trial_started(self._trials.next_number, source, changes)
-        if self._evaluator is not None:
-            self._evaluator.screening = self._screening()
+        if self.evaluator is not None:
+            self.evaluator.screening = self._screening()
         try:
             record = self._trials.run("search", source, config, predicted=predicted)
         finally:
-            if self._evaluator is not None:
-                self._evaluator.screening = None
+            if self.evaluator is not None:
+                self.evaluator.screening = None
         self._searched.append(record)
         self._listener.trial_ended(record, self.best())
         return record

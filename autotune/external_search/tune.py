@@ -107,6 +107,8 @@ def _servers(
 class _Search(Session[PreparedExternal]):
     """A search over another engine's flags."""
 
+    _exploration: ExternalExploration
+
     def __init__(
         self,
         prepared: PreparedExternal,
@@ -118,16 +120,10 @@ class _Search(Session[PreparedExternal]):
         began: float,
     ) -> None:
         super().__init__(prepared, folder, evaluator, listener, clock, began, bundled=False)
-        self._exploration = self._explored = ExternalExploration(
-            prepared,
-            folder,
-            listener,
-            self._trials,
-            self._spending,
-            self._searched,
-            self._note,
-            evaluator=servers,
+        self._exploration = ExternalExploration(
+            prepared, folder, listener, self._trials, self._spending, self._searched, self._note
         )
+        self._exploration.evaluator = servers
 
     def result(self) -> dict[str, Any] | None:
         """The result as far as the records go; None if nothing could be measured."""
@@ -139,9 +135,9 @@ class _Search(Session[PreparedExternal]):
         return result_json(contenders, self._objective, unit, importances, self._prepared.notes)
 
     def _search(self) -> None:
-        self._explored.measure_default()
+        self._exploration.measure_default()
         if not self._proof:
-            self._explored.explore()
+            self._exploration.explore()
 
     def _prove(self) -> None:
         if len(self._contenders()) == 1:

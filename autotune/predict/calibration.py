@@ -97,7 +97,7 @@ class Calibration:
     _caches: dict[tuple[Any, ...], CacheShape | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
-    _models: dict[tuple[Any, ...], Served | None] = field(
+    _models: dict[tuple[Any, ...], Served | EngineError | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
     _draws: dict[tuple[Any, ...], CostDraw] = field(
@@ -290,7 +290,10 @@ class Calibration:
     def _cache(self, config: EngineConfig) -> CacheShape | None:
         base = self._served(self.config, None)
         assert base is not None
-        changed = self._served(config, base)
+        try:
+            changed = self._served(config, base)
+        except EngineError:
+            return None
         if changed is None:
             return None
         first = self.samples[0]
@@ -303,15 +306,20 @@ class Calibration:
         )
 
     def _served(self, config: EngineConfig, base: Served | None) -> Served | None:
-        """The model under a config; for configs that differ in the load alone it is read once."""
+        """The model under a config; for configs that differ in the load alone it is read once.
+
+        Raises:
+            EngineError: it cannot be served so.
+        """
         key = tuple(getattr(config, name) for name in _CACHE_KNOBS if name not in _LOAD_KNOBS)
         if key not in self._models:
             try:
-                known = served(config, base, self.model if base is None else None)
-            except EngineError:
-                known = None
-            self._models[key] = known
+                self._models[key] = served(config, base, self.model if base is None else None)
+            except EngineError as error:
+                self._models[key] = error
         found = self._models[key]
+        if isinstance(found, EngineError):
+            raise found
         return None if found is None else dataclasses.replace(found, config=config)
 
 

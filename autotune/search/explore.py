@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from autotune.errors import Interrupted
 from autotune.quality_guard import uncertain_limits
-from autotune.records import RunFolder, TrialRecord
+from autotune.records import TrialRecord
 from autotune.search.advised import traced
 from autotune.search.advised_space import advised_seeds
-from autotune.search.events import Listener
 from autotune.search.explorer import MAX_REPEATS, Explorer
 from autotune.search.forecast import Choice
 from autotune.search.guide import Guide
 from autotune.search.methods_offered import heirs
 from autotune.search.prepare import Prepared
-from autotune.search.spending import Spending
 from autotune.search.study import Study, combined_improvements
-from autotune.search.trials import TrialRunner
 from autotune.search.verdict import changed_knobs
 from engine.config import KNOBS, EngineConfig
 from engine.errors import ConfigError
@@ -37,24 +34,19 @@ QUALITY_KNOBS = ("quantization", "kv_cache_dtype")
 
 
 class Exploration(Explorer[Prepared]):
-    """Measures the bundled engine's configurations; the arguments are the explorer's.
+    """Measures the bundled engine's configurations.
 
     The space may change between the default and the rest.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        folder: RunFolder,
-        listener: Listener,
-        trials: TrialRunner,
-        spending: Spending,
-        searched: list[TrialRecord],
-        note: Callable[[str], None],
-    ) -> None:
-        super().__init__(prepared, folder, listener, trials, spending, searched, note)
-        self._default = prepared.base.to_dict()
-        self._uncertain_told: set[tuple[str, str]] = set()
+    @cached_property
+    def _default(self) -> dict[str, Any]:
+        return self._prepared.base.to_dict()
+
+    @cached_property
+    def _uncertain_told(self) -> set[tuple[str, str]]:
+        """Variants and sentences that were told, each once."""
+        return set()
 
     def explore(self, advice: Sequence[Mapping[str, Any]], guide: Guide | None = None) -> None:
         """Measure points until the budget or the space ends: a guide's, or else the sampler's."""

@@ -74,6 +74,8 @@ def tune(
 class _Search(Session[Prepared]):
     """A search over the bundled engine's knobs."""
 
+    _exploration: Exploration
+
     def __init__(
         self,
         prepared: Prepared,
@@ -92,7 +94,7 @@ class _Search(Session[Prepared]):
         self._stop = stop
         self._advice: list[dict[str, Any]] = []
         self._guide: Guide | None = None
-        self._exploration = self._explored = Exploration(
+        self._exploration = Exploration(
             prepared, folder, listener, self._trials, self._spending, self._searched, self._note
         )
 
@@ -123,7 +125,7 @@ class _Search(Session[Prepared]):
         return result
 
     def _search(self) -> None:
-        self._explored.measure_default()
+        self._exploration.measure_default()
         probing = Probing(self._prepared, self._folder, self._evaluator, self._note)
         self._advice = advise_search(
             self._prepared,
@@ -145,7 +147,7 @@ class _Search(Session[Prepared]):
             self._stop,
         )
         if not self._proof:
-            self._explored.explore(self._advice, self._guide)
+            self._exploration.explore(self._advice, self._guide)
 
     def _quality_notes(self, contenders: Sequence[Contender]) -> list[str]:
         """What the measured values leave open of the limits on the quality."""
@@ -162,4 +164,4 @@ class _Search(Session[Prepared]):
 
     def _foretold(self, config: Configuration, window: int) -> dict[str, Any] | None:
         assert isinstance(config, EngineConfig)
-        return self._explored.predicted(self._guide, config, window)
+        return self._exploration.predicted(self._guide, config, window)
