@@ -26,7 +26,7 @@ test: $(STAMP)
 	$(MAKE) -j2 lint tests
 
 tests: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -n 3 --dist worksteal -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

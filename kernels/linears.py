@@ -198,7 +198,7 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
     permutation = _permutation(weight)
     if permutation is not None:
         rows = rows.index_select(1, permutation)
-    if weight.layout == "amx":
+    if weight.layout in ("amx", "panels"):
         out = cpu_matmul.linear(rows, weight)
     elif weight.layout == "triton":
         out = _triton().linear(rows, weight)
@@ -218,7 +218,7 @@ def dequantize(weight: LinearWeight) -> Tensor:
         parts = [dequantize(part) for part in weight.parts]
         alike = len({part.dtype for part in parts}) == 1
         return torch.cat(parts if alike else [part.float() for part in parts])
-    if weight.layout == "amx":
+    if weight.layout in ("amx", "panels"):
         stored = cpu_matmul.dequantize(weight)
     elif weight.layout == "triton":
         stored = _triton().dequantize(weight)

@@ -237,7 +237,7 @@ def embedding(token_ids: Tensor, weight: DenseWeight) -> Tensor:
 
     Works on every layout, so that a tied output head and the embedding share one copy.
     """
-    if weight.layout == "amx":
+    if weight.layout in ("amx", "panels"):
         rows = cpu_matmul.embedding(token_ids.flatten(), weight)
         return rows.view(*token_ids.shape, weight.shape[1])
     return F.embedding(token_ids, weight.data)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.rounding import FP8_MAX, quantize_last, spread_blocks
+from kernels.slow_dtypes import multiplies_slowly
 from kernels.weights import (
     DenseWeight,
     Fp8Weight,
@@ -16,6 +17,8 @@ from kernels.weights import (
     unpack_nibbles,
 )
 
+FEW_ROWS = 4  # so many rows are multiplied in a slow dtype before the weight is widened for them
+EXACT_SUMS = 2**24 // 128**2  # products of int8 that float32 adds exactly
 SMALLEST_MAXIMUM = 1e-30  # a row's maximum counts as at least this, so that no scale is 0
 
 
@@ -29,6 +32,8 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
 
     CUDA's kernel wants more than 16 rows and multiples of 8, so the operands are padded there.
     """
+    if multiplies_slowly(a):
+        return _int8_as_floats(a, b)
     if a.device.type != "cuda":
         return torch._int_mm(a, b.t())
     m, k = a.shape
@@ -36,6 +41,15 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     a = F.pad(a, (0, -k % 8, 0, max(32 - m, 0)))
     b = F.pad(b, (0, -k % 8, 0, -n % 8))
     return torch._int_mm(a, b.t())[:m, :n]
+
+
+def _int8_as_floats(a: Tensor, b: Tensor) -> Tensor:
+    """``int8_matmul`` in float32, in stretches of K whose sums are exact in its 24 bits."""
+    out = torch.zeros((a.shape[0], b.shape[0]), dtype=torch.int32)
+    for begin in range(0, a.shape[1], EXACT_SUMS):
+        stretch = slice(begin, begin + EXACT_SUMS)
+        out += (a[:, stretch].float() @ b[:, stretch].float().t()).to(torch.int32)
+    return out
 
 
 def split_outliers(x: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -104,13 +118,23 @@ def dequantize(weight: LinearWeight) -> Tensor:
 
 def linear(x: Tensor, weight: LinearWeight) -> Tensor:
     """x [M, K], columns as the weight stores them -> [M, N] in x's dtype."""
-    if isinstance(weight, DenseWeight):
-        return F.linear(x, weight.data, weight.bias)
     if isinstance(weight, Int8Weight):
         return _int8_linear(x, weight)
-    if isinstance(weight, Fp8Weight):
-        x = round_fp8(x, weight).to(x.dtype)
-    return F.linear(x, dequantize(weight).to(x.dtype), weight.bias)
+    rows = round_fp8(x, weight).to(x.dtype) if isinstance(weight, Fp8Weight) else x
+    return float_linear(rows, dequantize(weight), weight.bias)
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` in x's dtype, computed in float32 where that is faster.
+
+    The weight may be of another dtype. Few rows of a slow dtype are multiplied as they are: the
+    weight would take longer to widen.
+    """
+    few = x.shape[:-1].numel() <= FEW_ROWS and weight.dtype == x.dtype
+    if few or not multiplies_slowly(x):
+        return F.linear(x, weight.to(x.dtype), bias)
+    out = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    return out.to(x.dtype)
 
 
 def _int8_linear(x: Tensor, weight: Int8Weight) -> Tensor:

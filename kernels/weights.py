@@ -14,7 +14,7 @@ from torch import Tensor
 
 # "plain" is described with each class, "parts" is that of a ConcatWeight; "triton" is private to
 # ``kernels.triton``, the others to ``kernels.cpu``.
-Layout = Literal["plain", "amx", "onednn", "native", "aten", "triton", "parts"]
+Layout = Literal["plain", "amx", "panels", "onednn", "native", "aten", "triton", "parts"]
 Activations = Literal["none", "dynamic", "static"]
 
 

@@ -1,7 +1,8 @@
-"""Linear layers on AMX tiles: packing weights into panels, and the calls.
+"""Linear layers of weights in panels: packing, and the calls.
 
-Panels are described in ``native/amx_matmul.cpp``. A row's result does not depend on the rows it is
-computed with, to the last bit, whatever their number.
+On AMX tiles in layout "amx". Without them dense weights alone, in layout "panels", where the CPU
+has no products of bf16 either. Panels are described in ``native/amx_matmul.cpp``. A row's result
+does not depend on the rows it is computed with, to the last bit, whatever their number.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.native import DTYPE_CODES, has_amx, library
+from kernels.slow_dtypes import multiplies_slowly
 from kernels.weights import (
     ConcatWeight,
     DenseWeight,
@@ -21,6 +23,7 @@ from kernels.weights import (
     Int4Weight,
     Int8GroupWeight,
     Int8Weight,
+    Layout,
     LinearWeight,
     Table4Weight,
 )
@@ -95,11 +98,18 @@ def _takes_groups(data: Tensor, group_size: int) -> bool:
 
 
 def pack_dense(weight: Tensor, bias: Tensor | None) -> DenseWeight | None:
-    """Panels of a bf16 weight; None where AMX is not to be had or another dtype is asked."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not has_amx():
+    """Panels of a bf16 weight; None where PyTorch multiplies it as well, or of another dtype."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or library() is None:
         return None
+    if not has_amx() and not multiplies_slowly(weight):
+        return None
+    return in_panels(weight, bias, "amx" if has_amx() else "panels")
+
+
+def in_panels(weight: Tensor, bias: Tensor | None, layout: Layout) -> DenseWeight:
+    """Panels of a bf16 weight."""
     shape = (weight.shape[0], weight.shape[1])
-    return DenseWeight(to_panels(weight), _wide_bias(bias), shape, "amx")
+    return DenseWeight(to_panels(weight), _wide_bias(bias), shape, layout)
 
 
 def pack_int8(weight: Int8Weight) -> Int8Weight | None:
@@ -248,10 +258,37 @@ def _call(
     return out
 
 
+def _wide_call(x: Tensor, weight: DenseWeight) -> Tensor:
+    native = library()
+    if native is None:
+        raise RuntimeError("this weight is packed for the native kernels, which are switched off")
+    rows, (n, k) = x.shape[0], weight.shape
+    out = torch.empty((rows, n), dtype=x.dtype)
+    if rows == 0:
+        return out
+    native.panel_linear(
+        weight.data.data_ptr(),
+        None if weight.bias is None else weight.bias.data_ptr(),
+        n,
+        k,
+        DTYPE_CODES[x.dtype],
+        x.data_ptr(),
+        x.stride(0),
+        rows,
+        out.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def linear(x: Tensor, weight: LinearWeight) -> Tensor:
-    """``x @ w.T + bias`` for a weight in layout "amx"; x [M, K] with contiguous rows."""
+    """``x @ w.T + bias`` for a weight in layout "amx" or "panels"; x [M, K]."""
     if x.stride(1) != 1:
         x = x.contiguous()
+    if weight.layout == "panels":
+        assert isinstance(weight, DenseWeight)
+        return _wide_call(x, weight)
     rounding = _rounding(weight)
     if x.dtype == torch.bfloat16 or rounding[0] != _ROW_BF16:
         return _call(x, weight, x.dtype, rounding)
@@ -265,7 +302,7 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
 
 
 def dequantize(weight: LinearWeight) -> Tensor:
-    """[N, K] of a weight in layout "amx"."""
+    """[N, K] of a weight in layout "amx" or "panels"."""
     assert not isinstance(weight, ConcatWeight)
     if isinstance(weight, DenseWeight):
         return from_panels(weight.data, weight.shape)
@@ -286,7 +323,7 @@ def dequantize(weight: LinearWeight) -> Tensor:
 
 
 def embedding(token_ids: Tensor, weight: DenseWeight) -> Tensor:
-    """Rows of a dense weight in layout "amx"; token_ids int64 [T] -> [T, K].
+    """Rows of a dense weight in panels; token_ids int64 [T] -> [T, K].
 
     Raises IndexError for an id outside the table, as PyTorch's own embedding does.
     """

@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "int4_linear": [_P, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I],
     "panel_embedding": [_P, _P, _L, _L, _P, _I],
     "amx_linear": [_P, _I, _P, _L, _L, _I, _L, _F, _P, _I, _I],
+    "panel_linear": [_P, _P, _L, _L, _I, _P, _L, _L, _P, _I, _I],
     "likeliest_shares": [_I, _P, _L, _L, _P, _P, _I],
     "replay": [_P, _L],
 }

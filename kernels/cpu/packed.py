@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels import plain_linear
 from kernels.cpu.native import DTYPE_CODES, library
+from kernels.slow_dtypes import multiplies_slowly
 from kernels.weights import Int4Weight, Int8Weight, pack_nibbles
 
 ATEN_GROUPS = (32, 64, 128, 256)
@@ -139,7 +140,8 @@ def int4_linear(x: Tensor, weight: Int4Weight) -> Tensor:
     native = library()
     if rows > FEW_ROWS or native is None:
         bias = None if weight.bias is None else weight.bias.to(x.dtype)
-        return F.linear(x, widen(weight, x.dtype), bias)
+        dtype = torch.float32 if multiplies_slowly(x) else x.dtype
+        return plain_linear.float_linear(x, widen(weight, dtype), bias)
     wide = x.float().contiguous()
     out = torch.empty((rows, n))
     native.int4_linear(

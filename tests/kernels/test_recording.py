@@ -76,7 +76,7 @@ def test_what_is_replayed_is_what_is_computed(dtype: torch.dtype, cached: torch.
         assert torch.equal(block.cache.keys.float(), after[1].float())
 
 
-@pytest.mark.skipif(not cpu.has_amx(), reason="linear layers are native on AMX alone")
+@pytest.mark.skipif(not cpu.has_amx(), reason="int8 is native on AMX alone")
 @pytest.mark.parametrize("rows", [1, 5, 33])
 def test_linear_layers(rows: int) -> None:
     x = torch.randn(rows, 128).bfloat16()

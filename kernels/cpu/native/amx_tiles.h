@@ -1,7 +1,7 @@
-// What the AMX files share: whether they are compiled in, the tile shapes, and scratch memory.
+// What the AMX files share: whether they are compiled in, and the tile shapes.
 #pragma once
-#include <cstdlib>
 #include "common.h"
+#include "thread_scratch.h"
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && \
     defined(__AVX512VBMI__) && defined(__linux__)
@@ -27,20 +27,3 @@ static inline void configure_tiles(int rows, int second_rows) {
     _tile_loadconfig(&config);
 }
 #endif
-
-// A thread's own memory, aligned to cache lines; it grows and is kept for the next call.
-template <int SLOT>
-static char* scratch(int64_t bytes) {
-    struct Buffer {
-        char* data = nullptr;
-        int64_t size = 0;
-        ~Buffer() { free(data); }
-    };
-    static thread_local Buffer buffer;
-    if (buffer.size < bytes) {
-        free(buffer.data);
-        buffer.size = (bytes + 4095) / 4096 * 4096;
-        buffer.data = (char*)aligned_alloc(4096, buffer.size);
-    }
-    return buffer.data;
-}
