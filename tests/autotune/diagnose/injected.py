@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autotune.diagnose.finding import Bottleneck, Metric
@@ -32,15 +33,15 @@ from tests.autotune.diagnose.slowed import Law, SlowedExecutor
 from tests.autotune.diagnose.traffic import Traffic, at_once, clumps
 
 CREATED_AT = "2026-01-01T00:00:00+00:00"
-# What a block of the embedded model's cache takes: 6 layers, keys and values, 2 heads of 64, bf16.
-_BLOCK_BYTES = 16 * 6 * 2 * 2 * 64 * 2
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
     """One bottleneck: what is made slow (`law`), small (`knobs`) or much (`requests`).
 
-    `metric` is where it must be named first.
+    `metric` is where it must be named first. `blocks` leaves so many blocks of cache, of 16 tokens,
+    and sequences as long as all of them; `memory_share` a machine with that share of the memory
+    that the weights take.
     """
 
     name: str
@@ -49,13 +50,9 @@ class Injection:
     requests: Callable[[Traffic], Traffic]
     law: Law = field(default_factory=Law)
     knobs: Mapping[str, Any] = field(default_factory=dict)
-    memory_bytes: int | None = None
+    blocks: int | None = None
+    memory_share: float | None = None
     hot_gpu: bool = False
-
-
-def cache_of(blocks: int) -> dict[str, int]:
-    """The knobs that leave so many blocks of 16 tokens, and sequences as long as all of them."""
-    return {"kv_cache_memory_bytes": blocks * _BLOCK_BYTES, "max_model_len": blocks * 16}
 
 
 def _shared_prefix(t: Traffic) -> Traffic:
@@ -126,14 +123,14 @@ INJECTIONS: tuple[Injection, ...] = (
         "kv_capacity",
         "ttft",
         lambda t: t.add(t.steady(40, 1.6), 100, 30),
-        knobs=cache_of(40),
+        blocks=40,
     ),
     Injection(
         "cache smaller than some requests",
         "kv_capacity",
         "memory",
         lambda t: t.add(t.steady(24, 2.0), 60, 8).add(t.steady(12, 2.0), 400, 8),
-        knobs=cache_of(20),
+        blocks=20,
     ),
     Injection(
         "more than can be served",
@@ -203,7 +200,7 @@ INJECTIONS: tuple[Injection, ...] = (
         "model_does_not_fit",
         "memory",
         lambda t: t.add(t.steady(24, 1.0), 8, 4),
-        memory_bytes=10 * 2**20,
+        memory_share=0.5,
     ),
     Injection(
         "hardly any load",
@@ -238,12 +235,16 @@ HEALTHY = Injection(
 
 
 class Harness:
-    """A loaded model on which injections are run one after another."""
+    """A loaded model on which injections are run one after another.
 
-    def __init__(self, **knobs: Any) -> None:
+    It must be faster than the laws: on a CPU without bf16 the embedded draft is, its target not.
+    """
+
+    def __init__(self, model: Path = TARGET, **knobs: Any) -> None:
         # One thread: two would wait for each other whenever something else runs on this machine.
-        cache = {**cache_of(2048), "max_model_len": 2048, "num_threads": 1}
-        self.base = EngineConfig(model=str(TARGET), device="cpu", **{**cache, **knobs})
+        plain = EngineConfig(model=str(model), device="cpu", max_model_len=2048, num_threads=1)
+        self._block_bytes = int(plain.block_size * model_facts(plain).kv_bytes_per_token)
+        self.base = plain.replace(kv_cache_memory_bytes=2048 * self._block_bytes, **knobs)
         self.loaded: LoadedModel = load_model(self.base)
         self.engine: Engine = self.loaded.engine(self.base)
         run_load(self.engine, Traffic().add(at_once(4), 64, 4).requests)
@@ -257,9 +258,11 @@ class Harness:
     ) -> Profile:
         """Run an injection and profile it; `around` is entered while the load runs."""
         engine = self.engine
-        config = engine.reconfigure(
-            **{**{name: getattr(self.base, name) for name in _CHANGED}, **injection.knobs}
-        )
+        knobs = {name: getattr(self.base, name) for name in _CHANGED} | dict(injection.knobs)
+        if injection.blocks is not None:
+            knobs["kv_cache_memory_bytes"] = injection.blocks * self._block_bytes
+            knobs["max_model_len"] = injection.blocks * self.base.block_size
+        config = engine.reconfigure(**knobs)
         engine.clear_prefix_cache()
         engine.executor = SlowedExecutor(self.loaded.runner, injection.law)
         requests: list[LoadRequest] = injection.requests(Traffic(seed=1)).requests
@@ -278,8 +281,8 @@ class Harness:
         )
         model = model_facts(config)
         hardware = describe_hardware("cpu")
-        if injection.memory_bytes is not None:
-            hardware["memory_bytes"] = injection.memory_bytes
+        if injection.memory_share is not None:
+            hardware["memory_bytes"] = int(injection.memory_share * model.weight_bytes)
         return build_profile(
             LoadEvidence(load.records, load.steps, prompts_of(requests), True),
             config,

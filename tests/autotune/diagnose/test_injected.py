@@ -8,6 +8,7 @@ import pytest
 
 from autotune.diagnose.diagnose import diagnose
 from autotune.diagnose.finding import Diagnosis
+from autotune.embedded import DRAFT
 from tests.autotune.diagnose.injected import (
     HEALTHY,
     INJECTIONS,
@@ -31,7 +32,7 @@ WORK = {"prefill_compute", "prefill_bandwidth", "decode_weights", "decode_kv", "
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[Harness]:
-    harness = Harness()
+    harness = Harness(DRAFT)
     yield harness
     harness.close()
 
