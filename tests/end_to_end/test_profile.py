@@ -15,7 +15,9 @@ from autotune.profiling.file import read_profile
 from autotune.records import RunFolder
 from tests.end_to_end.conftest import ENTRY, ENVIRONMENT, Autotune
 
-LOAD = ("profile", "--device", "cpu", "--rate", "8", "--scale-lengths", "0.05")
+# A cache of its default size takes longer to clear than these loads take.
+SMALL = ("--kv-cache-memory-bytes", str(1 << 26))
+LOAD = ("profile", "--device", "cpu", "--rate", "8", "--scale-lengths", "0.05", *SMALL)
 
 
 def test_profile_of_a_trace_is_written_and_read_again(

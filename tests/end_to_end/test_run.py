@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from autotune.embedded import TARGET
+from autotune.embedded import DRAFT, TARGET
 from autotune.hardware.detect import describe_hardware
 from autotune.profiling.file import read_profile
 from autotune.records import RunFolder
@@ -30,7 +30,9 @@ OFFERED = offer_for(describe_hardware("cpu"), quantized=False).values["quantizat
 PLAIN = ",".join(name for name in OFFERED if not METHODS[name].calibrated)
 QUANTIZED = ("--search", f"quantization={PLAIN}")
 # Short answers and windows: a run is mostly what it does between its loads.
-LOAD = ("--rate", "8", "--duration", "1s", "--scale-lengths", "0.1", "--rounds", "2")
+# A cache of its default size takes longer to clear than these loads take.
+SMALL = ("--kv-cache-memory-bytes", str(1 << 26))
+LOAD = ("--rate", "8", "--duration", "1s", "--scale-lengths", "0.1", *SMALL, "--rounds", "2")
 SHORT = ("run", "--slo", "ttft<20s,tpot<5s", *LOAD, "--finalists", "1")
 SEATS = ("--search", "max_num_seqs=2,256")
 
@@ -85,7 +87,7 @@ def test_run_leaves_a_verdict_a_report_and_configs(
     tmp_path: Path, in_process: Autotune, hasty: None
 ) -> None:
     path = tmp_path / "out"
-    several = (*SEATS, *QUANTIZED, "--trials", "3")
+    several = (*SEATS, *QUANTIZED, "--trials", "3", "--model", str(DRAFT))
     done = in_process(*SHORT, *several, "-o", str(path), "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -145,7 +147,7 @@ def test_run_that_is_interrupted_and_killed_goes_on_where_it_was(
     space.write_text(f"kv_cache_memory_bytes: [1, {1 << 26}]\nmax_num_seqs: [2, 256]\n")
     process = started(
         *(*SHORT, "--trials", "3", "-o", str(path), "--no-advice", "--sampler", "tpe"),
-        *("--space", str(space), "--kv-cache-memory-bytes", str(1 << 26), "--model", unread),
+        *("--space", str(space), "--model", unread),
     )
     wait_until(lambda: len(folder.read_trials()) >= 1, process)
     refused = in_process("run", "--resume", str(path))
