@@ -14,10 +14,11 @@ from torch import Tensor
 from engine.models.decoder import Decoder
 from engine.speculate.medusa_heads import HeadWeights, MedusaWeights, ResidualLayer, residual
 from kernels import ops
+from kernels.slow_dtypes import multiplies_slowly
 
 
 class LearningHeads:
-    """Parameters in float32, computed in the model's dtype.
+    """Parameters in float32, computed in the model's dtype, or in float32 where that is faster.
 
     Args:
         decoder: the frozen model, whole.
@@ -29,14 +30,16 @@ class LearningHeads:
         self, decoder: Decoder, num_heads: int, num_layers: int, *, own_output: bool = False
     ) -> None:
         hidden, device = decoder.spec.hidden_size, decoder.device
-        self._dtype = decoder.dtype
-        self._output = ops.dequantize(decoder.head).to(decoder.dtype)
+        self._kept = decoder.dtype
+        output = ops.dequantize(decoder.head).to(decoder.dtype)
+        self._output = output.float() if multiplies_slowly(output) else output
+        self._dtype = self._output.dtype
         self._cap = 0.0 if own_output else decoder.spec.logit_soft_cap
         # [heads, ...]: heads alike are computed at once.
         size = (num_heads, hidden, hidden)
         self.weights = [torch.zeros(size, device=device) for _ in range(num_layers)]
         self.biases = [torch.zeros(size[:2], device=device) for _ in range(num_layers)]
-        self.outputs = [self._output.float().repeat(num_heads, 1, 1)] if own_output else []
+        self.outputs = [output.float().repeat(num_heads, 1, 1)] if own_output else []
         self.num_heads = num_heads
         for parameter in self.parameters():
             parameter.requires_grad_()
@@ -47,7 +50,7 @@ class LearningHeads:
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores by head; states [n, hidden] in the model's dtype -> [heads, n, vocabulary]."""
-        x = states.expand(self.num_heads, *states.shape)
+        x = states.to(self._dtype).expand(self.num_heads, *states.shape)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             weight, bias = weight.to(self._dtype), bias.to(self._dtype)
             x = residual(x, torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)))
@@ -72,7 +75,7 @@ class LearningHeads:
         """The heads as they are now, in the model's dtype and on the CPU."""
 
         def kept(tensor: Tensor) -> Tensor:
-            return tensor.detach().to("cpu", self._dtype, copy=True)
+            return tensor.detach().to("cpu", self._kept, copy=True)
 
         heads = [
             HeadWeights(
