@@ -63,9 +63,14 @@ def documented(
 def _event(chunk: type[BaseModel]) -> dict[str, Any]:
     """The schema of a server-sent event."""
     data = {
-        "type": "string",
         "description": f"With stream set: each event has a {chunk.__name__}, the last one [DONE].",
-        "contentMediaType": "application/json",
-        "contentSchema": {"$ref": f"#/components/schemas/{chunk.__name__}"},
+        "anyOf": [
+            {"const": "[DONE]"},
+            {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"$ref": f"#/components/schemas/{chunk.__name__}"},
+            },
+        ],
     }
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}
