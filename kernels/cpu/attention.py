@@ -5,7 +5,6 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kernels import plain
 from kernels.cpu.native import CACHE_CODES, DTYPE_CODES, has_amx, library, takes
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
@@ -13,9 +12,6 @@ from kernels.metadata import AttentionMetadata
 LANES = 16  # the head dimension must fill whole vectors
 TILE_DIMENSIONS = 32  # and, on AMX, whole tiles
 LARGEST_TILED_HEAD = 256
-# Without tiles, what is read again for each new token: of more than these PyTorch's matmuls are
-# faster.
-MOST_NEW = 16
 
 
 class AttentionStep(ctypes.Structure):
@@ -28,7 +24,7 @@ class AttentionStep(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("trees", "out")),
         *((name, ctypes.c_int64) for name in ("table_stride", "sequences", "q_heads", "kv_heads")),
         *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "q_stride")),
-        *((name, ctypes.c_int64) for name in ("window", "most_new")),
+        *((name, ctypes.c_int64) for name in ("window",)),
         *((name, ctypes.c_float) for name in ("scale", "soft_cap")),
     )
 
@@ -94,7 +90,6 @@ def paged_attention(
         head_dim,
         q.stride(0),
         window,
-        MOST_NEW,
         scale,
         soft_cap,
     )
@@ -102,7 +97,5 @@ def paged_attention(
     if tiled:
         native.amx_attention(cache_code, ctypes.byref(step), threads)
         return out
-    if min(metadata.query_lens, default=1) <= MOST_NEW:
-        native.decode_attention(DTYPE_CODES[q.dtype], cache_code, ctypes.byref(step), threads)
-    plain.prefill_chunks(q, cache, metadata, scale, window, soft_cap, out, MOST_NEW)
+    native.paged_attention(DTYPE_CODES[q.dtype], cache_code, ctypes.byref(step), threads)
     return out

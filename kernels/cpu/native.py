@@ -25,7 +25,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "write_kv": [_P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I],
     "move_kv": [_P, _P, _P, _P, _P, _P, _L, _L, _L, _L],
     "write_quantized": [_I, _I, _P, _P, _P, _P, _L, _L, _L, _L, _L, _I],
-    "decode_attention": [_I, _I, _P, _I],
+    "paged_attention": [_I, _I, _P, _I],
     "amx_attention": [_I, _P, _I],
     "int4_widen": [_I, _P, _P, _P, _L, _L, _L, _P, _I],
     "int4_linear": [_P, _L, _P, _P, _P, _L, _L, _L, _P, _P, _I],

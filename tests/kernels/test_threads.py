@@ -50,9 +50,7 @@ def test_linears(backend, generator, threads, kind, rows):
 
 
 def test_attention(backend, generator, threads):
-    sequences = [(1, 30), (1, 1500), (1, 7), (40, 90)]
-    if backend == "native":
-        sequences = sequences[:3]  # its prefill is PyTorch's
+    sequences = [(1, 30), (1, 1500), (1, 7), (40, 90), (120, 900)]
     case = make_case(torch.bfloat16, 64, 2, 3, 16, sequences, generator)
     same_with(threads, lambda: attend(case, case.q, case.metadata))
 

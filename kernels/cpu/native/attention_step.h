@@ -10,7 +10,6 @@ struct AttentionStep {
     void* out;
     int64_t table_stride, sequences, q_heads, kv_heads, block_size, dh, q_stride;
     int64_t window;    // positions that a token sees, itself included; 0: all before it
-    int64_t most_new;  // without tiles: sequences of more new tokens are left out
     float scale, soft_cap;
 
     int64_t group() const { return q_heads / kv_heads; }

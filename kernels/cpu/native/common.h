@@ -1,8 +1,9 @@
-// Shared by all native kernels: portable 16-lane vectors, number formats, exp.
+// Shared by all native kernels: portable vectors of one register, number formats, exp.
 //
-// GCC's vector extension lowers 64-byte vectors to whatever -march=native offers (one AVX-512
-// register, two AVX2 ones, four NEON ones), so one source serves every CPU. Only the AMX files use
-// intrinsics. Plain C ABI: raw pointers and integers, no PyTorch headers.
+// GCC's vector extension lowers vectors to whatever -march=native offers, so one source serves every
+// CPU. They are as wide as a register and no wider: of wider ones it compares and converts element
+// by element. Only what it lowers badly is told by intrinsics. Plain C ABI: raw pointers and
+// integers, no PyTorch headers.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -12,12 +13,16 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
-
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+
 enum DType { F32 = 0, BF16 = 1, F16 = 2 };
 
 struct bf16 {
@@ -37,12 +42,9 @@ static inline To bit_copy(const From& from) {
 
 static inline vf splat(float x) { return x - vf{}; }
 
-static inline vf load(const float* p) {
-    vf v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
+typedef vf loose_vf __attribute__((aligned(4), may_alias));
+static inline vf load(const float* p) { return *(const loose_vf*)p; }
+static inline void store(float* p, vf v) { *(loose_vf*)p = v; }
 
 static inline vf load(const bf16* p) {
     vh h;
@@ -84,15 +86,11 @@ static inline uint16_t float_to_half(float x) {
 static inline vf load(const f16* p) {
 #if defined(__AVX512F__)
     return bit_copy<vf>(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)));
+#elif defined(__F16C__)
+    return bit_copy<vf>(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
 #else
     float lanes[LANES];
-    for (int i = 0; i < LANES; i++) {
-#if defined(__F16C__)
-        lanes[i] = _cvtsh_ss(p[i].bits);
-#else
-        lanes[i] = half_to_float(p[i].bits);
-#endif
-    }
+    for (int i = 0; i < LANES; i++) lanes[i] = half_to_float(p[i].bits);
     return load(lanes);
 #endif
 }
@@ -100,6 +98,8 @@ static inline void store(f16* p, vf v) {
 #if defined(__AVX512F__)
     __m256i h = _mm512_cvtps_ph(bit_copy<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256((__m256i*)p, h);
+#elif defined(__F16C__)
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(bit_copy<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 #else
     float lanes[LANES];
     store(lanes, v);
@@ -124,6 +124,8 @@ static inline vf select(vi mask, vf yes, vf no) {
 static inline vf vmax(vf a, vf b) {
 #if defined(__AVX512F__)
     return bit_copy<vf>(_mm512_max_ps(bit_copy<__m512>(a), bit_copy<__m512>(b)));
+#elif defined(__AVX__)
+    return bit_copy<vf>(_mm256_max_ps(bit_copy<__m256>(a), bit_copy<__m256>(b)));
 #else
     return select(a > b, a, b);
 #endif

@@ -6,17 +6,23 @@
 #include <vector>
 
 typedef uint8_t vb __attribute__((vector_size(16)));
+typedef uint8_t vn __attribute__((vector_size(LANES)));
+constexpr int PARTS = 32 / LANES;
 
-// 32 weights starting at an even position, as two vectors of (q - zero) * scale.
-static inline void widen(const uint8_t* packed, float zero, float scale, vf& first, vf& second) {
-    vb bytes, low, high;
+// 32 weights starting at an even position, as vectors of (q - zero) * scale.
+static inline void widen(const uint8_t* packed, float zero, float scale, vf (&to)[PARTS]) {
+    vb bytes;
     memcpy(&bytes, packed, sizeof bytes);
-    low = bytes & 15;
-    high = bytes >> 4;
+    vb low = bytes & 15, high = bytes >> 4;
     const vb front = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const vb back = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    first = (__builtin_convertvector(__builtin_shuffle(low, high, front), vf) - zero) * scale;
-    second = (__builtin_convertvector(__builtin_shuffle(low, high, back), vf) - zero) * scale;
+    vb ordered[2] = {__builtin_shuffle(low, high, front), __builtin_shuffle(low, high, back)};
+    for (int part = 0; part < PARTS; part++) {
+        vn q;
+        memcpy(&q, (const uint8_t*)ordered + part * LANES, sizeof q);
+        vf wide = __builtin_convertvector(__builtin_convertvector(q, vi), vf);
+        to[part] = (wide - zero) * scale;
+    }
 }
 
 template <class T>
@@ -25,11 +31,10 @@ static void widen_all(const uint8_t* data, const float* scales, const float* zer
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < n; r++)
         for (int64_t at = 0; at < k; at += 32) {
-            vf a, b;
+            vf parts[PARTS];
             int64_t g = r * (k / group) + at / group;
-            widen(data + (r * k + at) / 2, zeros[g], scales[g], a, b);
-            store((T*)out + r * k + at, a);
-            store((T*)out + r * k + at + LANES, b);
+            widen(data + (r * k + at) / 2, zeros[g], scales[g], parts);
+            for (int p = 0; p < PARTS; p++) store((T*)out + r * k + at + p * LANES, parts[p]);
         }
 }
 
@@ -46,10 +51,10 @@ static void row_products(const float* x, const uint8_t* data, const float* scale
                          const float* zeros, int64_t k, int64_t group, float* to) {
     vf sums[M] = {};
     for (int64_t at = 0; at < k; at += 32) {
-        vf a, b;
-        widen(data + at / 2, zeros[at / group], scales[at / group], a, b);
+        vf parts[PARTS];
+        widen(data + at / 2, zeros[at / group], scales[at / group], parts);
         for (int m = 0; m < M; m++)
-            sums[m] += a * load(x + m * k + at) + b * load(x + m * k + at + LANES);
+            for (int p = 0; p < PARTS; p++) sums[m] += parts[p] * load(x + m * k + at + p * LANES);
     }
     for (int m = 0; m < M; m++) to[m] = reduce_add(sums[m]);
 }

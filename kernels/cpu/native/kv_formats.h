@@ -11,8 +11,8 @@ struct e4m3 {
 };
 enum CacheType { I8 = 3, E4M3 = 4 };  // beside DType's
 
-typedef int8_t vb __attribute__((vector_size(16)));
-typedef uint8_t vub __attribute__((vector_size(16)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef uint8_t vub __attribute__((vector_size(LANES)));
 
 static inline vf load(const i8* p) {
     vb b;

@@ -8,17 +8,10 @@
 #include "replay.h"
 #include "thread_scratch.h"
 
-// Lanes of a register, and the rows that are multiplied at once: by both tiles of a panel, or by one
-// after the other. Sums fill most registers.
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16, FEW = 12, MANY = 12;
-#else
-constexpr int WIDTH = 8, FEW = 3, MANY = 6;
-#endif
-typedef float wf __attribute__((vector_size(WIDTH * 4)));
-typedef uint32_t wu __attribute__((vector_size(WIDTH * 4)));
-
-constexpr int PER_TILE = 16 / WIDTH;       // registers for a line
+// Rows that are multiplied at once: by both tiles of a panel, or by one after the other. Sums fill
+// most registers.
+constexpr int FEW = LANES == 16 ? 12 : 3, MANY = LANES == 16 ? 12 : 6;
+constexpr int PER_TILE = 16 / LANES;       // registers for a line
 constexpr int64_t PANEL = 32;              // output columns
 constexpr int64_t STEP = 32;               // positions of K
 constexpr int64_t STEP_BYTES = 2048;       // two tiles of 16 columns
@@ -29,17 +22,17 @@ constexpr int64_t CHUNK = 96;              // rows that go by, at most
 template <int ROWS, int TILES>
 static inline __attribute__((always_inline)) void products(const float* x, int64_t x_stride,
                                                            const char* panel, int64_t steps,
-                                                           wf (&sums)[ROWS][TILES * PER_TILE]) {
+                                                           vf (&sums)[ROWS][TILES * PER_TILE]) {
     constexpr int VECTORS = TILES * PER_TILE;
     for (int64_t s = 0; s < steps; s++, panel += STEP_BYTES, x += STEP)
         for (int64_t pair = 0; pair < 16; pair++) {
-            wf even[VECTORS], odd[VECTORS];
+            vf even[VECTORS], odd[VECTORS];
             for (int v = 0; v < VECTORS; v++) {
-                wu both;
-                memcpy(&both, panel + v / PER_TILE * 1024 + pair * 64 + v % PER_TILE * WIDTH * 4,
+                vu both;
+                memcpy(&both, panel + v / PER_TILE * 1024 + pair * 64 + v % PER_TILE * LANES * 4,
                        sizeof both);
-                even[v] = bit_copy<wf>(both << 16);
-                odd[v] = bit_copy<wf>(both & 0xffff0000u);
+                even[v] = bit_copy<vf>(both << 16);
+                odd[v] = bit_copy<vf>(both & 0xffff0000u);
             }
             for (int r = 0; r < ROWS; r++) {
                 const float* at = x + r * x_stride + pair * 2;
@@ -69,10 +62,10 @@ struct Stretch {
 // A row's sums of `columns` columns from `column` on.
 template <class T>
 static inline void write(const Target& to, int64_t row, int64_t column, int64_t columns,
-                         const wf* sums) {
+                         const vf* sums) {
     T* at = (T*)to.data + row * to.n + column;
     alignas(64) float lanes[PANEL];
-    memcpy(lanes, sums, columns > LANES ? PANEL * 4 : LANES * 4);
+    memcpy(lanes, sums, columns > 16 ? PANEL * 4 : 64);
     for (int64_t c = 0; c < columns; c += LANES) {
         int64_t left = columns - c;
         if (left >= LANES) {
@@ -91,7 +84,7 @@ static void block(const Stretch& s, const Target& to) {
     for (int tile = 0; tile < 2; tile += TILES) {
         int64_t begin = s.column + tile * 16, left = to.n - begin;
         if (left <= 0) return;
-        wf sums[ROWS][TILES * PER_TILE] = {};
+        vf sums[ROWS][TILES * PER_TILE] = {};
         float* kept = s.kept + tile * 16;
         for (int r = 0; r < ROWS && !s.first; r++) memcpy(sums[r], kept + r * PANEL, sizeof sums[r]);
         products<ROWS, TILES>(s.x, s.x_stride, s.panel + tile * 1024, s.steps, sums);
