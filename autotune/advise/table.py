@@ -31,6 +31,7 @@ from autotune.advise.knob_formulas import KNOB_FORMULAS
 from autotune.conditional_knobs import idle_because
 from autotune.diagnose.finding import Bottleneck, Metric
 from autotune.errors import BadInput
+from autotune.fast_yaml import safe_load
 from autotune.predict.change import Factor, Term
 from engine.config import KNOBS
 
@@ -197,7 +198,7 @@ def load_table(path: Path | None = None) -> Table:
     """
     source = path if path is not None else resources.files("search_spaces") / "techniques.yaml"
     try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+        raw = safe_load(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"technique table {source} cannot be read: {error}") from error
     try:

@@ -20,6 +20,7 @@ from autotune.cli.knob_options import with_knobs
 from autotune.cli.run_outcome import tell_outcome
 from autotune.cli.traffic_options import with_traffic
 from autotune.errors import BadInput, Interrupted
+from autotune.fast_yaml import safe_load
 from autotune.traffic_options import TrafficOptions
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def _narrowing(texts: list[str]) -> dict[str, list[Any]]:
                 f"--search {text!r} must be KNOB=VALUE,VALUE,... for instance max_num_seqs=8,32,128"
             )
         try:
-            narrowing[name.strip()] = [yaml.safe_load(value) for value in values.split(",")]
+            narrowing[name.strip()] = [safe_load(value) for value in values.split(",")]
         except yaml.YAMLError:
             raise BadInput(f"--search {text!r}: {values!r} is not a list of plain values") from None
     return narrowing

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from autotune.deploy.conversions import CONVERSIONS
 from autotune.errors import AutotuneError, BadInput
+from autotune.fast_yaml import safe_load
 from engine.config import KNOBS
 
 Device = Literal["cpu", "cuda"]
@@ -219,7 +220,7 @@ def load_serving_engine(name: str) -> ServingEngine:
 def _read(name: str) -> ServingEngine:
     source = resources.files("search_spaces") / "engines" / f"{name}.yaml"
     try:
-        return ServingEngine.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
+        return ServingEngine.model_validate(safe_load(source.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
         raise AutotuneError(f"the installed table of {name} is broken: {error}") from error
 

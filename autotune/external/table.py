@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from autotune.errors import AutotuneError, BadInput
 from autotune.external.failures import FailurePattern
+from autotune.fast_yaml import safe_load
 from engine.config import KNOBS
 
 Device = Literal["cpu", "cuda"]
@@ -335,6 +336,6 @@ def read_table(text: str, name: str) -> EngineTable:
         AutotuneError: it is broken.
     """
     try:
-        return EngineTable.model_validate(yaml.safe_load(text))
+        return EngineTable.model_validate(safe_load(text))
     except (yaml.YAMLError, ValidationError, re.error) as error:
         raise AutotuneError(f"the table of {name} is broken: {error}") from error

@@ -19,6 +19,7 @@ import yaml
 from autotune.errors import BadInput
 from autotune.external.flags import idle_knobs, problems_of
 from autotune.external.table import Device, EngineTable, TableKnob, Value
+from autotune.fast_yaml import safe_load
 
 # More values than these in a list are no choice that a search of few trials could make.
 _MOST_VALUES = 32
@@ -260,7 +261,7 @@ def knob_name(table: EngineTable, given: str) -> str:
 
 def _read(path: Path, table: EngineTable) -> dict[str, Sequence[Any]]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"search space {path} cannot be read: {error}") from error
     if not isinstance(raw, dict):

@@ -14,6 +14,7 @@ import yaml
 
 from autotune.conditional_knobs import GOVERNED, idle_because
 from autotune.errors import BadInput
+from autotune.fast_yaml import safe_load
 from autotune.search.methods_offered import Offer, seed_methods
 from autotune.speculative_models import folder_for
 from engine.config import KNOBS, MODEL_METHODS, EngineConfig
@@ -165,7 +166,7 @@ def load_space(
     """
     source = path if path is not None else resources.files("search_spaces") / f"{device}.yaml"
     try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+        raw = safe_load(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"search space {source} cannot be read: {error}") from error
     if not isinstance(raw, dict):

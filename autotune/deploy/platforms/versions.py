@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-import yaml
 from pydantic import BaseModel, ConfigDict
+
+from autotune.fast_yaml import safe_load
 
 
 class _Strict(BaseModel):
@@ -31,7 +32,7 @@ class Versions(_Strict):
 def versions() -> Versions:
     """The installed table."""
     source = resources.files(__package__) / "versions.yaml"
-    return Versions.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
+    return Versions.model_validate(safe_load(source.read_text(encoding="utf-8")))
 
 
 def platform(name: str) -> Platform:
