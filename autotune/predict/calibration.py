@@ -36,7 +36,6 @@ from autotune.profiling.machine import MachineCalibration
 from autotune.profiling.schema import KvCache, ModelFacts
 from engine.config import EngineConfig
 from engine.engine import CacheShape
-from engine.errors import EngineError
 from engine.graph_sizes import decode_sizes, most_sequences
 
 # Standard deviations of logarithms. A part that was probed alone lies so far from what it takes
@@ -97,7 +96,7 @@ class Calibration:
     _caches: dict[tuple[Any, ...], CacheShape | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
-    _models: dict[tuple[Any, ...], Served | EngineError | None] = field(
+    _models: dict[tuple[Any, ...], Served | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
     _draws: dict[tuple[Any, ...], CostDraw] = field(
@@ -290,10 +289,7 @@ class Calibration:
     def _cache(self, config: EngineConfig) -> CacheShape | None:
         base = self._served(self.config, None)
         assert base is not None
-        try:
-            changed = self._served(config, base)
-        except EngineError:
-            return None
+        changed = self._served(config, base)
         if changed is None:
             return None
         first = self.samples[0]
@@ -306,20 +302,11 @@ class Calibration:
         )
 
     def _served(self, config: EngineConfig, base: Served | None) -> Served | None:
-        """The model under a config; for configs that differ in the load alone it is read once.
-
-        Raises:
-            EngineError: it cannot be served so.
-        """
+        """The model under a config; for configs that differ in the load alone it is read once."""
         key = tuple(getattr(config, name) for name in _CACHE_KNOBS if name not in _LOAD_KNOBS)
         if key not in self._models:
-            try:
-                self._models[key] = served(config, base, self.model if base is None else None)
-            except EngineError as error:
-                self._models[key] = error
+            self._models[key] = served(config, base, self.model if base is None else None)
         found = self._models[key]
-        if isinstance(found, EngineError):
-            raise found
         return None if found is None else dataclasses.replace(found, config=config)
 
 
