@@ -139,7 +139,7 @@ def _matmul(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[],
         return lambda: torch._scaled_mm(
             x, x.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
         )
-    if device.type == "cpu" and dtype == torch.bfloat16:
+    if device.type == "cpu":
         dense = ops.pack_dense(x)
         return lambda: ops.linear(x, dense)
     return lambda: F.linear(x, x)

@@ -240,20 +240,16 @@ def prefill_chunks(
     window: int,
     soft_cap: float,
     out: Tensor,
-    shortest: int = 0,
 ) -> None:
     """Attention of all sequences but the leading decodes, into their rows of ``out``.
 
-    Those of at most ``shortest`` new tokens are left out. With a window, queries are taken in
-    pieces as long as it (or PIECE), so that the work grows with the window, not with the context.
+    With a window, queries are taken in pieces as long as it (or PIECE), so that the work grows with
+    the window, not with the context.
     """
     token = metadata.num_single
     for i in range(metadata.num_single, len(metadata.query_lens)):
         end = token + metadata.query_lens[i]
         context = metadata.context_lens_list[i]
-        if metadata.query_lens[i] <= shortest:
-            token = end
-            continue
         piece = max(window, PIECE) if window else end - token
         for start in range(token, end, piece):
             stop = min(start + piece, end)

@@ -1,6 +1,6 @@
 """Which numbers the machine at hand multiplies slowly.
 
-A CPU without instructions for products of bf16, f16 or int8 makes them one by one in PyTorch, at a
+Where oneDNN has no products of bf16, f16 or int8 for a CPU, PyTorch makes them one by one, at a
 tenth of the speed of float32 or less: there, making them wider first pays for all but few rows.
 """
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 @cache
 def _slow_on_cpu() -> frozenset[torch.dtype]:
+    if not torch._C._has_mkldnn:  # all dtypes are PyTorch's own loops
+        return frozenset()
     integers = torch.cpu._is_vnni_supported() or not torch.cpu._is_avx2_supported()
     fast = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),

@@ -9,7 +9,7 @@ from kernels.cpu.native import CACHE_CODES, DTYPE_CODES, has_amx, library, takes
 from kernels.layer_cache import LayerCache
 from kernels.metadata import AttentionMetadata
 
-LANES = 16  # the head dimension must fill whole vectors
+STRIP = 16  # elements of a head that are taken together
 TILE_DIMENSIONS = 32  # and, on AMX, whole tiles
 LARGEST_TILED_HEAD = 256
 
@@ -23,8 +23,7 @@ class AttentionStep(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("tables", "context_lens", "query_start")),
         *((name, ctypes.c_void_p) for name in ("trees", "out")),
         *((name, ctypes.c_int64) for name in ("table_stride", "sequences", "q_heads", "kv_heads")),
-        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "q_stride")),
-        *((name, ctypes.c_int64) for name in ("window",)),
+        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "q_stride", "window")),
         *((name, ctypes.c_float) for name in ("scale", "soft_cap")),
     )
 
@@ -34,7 +33,7 @@ def _known(q: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> bool:
     tables, trees = metadata.block_tables, metadata.trees
     if trees is not None and not (trees.dtype == torch.int64 and trees.is_contiguous()):
         return False
-    if not takes(q) or q.dim() != 3 or q.shape[2] % LANES:
+    if not takes(q) or q.dim() != 3 or q.shape[2] % STRIP:
         return False
     if not (q.stride(2) == 1 and q.stride(1) == q.shape[2]):
         return False

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune import metrics
 from autotune.metrics import (
     bootstrap_intervals,
     compute_metrics,
@@ -247,6 +248,18 @@ def test_gaps_of_one_request_are_drawn_together() -> None:
     interval = bootstrap_intervals(values, owners, ("mean",), 0)["mean"]
     assert interval is not None
     assert interval[1] - interval[0] > 0.5
+
+
+@pytest.mark.parametrize("together", [1, 25 * 7, 1 << 30])
+def test_resamples_are_the_same_however_many_are_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    values, owners = np.random.default_rng(1).random(25), np.arange(25) // 2
+    expected = bootstrap_intervals(values, owners, ("mean", "p90"), 3)
+    monkeypatch.setattr(metrics, "_TOGETHER", together)
+    found = bootstrap_intervals(values, owners, ("mean", "p90"), 3)
+    for name in ("mean", "p90"):  # sums of other sizes round otherwise
+        assert found[name] == pytest.approx(expected[name], rel=1e-12)
 
 
 def test_bootstrap_is_seeded_and_needs_two_requests() -> None:

@@ -95,9 +95,9 @@ def test_a_decode_does_not_depend_on_its_batch(generator, dtype, cache_dtype, wi
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    new=st.integers(2, 60),
+    new=st.integers(2, 200),
     prefix=st.integers(0, 600),
-    cut=st.integers(1, 59),
+    cut=st.integers(1, 199),
     block_size=st.sampled_from([8, 16, 24, 32]),
     head_dim=st.sampled_from([32, 64, 96]),
     window=st.sampled_from([0, 1, 7, 32, 50, 256, 400]),

@@ -1,8 +1,8 @@
 // Shared by all native kernels: portable vectors of one register, number formats, exp.
 //
 // GCC's vector extension lowers vectors to whatever -march=native offers, so one source serves every
-// CPU. They are as wide as a register and no wider: of wider ones it compares and converts element
-// by element. Only what it lowers badly is told by intrinsics. Plain C ABI: raw pointers and
+// CPU. They are as wide as a register of AVX-512, or else of AVX2: of wider ones GCC compares and
+// converts element by element. Only what it lowers badly is told by intrinsics. Plain C ABI: raw pointers and
 // integers, no PyTorch headers.
 #pragma once
 #include <cstdint>

@@ -8,7 +8,8 @@
 // Partial results of chunks of CHUNK positions are merged in order, as in Flash-Decoding (a maximum,
 // a sum, a weighted sum), whether one thread comes by all chunks or each is another's. Where chunks
 // begin hangs on positions alone, and every sum runs over them in one order: a query's result is
-// bit-identical whatever it is batched with. What a query does not see weighs 0 exactly.
+// bit-identical whatever it is batched with. What a query does not see weighs 0 exactly, as long as
+// the values of other new tokens of its sequence are numbers.
 #include "attention_step.h"
 #include "kv_formats.h"
 #include "replay.h"
@@ -20,6 +21,8 @@ constexpr int64_t CHUNK = 256;
 // Positions whose scores, and elements of a head whose values, are summed in registers.
 constexpr int64_t STRIP = 16;
 constexpr int PER_STRIP = STRIP / LANES;
+// What parts of items keep, in floats, together; beyond that they are left whole.
+constexpr int64_t MOST_KEPT = 16 << 20;
 // Rows of an item, unless one token has more heads; and those that are multiplied at once.
 constexpr int64_t MOST_ROWS = 96;
 constexpr int MANY = LANES == 16 ? 12 : 6;
@@ -49,7 +52,7 @@ struct Found {
     // Take in what was found behind it.
     void merge(const Found& next, int64_t rows, int64_t dh) {
         for (int64_t r = 0; r < rows; r++) {
-            if (next.max[r] == -INFINITY) continue;
+            if (next.sum[r] == 0.0f) continue;  // all hidden; NaN goes on
             float best = max[r] > next.max[r] ? max[r] : next.max[r];
             float mine = expf(max[r] - best), theirs = expf(next.max[r] - best);
             max[r] = best;
@@ -262,14 +265,16 @@ static void write(const AttentionStep& s, const Item& w, const Found& found) {
     }
 }
 
-// The items of a step, split by chunks where there are few for so many threads; beside them, the
-// floats that parts keep.
+// The items of a step; beside them, the floats that parts keep. Those that are long beside what each
+// thread has to do are split by chunks.
 static int64_t list(const AttentionStep& s, int threads, std::vector<Item>& items) {
     const int64_t group = s.group(), most = group < MOST_ROWS ? MOST_ROWS / group : 1;
-    int64_t whole = 0, kept = 0;
-    for (int64_t i = 0; i < s.sequences; i++)
-        whole += (s.new_tokens(i) + most - 1) / most * s.kv_heads;
-    const bool split = threads > 1 && whole < 4 * threads;
+    int64_t work = 0, kept = 0;  // in pairs of query and position
+    for (int64_t i = 0; i < s.sequences; i++) {
+        int64_t queries = s.new_tokens(i), begin = s.first_seen(s.context_lens[i] - queries);
+        work += s.kv_heads * queries * (s.context_lens[i] - begin);
+    }
+    const int64_t longest = threads > 1 ? work / (4 * threads) : work;
     items.clear();
     for (int64_t i = 0; i < s.sequences; i++) {
         const int64_t queries = s.new_tokens(i), before = s.context_lens[i] - queries;
@@ -278,7 +283,9 @@ static int64_t list(const AttentionStep& s, int threads, std::vector<Item>& item
             for (int64_t head = 0; head < s.kv_heads; head++) {
                 int64_t count = queries - first < most ? queries - first : most;
                 int64_t begin = s.first_seen(before + first), end = before + first + count;
-                int64_t parts = split ? (end - 1) / CHUNK - begin / CHUNK + 1 : 1;
+                int64_t parts = (end - 1) / CHUNK - begin / CHUNK + 1;
+                int64_t floats = parts > 1 ? parts * Found::floats(count * group, s.dh) : 0;
+                if (count * (end - begin) <= longest || kept + floats > MOST_KEPT) parts = 1;
                 for (int64_t part = 0; part < parts; part++) {
                     int64_t next = (begin / CHUNK + 1) * CHUNK;
                     int64_t stop = part == parts - 1 ? end : next;

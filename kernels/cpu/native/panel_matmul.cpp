@@ -15,8 +15,10 @@ constexpr int PER_TILE = 16 / LANES;       // registers for a line
 constexpr int64_t PANEL = 32;              // output columns
 constexpr int64_t STEP = 32;               // positions of K
 constexpr int64_t STEP_BYTES = 2048;       // two tiles of 16 columns
+constexpr int64_t AHEAD = 2 * STEP_BYTES;  // fetched for few rows, which wait for memory
 constexpr int64_t MOST_STEPS = 16;         // of a panel, that stay in L1 while rows go by
 constexpr int64_t CHUNK = 96;              // rows that go by, at most
+constexpr int64_t MOST_ROWS = 16 * CHUNK;  // that are widened at once
 
 // sums += ROWS rows of x by TILES tiles of a panel, over `steps` steps.
 template <int ROWS, int TILES>
@@ -26,6 +28,8 @@ static inline __attribute__((always_inline)) void products(const float* x, int64
     constexpr int VECTORS = TILES * PER_TILE;
     for (int64_t s = 0; s < steps; s++, panel += STEP_BYTES, x += STEP)
         for (int64_t pair = 0; pair < 16; pair++) {
+            for (int t = 0; t < TILES && ROWS < MANY; t++)
+                __builtin_prefetch(panel + AHEAD + t * 1024 + pair * 64);
             vf even[VECTORS], odd[VECTORS];
             for (int v = 0; v < VECTORS; v++) {
                 vu both;
@@ -163,8 +167,12 @@ static void into(int out_dtype, const char* data, int64_t k, const void* x, int6
 EXPORT void panel_linear(const char* data, const float* bias, int64_t n, int64_t k, int x_dtype,
                          const void* x, int64_t x_stride, int64_t m, void* out, int out_dtype,
                          int threads) {
-    Target to{out, bias, n};
+    const int64_t x_size = x_dtype == F32 ? 4 : 2, out_size = out_dtype == F32 ? 4 : 2;
     auto go = x_dtype == F32 ? into<float> : x_dtype == BF16 ? into<bf16> : into<f16>;
-    go(out_dtype, data, k, x, x_stride, m, to, threads);
+    for (int64_t row = 0; row < m; row += MOST_ROWS) {
+        Target to{(char*)out + row * n * out_size, bias, n};
+        go(out_dtype, data, k, (const char*)x + row * x_stride * x_size, x_stride,
+           m - row < MOST_ROWS ? m - row : MOST_ROWS, to, threads);
+    }
 }
 REPLAYABLE(panel_linear)
