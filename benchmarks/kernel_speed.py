@@ -101,7 +101,7 @@ def attention(quick: bool) -> list[dict[str, object]]:
     """Attention of one step of all layers, pages scattered: by the cache's dtype, against plain."""
     results = []
     # sequences, new tokens, context, window
-    shapes = [(1, 1, 256, 0), (32, 1, 256, 0), (1, 256, 256, 0)]
+    shapes = [(1, 1, 256, 0), (32, 1, 256, 0), (16, 5, 260, 0), (1, 256, 256, 0)]
     if not quick:
         shapes += [(1, 1, 4096, 0), (8, 1, 1024, 0), (1, 128, 1024, 0), (1, 1024, 1024, 0)]
         shapes += [(110, 1, 256, 0), (32, 1, 1024, 0), (64, 1, 512, 0), (32, 1, 1024, 256)]

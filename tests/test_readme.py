@@ -154,40 +154,46 @@ def test_speeds_of_prediction_are_those_on_file() -> None:
     assert f"a plan over four GPU types takes {seconds:.1f} s" in README
 
 
-def test_speedups_of_drafts_are_those_on_file() -> None:
-    results = json.loads((RESULTS / "speculation.json").read_text())
+@pytest.mark.parametrize("machine", ["xeon-amx-2core", "zen3-2core"])
+def test_speedups_of_drafts_are_those_on_file(machine: str) -> None:
+    file = f"benchmarks/results/{machine}/speculation.json"
+    results = json.loads((ROOT / file).read_text())
     told = {
         (line["batch"], line["method"]): line["predicted"]["value"]
         for line in results["predicted"]["lines"]
     }
-    head = re.search(r"^\| requests \| (.+) \|$", README, re.MULTILINE)
+    section = README[README.index(file) :]
+    head = re.search(r"^\| requests \| (.+) \|$", section, re.MULTILINE)
     assert head is not None
     methods = [name.strip("`") for name in head[1].split(" | ")]
     for batch, measured in results["measured"].items():
         metric = "throughput" if int(batch) > results["seats"] else "tpot"
-        row = re.search(rf"^\| {batch} at once \| (.+) \|$", README, re.MULTILINE)
+        row = re.search(rf"^\| {batch} at once \| (.+) \|$", section, re.MULTILINE)
         assert row is not None
         assert row[1].split(" | ") == [
             f"{measured['methods'][m][f'{metric}_speedup']:.2f}× ({told[int(batch), m]:.2f}×)"
             for m in methods
         ]
+    predicted = results["predicted"]
+    error, worst = predicted["median_error"], predicted["largest_error"]
+    lines = len(predicted["lines"])
+    near = f"{round(predicted['within_10_percent'] * lines)} of {lines} within 10%"
+    words = " ".join(section.split())
+    if machine == "zen3-2core":
+        assert f"half of them within {error:.0%}, {near}, the worst {worst:.0%} off" in words
+        lost = 1.0 - results["measured"]["8"]["methods"]["draft_model"]["throughput_speedup"]
+        assert f"`draft_model` at 8 loses {lost:.0%} of it" in words
+        return
+    assert f"Half of the forecasts are within {error:.0%}, {near}, none is further off than " in words
+    assert f"none is further off than {worst:.0%}" in words
     drawn = [
         at["methods"][method]["throughput_speedup"]
         for at in results["measured_at_temperature_1"].values()
         for method in methods
     ]
-    told_drawn = f"throughput lies between {min(drawn):.2f}× and {max(drawn):.2f}×"
-    words = " ".join(README.split())
-    assert told_drawn in words
+    assert f"throughput lies between {min(drawn):.2f}× and {max(drawn):.2f}×" in words
     slowest = max(results["ngram_seconds"].values())
     assert f"Looking up takes at most {slowest * 1e6:.0f} µs" in words
-    error = results["predicted"]["median_error"]
-    lines, near = len(results["predicted"]["lines"]), results["predicted"]["within_10_percent"]
-    worst = results["predicted"]["largest_error"]
-    assert (
-        f"Half of the forecasts are within {100 * error:.0f}%, {round(near * lines)} of {lines} "
-        f"within 10%, none is further off than {100 * worst:.0f}%"
-    ) in words
 
 
 def test_what_tuning_vllm_brought_is_on_file() -> None:
