@@ -57,7 +57,6 @@ SEATS = 128
 TEXTS = 40
 # Seconds between loads that are played one after another.
 APART = 100.0
-CALIBRATION_S = 25.0
 # Requests at once from which the drafts of models are learned.
 LEARNED_AT = (1, 16)
 LOOKUP_CONTEXT = 8192
@@ -261,7 +260,6 @@ def learned(bench: Bench) -> tuple[Calibration, dict[str, DraftKnowledge]]:
         model_facts(config),
         bench.engines,
         hardware=describe_hardware("cpu"),
-        budget_s=CALIBRATION_S,
     )
     offered = [load for batch in BATCHES for load in loads_of(batch, bench.texts, 1000 + batch)]
     plain = bench.serve("none", offered)
