@@ -17,14 +17,23 @@ typedef uint8_t vub __attribute__((vector_size(LANES)));
 static inline vf load(const i8* p) {
     vb b;
     memcpy(&b, p, sizeof b);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    __m256i wide = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bit_copy<int64_t>(b)));
+    return bit_copy<vf>(_mm256_cvtepi32_ps(wide));
+#else
     return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
+#endif
 }
 // The bits as a float's, whose exponent is biased by 127 instead of 7. A NaN reads as 480: the
 // quantizer writes none, and what it makes of a NaN has a scale of NaN.
 static inline vf load(const e4m3* p) {
     vub b;
     memcpy(&b, p, sizeof b);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    vu wide = bit_copy<vu>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bit_copy<int64_t>(b))));
+#else
     vu wide = __builtin_convertvector(b, vu);
+#endif
     return bit_copy<vf>((wide & 0x7fu) << 20 | (wide & 0x80u) << 24) * 0x1p120f;
 }
 
