@@ -184,7 +184,9 @@ def test_speedups_of_drafts_are_those_on_file(machine: str) -> None:
         lost = 1.0 - results["measured"]["8"]["methods"]["draft_model"]["throughput_speedup"]
         assert f"`draft_model` at 8 loses {lost:.0%} of it" in words
         return
-    assert f"Half of the forecasts are within {error:.0%}, {near}, none is further off than " in words
+    assert (
+        f"Half of the forecasts are within {error:.0%}, {near}, none is further off than " in words
+    )
     assert f"none is further off than {worst:.0%}" in words
     drawn = [
         at["methods"][method]["throughput_speedup"]
