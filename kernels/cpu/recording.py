@@ -162,6 +162,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.made: list[Tensor] = []
         self.foreign: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: PyTorch would import its compiler, for seconds, to say so."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
