@@ -3,11 +3,16 @@
 A workload's own steps are alike: batches of the size that its rate brings about. These are laid out
 instead: decodes alone at each batch size and at short and long contexts, prompts alone, and both
 mixed, so that what is fitted to them holds for other batch limits and other rates.
+
+A machine's speed drifts within seconds, and what is measured once is measured at one speed: a batch
+size that met a slow moment would seem dear for ever. Decodes at short contexts take little, so
+all sizes have them several times, with the dearer parts between. Those come in the order of what
+they take, as a slow machine does not get to the last ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,8 +22,12 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 DECODE_STEPS = 24
 # Shares of the longest sequence that prompts fill.
 PROMPT_SHARES = (0.02, 0.1, 0.25, 0.5, 0.75)
+SHORT, LONG = PROMPT_SHARES[0], PROMPT_SHARES[-2]
+# Batches of long contexts up to this size come before the last decodes at short ones.
+FEW_LONG = 16
 # Requests of the mixed part: each joins while earlier ones decode.
 MIXED_REQUESTS = 24
+MIXED_PLACE = len(PROMPT_SHARES)  # among the parts
 MIXED_DECODES = 40
 _FEWEST_PROMPT = 4
 
@@ -51,27 +60,30 @@ def calibration_load(
         ids = tuple(int(i) for i in rng.choice(allowed, size=tokens))
         return LoadRequest(name, 0.0, ids, output)
 
-    parts: list[list[LoadRequest]] = []
-    for share in PROMPT_SHARES:  # prompts, one after another: each alone in its steps
-        parts.append([request(f"prompt-{share}", share * longest, 2)])
-    for size in _sizes(max_num_seqs):
-        for share in (PROMPT_SHARES[0], PROMPT_SHARES[-2]):
-            tokens = share * longest
-            if size * (tokens + DECODE_STEPS) <= room:
-                parts.append(
-                    [
-                        request(f"decode-{size}-{share}-{i}", tokens, DECODE_STEPS)
-                        for i in range(size)
-                    ]
-                )
+    def decodes(size: int, share: float, name: str = "decode") -> list[LoadRequest]:
+        names = [f"{name}-{size}-{share}-{i}" for i in range(size)]
+        return [request(each, share * longest, DECODE_STEPS) for each in names]
+
+    def fits(size: int, share: float) -> bool:
+        return size * (share * longest + DECODE_STEPS) <= room
+
+    def short(name: str) -> list[list[LoadRequest]]:
+        return [decodes(size, SHORT, name) for size in sizes if fits(size, SHORT)]
+
+    sizes = [size for size in BATCH_SIZES if size <= max_num_seqs]
+    long = {size: decodes(size, LONG) for size in sizes if fits(size, LONG)}
     mixed = []
     for place in range(MIXED_REQUESTS):
         share = PROMPT_SHARES[place % (len(PROMPT_SHARES) - 1)]
         outputs = MIXED_DECODES // 4 + (place * 7) % MIXED_DECODES
         mixed.append(request(f"mixed-{place}", share * longest, outputs))
-    parts.append(mixed)
-    return parts
-
-
-def _sizes(most: int) -> Iterator[int]:
-    yield from (size for size in BATCH_SIZES if size <= most)
+    return [
+        # Prompts, one after another: each alone in its steps.
+        *([request(f"prompt-{share}", share * longest, 2)] for share in PROMPT_SHARES),
+        mixed,
+        *short("decode"),
+        *short("again"),
+        *(part for size, part in long.items() if size <= FEW_LONG),
+        *short("last"),
+        *(part for size, part in long.items() if size > FEW_LONG),
+    ]

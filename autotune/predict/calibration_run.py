@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autotune.errors import Interrupted
 from autotune.hardware.versions import library_versions
 from autotune.predict.calibration import Calibration, fit_calibration
-from autotune.predict.calibration_load import calibration_load
+from autotune.predict.calibration_load import MIXED_PLACE, calibration_load
 from autotune.predict.calibration_sample import CalibrationLoad
 from autotune.profiling.schema import ModelFacts
 from autotune.records import RequestRecord, utc_now
@@ -134,7 +134,7 @@ def _swept(
     records: list[RequestRecord] = []
     steps: list[StepRecord] = []
     # What runs for the first time takes longer: memory is laid out, kernels are chosen.
-    for part in [parts[0], parts[-1]]:
+    for part in [parts[0], parts[MIXED_PLACE]]:
         run_load(engine, part, drain_limit=DRAIN_LIMIT_S, stop=stop)
     began = clock()
     for number, part in enumerate(parts):
