@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.block_tables import BlockTables
 from engine.errors import ConfigError
 from engine.speculate.draft import Draft
+from engine.token_counts import TokenCounts
 
 
 class RequestState(StrEnum):
@@ -154,9 +158,29 @@ class Request:
     num_received_tokens: int = 0
     draft: Draft | None = None
     cache_salt: bytes = b""
+    _counts: TokenCounts | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+
+    def counted_tokens(
+        self, drafted: Sequence[int] = ()
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The distinct tokens, and how often each is in the output with `drafted` behind it.
+
+        Both [distinct]; not to be changed. Takes what the tokens since the last call take.
+        """
+        if self._counts is None:
+            self._counts = TokenCounts(self.num_prompt_tokens)
+        self._counts.read(self.token_ids)
+        return self._counts.with_drafted(drafted)
+
+    def copied(self) -> Request:
+        """The same prompt, output and sampling, to go on differently; nothing of it is computed."""
+        copy = Request(self.request_id, list(self.token_ids), self.sampling, self.arrival)
+        copy.num_prompt_tokens = self.num_prompt_tokens
+        copy._counts = None if self._counts is None else self._counts.copied()
+        return copy
 
     @property
     def num_tokens(self) -> int:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.batch import ScheduledSequence
 from engine.request import Request, SamplingParams
 
@@ -40,6 +43,10 @@ class DraftedRow:
     def output_token_ids(self) -> list[int]:
         """Output, and what was drafted."""
         return [*self.request.output_token_ids, *self.drafted]
+
+    def counted_tokens(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """See `Request.counted_tokens`; what was drafted is output."""
+        return self.request.counted_tokens(self.drafted)
 
     @property
     def num_output_tokens(self) -> int:

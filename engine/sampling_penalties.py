@@ -56,16 +56,13 @@ def _changes_of_row(
     row: int, request: SampledRow, vocabulary: int, eos_token_ids: Sequence[int]
 ) -> LogitChanges:
     p = request.sampling
-    output, counts = np.unique(
-        np.array(request.output_token_ids, dtype=np.int64), return_counts=True
-    )
-    repeats = p.repetition_penalty != 1.0
-    tokens = np.unique(np.array(request.token_ids, dtype=np.int64)) if repeats else output
+    tokens, counts = request.counted_tokens()
+    if p.repetition_penalty == 1.0:
+        told = counts > 0
+        tokens, counts = tokens[told], counts[told]
     factors = np.full(len(tokens), p.repetition_penalty, dtype=np.float32)
-    amounts = np.zeros(len(tokens), dtype=np.float32)
-    amounts[np.searchsorted(tokens, output)] = (
-        np.float32(p.frequency_penalty) * counts.astype(np.float32)
-    ) + np.float32(p.presence_penalty)
+    amounts = np.float32(p.frequency_penalty) * counts
+    amounts += np.float32(p.presence_penalty) * (counts > 0)
     ends = _forbidden(request, vocabulary, eos_token_ids)
     if len(ends):
         amounts[np.isin(tokens, ends)] = np.inf

@@ -7,7 +7,7 @@ Elsewhere it is tried after 1, 2, 4, ... steps, as long as nothing comes of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from engine.request import Request
@@ -37,12 +37,15 @@ class _Tries:
 class BackOff:
     """Remembers what came of tries, and decides who is tried next.
 
-    When the load has halved, everybody is tried again: what did not pay may now.
+    When the load has halved, everybody is tried again: what did not pay may now. So are those who
+    had a draft that was not worth verifying, as soon as other drafts are, or theirs proves right.
     """
 
     def __init__(self) -> None:
         self._step = 0
         self._tries: dict[Request, _Tries] = {}
+        self._unworthy: set[Request] = set()  # of whom the last draft was not verified
+        self._pays = False  # whether of the last tries one was fruitful
         self._share = 0.5
         self._saved = 0.0
         self._load = 0
@@ -72,12 +75,18 @@ class BackOff:
         return due
 
     def note(
-        self, tried: Sequence[tuple[Request, bool]], load: int, step_seconds: float, seconds: float
+        self,
+        tried: Sequence[tuple[Request, bool]],
+        load: int,
+        step_seconds: float,
+        seconds: float,
+        unworthy: Collection[Request] = (),
     ) -> None:
         """What came of the tries of a step: for each request, whether its draft is verified.
 
         Args:
             tried: the requests that were tried.
+            unworthy: those of them that have a draft, of which nothing is verified.
             load: sequences of the step.
             step_seconds: what the step would take without drafts.
             seconds: what a try for one request takes.
@@ -86,6 +95,14 @@ class BackOff:
         longest = min(LONGEST, int(load * seconds / (WASTED_SHARE * step_seconds)) + 1)
         worth = _GAIN * seconds / self._saved if self._saved > 0.0 else 1.0
         known, share = self._tries, self._share
+        pays = any(fruitful for _, fruitful in tried)
+        if pays and not self._pays:
+            for request in tuple(self._unworthy):
+                self.again(request)
+        if tried:
+            self._pays = pays
+            self._unworthy.difference_update(request for request, _ in tried)
+            self._unworthy.update(unworthy)
         for request, fruitful in tried:
             one = known.get(request)
             if one is None:
@@ -103,6 +120,13 @@ class BackOff:
                     one.due -= one.due % -TOGETHER
         self._share = share
 
+    def again(self, request: Request) -> None:
+        """Try the request in the next step: a draft of it that was not verified proved right."""
+        one = self._tries.get(request)
+        if one is not None:
+            one.wait = one.due = 0
+            self._soonest = self._step + 1
+
     def saved(self, count: int, seconds: float) -> None:
         """The drafts of `count` requests are verified, which is expected to save `seconds`."""
         if self._saved == 0.0:
@@ -112,3 +136,4 @@ class BackOff:
     def forget(self, request: Request) -> None:
         """The request left."""
         self._tries.pop(request, None)
+        self._unworthy.discard(request)

@@ -1,7 +1,8 @@
 """Steps without drafts now and then, to know what these would take as well.
 
 What drafting gains is told by two costs. Where every step has drafts, the one without would be what
-it was when it was last run, with shorter contexts or on a busier machine.
+it was when it was last run, with shorter contexts or on a busier machine. Where a model drafts, a
+step right behind its own finds the processor's caches full of that model, and is not one of these.
 """
 
 from __future__ import annotations

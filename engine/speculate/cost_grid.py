@@ -88,7 +88,12 @@ class VerifyCorrections:
 
     A step's error is for the most part that of its number of sequences, as contexts may be longer
     than they were when measured, and for the rest that of its drafted tokens. The latter fades when
-    no such step is run, as such that seem too dear would never be run again.
+    no such step is run, as such that seem too dear would never be run again. What steps take longer
+    without drafts they take longer with them, by as many seconds, until it is seen: longer contexts
+    cost a sequence's drafted tokens little.
+
+    `plain_share` is what the step would take without its drafted tokens, as a share of its seconds,
+    both as expected.
     """
 
     def __init__(self) -> None:
@@ -105,12 +110,15 @@ class VerifyCorrections:
         mean_size = self._noise.get(num_sequences.bit_length(), 0.0)
         return mean_size * math.sqrt(math.pi / 2.0) * math.sqrt(2.0 * _RATE / (2.0 - _RATE))
 
-    def factor(self, num_sequences: int, num_drafted: int) -> float:
+    def factor(self, num_sequences: int, num_drafted: int, plain_share: float = 1.0) -> float:
         """By what the expected seconds are to be multiplied."""
         cell = _cell(num_sequences, num_drafted)
-        return math.exp(self._shared.get(cell[0], 0.0) + self._own(cell))
+        shared = _of_all(self._shared.get(cell[0], 0.0), plain_share)
+        return math.exp(shared + self._own(cell))
 
-    def learn(self, num_sequences: int, num_drafted: int, ratio: float) -> None:
+    def learn(
+        self, num_sequences: int, num_drafted: int, ratio: float, plain_share: float = 1.0
+    ) -> None:
         """A step took `ratio` times the expected seconds, uncorrected."""
         self._observed += 1
         cell = _cell(num_sequences, num_drafted)
@@ -119,8 +127,9 @@ class VerifyCorrections:
             self._shared[key] = error
             return
         shared, own = self._shared[key], self._own(cell)
+        error -= _of_all(shared, plain_share) + own
         count = self._cells[cell].observed if cell in self._cells else 0
-        error = min(max(error - shared - own, -_MOST), _MOST)
+        error = min(max(error, -_MOST), _MOST)
         noise = self._noise.get(key, 0.0)
         self._noise[key] = noise + _RATE * (abs(error) - noise)
         self._shared[key] = shared + _SHARED_RATE * error
@@ -151,6 +160,11 @@ class DraftCorrections:
         # To begin with, what was measured counts as much as some drafts.
         before = self._sums.get(key, (16 * expected, 16 * expected))
         self._sums[key] = before[0] * _KEPT + seconds, before[1] * _KEPT + expected
+
+
+def _of_all(shared: float, plain_share: float) -> float:
+    """What an error of steps without drafts, as a logarithm, comes to where these are a share."""
+    return shared if shared <= 0.0 else math.log1p(math.expm1(shared) * plain_share)
 
 
 def _cell(num_sequences: int, num_drafted: int) -> tuple[int, int]:

@@ -100,9 +100,7 @@ class DraftChooser:
             or params.min_tokens > request.num_output_tokens
         )
         if penalised:
-            copy = Request(request.request_id, list(request.token_ids), params, request.arrival)
-            copy.num_prompt_tokens = request.num_prompt_tokens
-            request = copy
+            request = request.copied()
         return Chain(request, len(request.token_ids), seed, penalised)
 
     def choose(self, logits: Tensor, chains: Sequence[Chain], index: int) -> Choice:

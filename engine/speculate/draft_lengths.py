@@ -86,6 +86,8 @@ class DraftLengths:
             self._planned = PlannedLengths(costs, self._curves, self._history, lacking)
         self._back_off = BackOff()
         self._unverified = UnverifiedDrafts()
+        # The so manieth step without drafts tells what such steps take.
+        self._plain_told = 2 if costs_device else 1
         self._controls = ControlSteps()
         self._promises = Promises()
         self._limits: list[int] = []
@@ -189,7 +191,7 @@ class DraftLengths:
         if not self._verified:
             # Of the many such steps some tell enough, and those on which a draft may be judged.
             self._plain_steps += 1
-            if not len(self._unverified) and self._plain_steps % PLAIN_STEPS_TOLD != 1:
+            if not len(self._unverified) and not self._tells_plain:
                 return
         history, followed = self._history, self._unverified
         requests: list[Request] = []
@@ -228,6 +230,8 @@ class DraftLengths:
         for verdict in judged:
             requests.append(verdict.request)
             lengths.append(len(verdict.draft.token_ids))
+            if len(verdict.path) == len(verdict.draft):
+                self._back_off.again(verdict.request)
             accepted.append(len(verdict.path))
             if verdict.draft.chances is not None:
                 claimed.append(verdict)
@@ -239,10 +243,11 @@ class DraftLengths:
         alone = 0 < num_decodes == len(batch.sequences)
         if self._learning is not None and alone:
             num_tokens = batch.num_tokens if drafted else num_decodes
-            self._controls.observe(num_decodes, num_tokens - num_decodes)
+            if drafted or self._tells_plain:
+                self._controls.observe(num_decodes, num_tokens - num_decodes)
+                if not cold:
+                    self._ran = num_decodes, num_tokens
             self._plain_steps *= not drafted
-            if self._plain_steps % PLAIN_STEPS_TOLD <= 1 and not cold:
-                self._ran = num_decodes, num_tokens
         if seconds is not None:
             self.took(seconds)
 
@@ -264,6 +269,11 @@ class DraftLengths:
         """The chance that a chain's first 1, 2, ... tokens are accepted, as it stands now."""
         chances: list[float] = self._history.survival([request], MOST_DRAFTED)[0].tolist()
         return chances
+
+    @property
+    def _tells_plain(self) -> bool:
+        """Whether this step without drafts is one to learn from."""
+        return self._plain_steps % PLAIN_STEPS_TOLD == self._plain_told
 
     def _is_control(self, num_requests: int) -> bool:
         return self._learning is not None and self._controls.due(num_requests)
@@ -315,14 +325,16 @@ class DraftLengths:
         asked: list[int],
     ) -> None:
         """Remember for whom cheap drafts were found, and were worth verifying."""
+        unworthy = []
         for i in asked:
             draft = drafts[i]
             if draft is not None and not kept[i]:
                 self._unverified.follow(requests[i], draft)
+                unworthy.append(requests[i])
         tried = [(requests[i], kept[i] > 0) for i in asked]
         n = len(requests)
         seconds = float(curves.draft(n, max(self._limits))[n]) / n
-        self._back_off.note(tried, n, float(curves.verify(n, 0)[0]), seconds)
+        self._back_off.note(tried, n, float(curves.verify(n, 0)[0]), seconds, unworthy)
 
 
 def accepted_path(draft: Draft, tokens: Sequence[int]) -> list[int]:

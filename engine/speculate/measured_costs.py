@@ -65,8 +65,8 @@ class MeasuredCosts:
     def verify_seconds(self, num_sequences: int, num_tokens: int) -> float:
         """See `SpeculationCosts`."""
         drafted = num_tokens - num_sequences
-        seconds = self._steps.seconds(num_sequences, drafted / num_sequences)
-        return seconds * self._verify_corrections.factor(num_sequences, drafted)
+        seconds, plain_share = self._expected(num_sequences, drafted)
+        return seconds * self._verify_corrections.factor(num_sequences, drafted, plain_share)
 
     def draft_seconds(self, num_sequences: int, num_drafted: int) -> float:
         """See `SpeculationCosts`."""
@@ -84,13 +84,21 @@ class MeasuredCosts:
     def learn_verify(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         """See `LearningCosts`."""
         drafted = num_tokens - num_sequences
-        expected = self._steps.seconds(num_sequences, drafted / num_sequences)
-        self._verify_corrections.learn(num_sequences, drafted, seconds / expected)
+        expected, plain_share = self._expected(num_sequences, drafted)
+        ratio = seconds / expected
+        self._verify_corrections.learn(num_sequences, drafted, ratio, plain_share)
 
     def learn_draft(self, num_sequences: int, num_drafted: int, seconds: float) -> None:
         """See `LearningCosts`."""
         expected = self._drafting.seconds(num_sequences, num_drafted)
         self._draft_corrections.learn(num_sequences, expected, seconds)
+
+    def _expected(self, num_sequences: int, num_drafted: int) -> tuple[float, float]:
+        """Seconds of a step as measured, and the share of them that it takes without drafts."""
+        seconds = self._steps.seconds(num_sequences, num_drafted / num_sequences)
+        if not num_drafted:
+            return seconds, 1.0
+        return seconds, min(1.0, self._steps.seconds(num_sequences, 0.0) / seconds)
 
 
 def measure_costs(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 # Tokens that a promise has to be broken by for half of that to be believed.
 _WEIGHT = 10.0
-# What is left of a memory after each step that promised something, and after each that did not.
-_KEPT, _KEPT_IDLE = 0.98, 0.998
+# What is left of a memory after each step: what was promised of the first tokens of some requests
+# says little of their later ones, and where nothing is promised nothing else would tell.
+_KEPT = 0.98
 
 
 class Promises:
@@ -29,7 +30,7 @@ class Promises:
         factor = self.factor(num_sequences)
         self._open = (num_sequences, num_drafted, accepted / factor)
         if not num_drafted:
-            self._add(num_sequences, 0.0, 0.0, _KEPT_IDLE)
+            self._add(num_sequences, 0.0, 0.0)
 
     def observe(self, num_sequences: int, num_drafted: int, accepted: int) -> None:
         """What the step came to; one that verified something else tells nothing."""
@@ -38,9 +39,9 @@ class Promises:
         sequences, drafted, promised = self._open
         self._open = None
         if drafted and (sequences, drafted) == (num_sequences, num_drafted):
-            self._add(sequences, promised, accepted, _KEPT)
+            self._add(sequences, promised, accepted)
 
-    def _add(self, num_sequences: int, promised: float, accepted: float, kept: float) -> None:
+    def _add(self, num_sequences: int, promised: float, accepted: float) -> None:
         key = num_sequences.bit_length()
         before = self._sums.get(key, (0.0, 0.0))
-        self._sums[key] = before[0] * kept + promised, before[1] * kept + accepted
+        self._sums[key] = before[0] * _KEPT + promised, before[1] * _KEPT + accepted

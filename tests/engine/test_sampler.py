@@ -163,7 +163,7 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     assert Sampler(0, ()).sample(logits.clone(), [r]).token_ids == [int(warped.argmax())]
     for seed in range(200):
         logits = random_logits(seed)
-        r.token_ids = torch.randint(VOCABULARY, (12,)).tolist()
+        r = request("a", sampling, output=tuple(torch.randint(VOCABULARY, (12,)).tolist()))
         warped = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([r.token_ids]), logits.clone())
         assert Sampler(0, ()).sample(logits.clone(), [r]).token_ids == [int(warped.argmax())]
 

@@ -27,7 +27,7 @@ from tests.engine.speculate.drafting_folders import (
 from tests.engine.tiny_models import TinyModel
 
 VOCABULARY = 24
-PROMPTS = 2000
+PROMPTS = 1000  # for each of the methods
 
 
 @dataclass
