@@ -13,7 +13,7 @@ from engine.request import Request
 from engine.speculate.acceptance_history import Verified
 from engine.speculate.draft import Draft
 
-# Each takes time in every step, a microsecond at most. Whom none is known of seems no better than all
+# Each takes a microsecond of every step at most. Of whom nothing is known seems no better than all
 # others, so that fewer would leave many of a full batch without what they deserve.
 MOST_FOLLOWED = 64
 
