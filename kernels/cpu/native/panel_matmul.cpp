@@ -15,20 +15,20 @@ constexpr int PER_TILE = 16 / LANES;       // registers for a line
 constexpr int64_t PANEL = 32;              // output columns
 constexpr int64_t STEP = 32;               // positions of K
 constexpr int64_t STEP_BYTES = 2048;       // two tiles of 16 columns
-constexpr int64_t AHEAD = 2 * STEP_BYTES;  // fetched for few rows, which wait for memory
+constexpr int64_t AHEAD = 4 * STEP_BYTES;  // fetched by the first rows, which wait for memory
 constexpr int64_t MOST_STEPS = 16;         // of a panel, that stay in L1 while rows go by
 constexpr int64_t CHUNK = 96;              // rows that go by, at most
 constexpr int64_t MOST_ROWS = 16 * CHUNK;  // that are widened at once
 
-// sums += ROWS rows of x by TILES tiles of a panel, over `steps` steps.
-template <int ROWS, int TILES>
+// sums += ROWS rows of x by TILES tiles of a panel, over `steps` steps; FIRST: that meet it first.
+template <int ROWS, int TILES, bool FIRST>
 static inline __attribute__((always_inline)) void products(const float* x, int64_t x_stride,
                                                            const char* panel, int64_t steps,
                                                            vf (&sums)[ROWS][TILES * PER_TILE]) {
     constexpr int VECTORS = TILES * PER_TILE;
     for (int64_t s = 0; s < steps; s++, panel += STEP_BYTES, x += STEP)
         for (int64_t pair = 0; pair < 16; pair++) {
-            for (int t = 0; t < TILES && ROWS < MANY; t++)
+            for (int t = 0; t < TILES && FIRST; t++)
                 __builtin_prefetch(panel + AHEAD + t * 1024 + pair * 64);
             vf even[VECTORS], odd[VECTORS];
             for (int v = 0; v < VECTORS; v++) {
@@ -83,7 +83,7 @@ static inline void write(const Target& to, int64_t row, int64_t column, int64_t 
     }
 }
 
-template <class T, int ROWS, int TILES>
+template <class T, int ROWS, int TILES, bool FIRST>
 static void block(const Stretch& s, const Target& to) {
     for (int tile = 0; tile < 2; tile += TILES) {
         int64_t begin = s.column + tile * 16, left = to.n - begin;
@@ -91,7 +91,7 @@ static void block(const Stretch& s, const Target& to) {
         vf sums[ROWS][TILES * PER_TILE] = {};
         float* kept = s.kept + tile * 16;
         for (int r = 0; r < ROWS && !s.first; r++) memcpy(sums[r], kept + r * PANEL, sizeof sums[r]);
-        products<ROWS, TILES>(s.x, s.x_stride, s.panel + tile * 1024, s.steps, sums);
+        products<ROWS, TILES, FIRST>(s.x, s.x_stride, s.panel + tile * 1024, s.steps, sums);
         int64_t columns = left < TILES * 16 ? left : TILES * 16;
         for (int r = 0; r < ROWS; r++) {
             if (s.last) write<T>(to, s.row + r, begin, columns, sums[r]);
@@ -100,11 +100,11 @@ static void block(const Stretch& s, const Target& to) {
     }
 }
 
-template <class T, int ROWS>
+template <class T, int ROWS, bool FIRST>
 static void of_rows(int64_t rows, const Stretch& s, const Target& to) {
     if constexpr (ROWS > 1)
-        if (rows < ROWS) return of_rows<T, ROWS - 1>(rows, s, to);
-    block<T, ROWS, ROWS <= FEW ? 2 : 1>(s, to);
+        if (rows < ROWS) return of_rows<T, ROWS - 1, FIRST>(rows, s, to);
+    block<T, ROWS, ROWS <= FEW ? 2 : 1, FIRST>(s, to);
 }
 
 // Rows of a chunk, float32 with `stride` elements between them, by a panel.
@@ -114,11 +114,13 @@ static void multiply(const float* x, int64_t stride, int64_t rows, const char* p
     alignas(64) float kept[CHUNK * PANEL];
     for (int64_t s = 0; s < steps; s += MOST_STEPS) {
         int64_t count = steps - s < MOST_STEPS ? steps - s : MOST_STEPS;
-        for (int64_t r = 0; r < rows; r += MANY)
-            of_rows<T, MANY>(rows - r < MANY ? rows - r : MANY,
-                             {x + r * stride + s * STEP, stride, panel + s * STEP_BYTES, count,
-                              kept + r * PANEL, row + r, column, s == 0, s + count == steps},
-                             to);
+        for (int64_t r = 0; r < rows; r += MANY) {
+            auto go = r == 0 ? of_rows<T, MANY, true> : of_rows<T, MANY, false>;
+            go(rows - r < MANY ? rows - r : MANY,
+               {x + r * stride + s * STEP, stride, panel + s * STEP_BYTES, count, kept + r * PANEL,
+                row + r, column, s == 0, s + count == steps},
+               to);
+        }
     }
 }
 
