@@ -51,12 +51,20 @@ class MeasuredCosts:
         steps: seconds of steps, by their sequences and the drafted tokens for each on average.
         drafting: seconds of drafting, by sequences and tokens for each.
         catch_up_per_token: seconds for each token that the proposer lacks before it can draft.
+        tries_cost: that a try of drafts costs more than the step, so that it is not to be hoped
+            that steps that were not tried take less than they seem to.
     """
 
     def __init__(
-        self, steps: CostGrid, drafting: CostGrid, catch_up_per_token: float = 0.0
+        self,
+        steps: CostGrid,
+        drafting: CostGrid,
+        catch_up_per_token: float = 0.0,
+        *,
+        tries_cost: bool = False,
     ) -> None:
         self._catch_up_per_token = catch_up_per_token
+        self._tries_cost = tries_cost
         self._steps = steps
         self._drafting = drafting
         self._verify_corrections = VerifyCorrections()
@@ -96,7 +104,7 @@ class MeasuredCosts:
     def _expected(self, num_sequences: int, num_drafted: int) -> tuple[float, float]:
         """Seconds of a step as measured, and the share of them that it takes without drafts."""
         seconds = self._steps.seconds(num_sequences, num_drafted / num_sequences)
-        if not num_drafted:
+        if self._tries_cost or not num_drafted:
             return seconds, 1.0
         return seconds, min(1.0, self._steps.seconds(num_sequences, 0.0) / seconds)
 
@@ -113,20 +121,24 @@ def measure_costs(
     """Run steps of some sizes, and draft for as many; None if no sequence has room for a draft.
 
     Writes to the first blocks of the cache, so no request may have any; `runner` must have been
-    warmed up. `budget` in seconds of `clock`: the smallest steps are measured in any case.
+    warmed up. `budget` in seconds of `clock`, beside what the very first draft takes, for which
+    kernels may have to be compiled: the smallest steps are measured in any case.
     """
     tokens = min(config.num_speculative_tokens, max_model_len - 2)
     if tokens < 1:
         return None
-    measuring = _Measuring(runner, proposer, config, max_model_len, clock)
-    end = clock() + budget
+    measuring = _Measuring(runner, proposer, config, max_model_len, clock, clock() + budget)
     counts = list(_sequence_counts(config.max_num_seqs))
     for place, count in enumerate(counts):
         # Small rows leave the larger ones more than their share.
-        now = clock()
-        if not measuring.row(count, tokens, now + (end - now) / (len(counts) - place), end):
+        if not measuring.row(count, tokens, 1.0 / (len(counts) - place)):
             break
-    return MeasuredCosts(measuring.steps, measuring.drafting, measuring.catch_up(tokens))
+    return MeasuredCosts(
+        measuring.steps,
+        measuring.drafting,
+        measuring.catch_up(tokens),
+        tries_cost=proposer.costs_device,
+    )
 
 
 def _sequence_counts(most: int) -> Iterator[int]:
@@ -146,38 +158,40 @@ class _Measuring:
         config: EngineConfig,
         max_model_len: int,
         clock: Callable[[], float],
+        end: float,
     ) -> None:
         self._runner = runner
         self._proposer = proposer
         self._config = config
         self._max_model_len = max_model_len
         self._clock = clock
+        self._end = end
         self._dearest = 0.0  # seconds of the last row's first step, for each sequence
         self.steps = CostGrid()
         self.drafting = CostGrid()
 
-    def row(self, count: int, tokens: int, share: float, end: float) -> bool:
+    def row(self, count: int, tokens: int, share: float) -> bool:
         """Measure steps and drafting of `count` sequences; False if there was no time for it.
 
-        Each step is run once until `end`, and more often until `share`.
+        Each step is run once while there is time, and more often in `share` of it.
         """
         first = not self._dearest
+        now, end = self._clock(), self._end
+        until = now + (end - now) * share
         # At least one step without drafts and one with some, no dearer for each token than before.
-        if not first and self._clock() + 3 * count * self._dearest > end:
+        if not first and now + 3 * count * self._dearest > end:
             return False
         requests = self._requests(count, tokens)
         try:
-            self._steps_of(requests, tokens, share, end, first)
-            self._drafting_of(requests, tokens, end, first)
+            self._steps_of(requests, tokens, until, first)
+            self._drafting_of(requests, tokens, first)
         finally:
             for request in requests:
                 request.state = RequestState.FINISHED
                 self._proposer.forget(request)
         return True
 
-    def _steps_of(
-        self, requests: list[Request], tokens: int, share: float, end: float, first: bool
-    ) -> None:
+    def _steps_of(self, requests: list[Request], tokens: int, until: float, first: bool) -> None:
         count = len(requests)
         sizes = self._drafted_tokens(count, tokens)
         fastest: dict[int, float] = {}
@@ -186,7 +200,7 @@ class _Measuring:
             for drafted in sizes:
                 most = max(fastest.values(), default=0.0)
                 sure = not fastest or (first and not place)
-                if not sure and self._clock() + most > (share if place else end):
+                if not sure and self._clock() + most > (until if place else self._end):
                     break
                 seconds = self._execute(self._batch(requests, drafted))
                 # The first of several does not count: its code and data are yet to be fetched.
@@ -208,13 +222,13 @@ class _Measuring:
         result = self._runner.execute(batch)
         return result.device_seconds + result.host_seconds
 
-    def _drafting_of(self, requests: list[Request], tokens: int, end: float, first: bool) -> None:
+    def _drafting_of(self, requests: list[Request], tokens: int, first: bool) -> None:
         proposer, clock = self._proposer, self._clock
         sizes = sorted({1, min(2, tokens), tokens}) if proposer.costs_device else [tokens]
         fastest: dict[int, float] = {}
         # What was drafted for before is taken up first, which does not count.
         for place, size in enumerate([1, *sizes, *sizes]):
-            if place > len(sizes) and not first and clock() > end:
+            if place > len(sizes) and not first and clock() > self._end:
                 break
             if proposer.costs_device or not place:
                 self._advance(requests)
@@ -223,6 +237,8 @@ class _Measuring:
             seconds = clock() - start
             if place:
                 fastest[size] = min(fastest.get(size, seconds), seconds)
+            elif first:
+                self._end += seconds
         for size, seconds in fastest.items():
             self.drafting.add(len(requests), size, seconds)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import cpu, ops
-from kernels.cpu.recording import NotRecordable, Recordings, record
+from kernels.cpu.recording import NotRecordable, Recordings, _Watch, record
 from kernels.layer_cache import LayerCache
 from kernels.metadata import build_attention_metadata
 
@@ -94,6 +94,12 @@ def test_linear_layers(rows: int) -> None:
     ids.copy_(ids.flip(0))
     for mine, expected in zip(recording.replay(), work(), strict=True):
         assert torch.equal(mine, expected)
+
+
+def test_recording_does_not_import_a_compiler() -> None:
+    # PyTorch wraps such a method to keep its compiler away, and imports it, for seconds, to do so.
+    watching = _Watch.__torch_dispatch__
+    assert not hasattr(watching, "__wrapped__")
 
 
 def test_what_pytorch_computes_cannot_be_recorded() -> None:

@@ -88,6 +88,31 @@ def test_success_ends_the_wait_and_forgetting_too() -> None:
     assert back_off.due(some) == [0, 1]
 
 
+def test_who_had_a_draft_is_tried_again_when_drafts_pay() -> None:
+    back_off, some = BackOff(), requests(3)
+    back_off.saved(1, 1.0)
+    for _ in range(100):  # to some[2] nothing occurs
+        due = [some[i] for i in back_off.due(some)]
+        found = [request for request in due if request is not some[2]]
+        back_off.note([(r, False) for r in due], 3, 1.0, 1.0, unworthy=found)
+    while len(due := back_off.due(some)) != 3:
+        back_off.note([(some[i], False) for i in due], 3, 1.0, 1.0, unworthy=[])
+    back_off.note([(some[0], True), (some[2], False)], 3, 1.0, 1.0)
+    assert back_off.due(some) == [0, 1]
+    # Once they do, who is not worth it waits as ever.
+    back_off.note([(some[0], True), (some[1], False)], 3, 1.0, 1.0, unworthy=[some[1]])
+    assert back_off.due(some) == [0]
+
+
+def test_a_dropped_draft_that_was_right_ends_the_wait() -> None:
+    back_off, some = BackOff(), requests(2)
+    tries(back_off, some, 301, 1.0, 1.0)
+    assert back_off.due(some) == []
+    back_off.again(some[1])
+    assert back_off.due(some) == [1]
+    back_off.again(requests(1)[0])  # one that is not known
+
+
 def test_everybody_is_tried_when_the_load_has_halved() -> None:
     back_off, some = BackOff(), requests(8)
     tries(back_off, some, 300, 1.0, 1.0)

@@ -39,6 +39,7 @@ class Machine:
         self.computed: set[tuple[str, int]] = set()
         self.requests: set[Request] = set()
         self.forgotten: set[Request] = set()
+        self.first_draft = 0.0  # seconds that it takes more
         self._noise = noise
         self._random = random.Random(2)
 
@@ -65,6 +66,7 @@ class Machine:
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
         for request in requests:
             assert request.num_computed_tokens == len(request.token_ids) - 1
+        self.now, self.first_draft = self.now + self.first_draft, 0.0
         self._spend(self.costs.draft_seconds(len(requests), max(limits)))
         return [Draft([0] * limit) for limit in limits]
 
@@ -104,6 +106,18 @@ def test_what_was_measured_is_told_and_the_rest_lies_between() -> None:
     assert machine.requests
     assert machine.requests <= machine.forgotten
     assert all(r.state is RequestState.FINISHED for r in machine.requests)
+
+
+def test_a_first_draft_that_compiles_kernels_leaves_time_for_the_rest() -> None:
+    config = EngineConfig(max_num_seqs=64, num_speculative_tokens=5)
+    machine = Machine(config, 2048)
+    machine.first_draft = 60.0
+    costs = measure_costs(machine, machine, config, 2048, clock=machine.clock)
+    assert costs is not None
+    truth = machine.costs
+    assert costs.verify_seconds(64, 128) == pytest.approx(truth.verify_seconds(64, 128))
+    assert costs.draft_seconds(64, 5) == pytest.approx(truth.draft_seconds(64, 5))
+    assert 60.0 < machine.now < 63.0
 
 
 def test_noise_does_not_make_more_cost_less() -> None:
@@ -157,6 +171,21 @@ def test_steps_are_corrected_by_what_they_take() -> None:
     # Not run for long: nothing is sure about it any more.
     assert corrections.factor(8, 16) < 2.0
     assert corrections.factor(8, 0) == pytest.approx(1.5, rel=0.03)
+
+
+def test_what_steps_take_longer_without_drafts_they_do_with_them_until_it_is_seen() -> None:
+    corrections = VerifyCorrections()
+    for _ in range(100):
+        corrections.learn(64, 0, 1.5)
+    # Two seconds, of which one would be without drafts: half a second more, and not a whole one.
+    assert corrections.factor(64, 100, plain_share=0.5) == pytest.approx(1.25)
+    for _ in range(30):
+        corrections.learn(64, 0, 1.5)
+        corrections.learn(64, 100, 1.5, plain_share=0.5)
+    assert corrections.factor(64, 100, plain_share=0.5) == pytest.approx(1.5, rel=0.03)
+    for _ in range(100):
+        corrections.learn(8, 0, 0.8)
+    assert corrections.factor(8, 20, plain_share=0.5) == pytest.approx(0.8)
 
 
 def test_the_uncertainty_is_that_of_comparisons() -> None:

@@ -134,6 +134,40 @@ def test_costs_that_were_measured_wrongly_are_corrected() -> None:
     assert rate > 0.97 * 32 / costs.verify_seconds(32, 32)
 
 
+class Cold(World):
+    """A step right behind drafting takes half as long again without drafts: caches are cold."""
+
+    last = 0
+
+    def play(
+        self, requests: Sequence[Request], drafts: Sequence[Draft | None]
+    ) -> tuple[Batch, BatchResult]:
+        batch, result = super().play(requests, drafts)
+        drafted = batch.num_tokens - len(requests)
+        if self.last and not drafted:
+            self.seconds += 0.5 * self.costs.verify_seconds(len(requests), len(requests))
+        self.last = drafted
+        return batch, result
+
+
+def test_a_step_behind_a_drafting_model_is_not_what_drafts_are_compared_with() -> None:
+    costs = Roofline(fixed=10.0, token=0.0, slack=0.0, draft_step=2.5)
+    steps, drafting = CostGrid(), CostGrid()
+    for count in (1, 64):
+        steps.add(count, 0.0, 10.0)
+        steps.add(count, 8.0, 10.0)
+        for tokens in (1, 8):
+            drafting.add(count, tokens, 0.3 * tokens)  # found out soon not to be all
+    world = Cold(costs, same(0.2))
+    requests = world.requests(8)
+    lengths = DraftLengths(MeasuredCosts(steps, drafting), costs_device=True)
+    world.run(lengths, CONFIG, requests, 300)
+    world.drafted.clear()
+    rate = world.run(lengths, CONFIG, requests, 600)
+    assert rate > 0.97 * 8 / 10.0
+    assert sum(world.drafted.values()) < 600
+
+
 def test_at_saturation_nobody_is_asked_about() -> None:
     costs = Roofline(fixed=0.0, token=1.0, slack=0.0)
     lengths = DraftLengths(costs, costs_device=False)
