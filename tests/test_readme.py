@@ -180,7 +180,7 @@ def test_speedups_of_drafts_are_those_on_file(machine: str) -> None:
     near = f"{round(predicted['within_10_percent'] * lines)} of {lines} within 10%"
     words = " ".join(section.split())
     if machine == "zen3-2core":
-        assert f"half of them within {error:.0%}, {near}, the worst {worst:.0%} off" in words
+        assert f"half are within {error:.0%}, {near}, the worst {worst:.0%} off" in words
         lost = 1.0 - results["measured"]["8"]["methods"]["draft_model"]["throughput_speedup"]
         assert f"`draft_model` at 8 loses {lost:.0%} of it" in words
         return
