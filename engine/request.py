@@ -6,14 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from engine.block_tables import BlockTables
 from engine.errors import ConfigError
 from engine.speculate.draft import Draft
-from engine.token_counts import TokenCounts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from engine.token_counts import TokenCounts
 
 
 class RequestState(StrEnum):
@@ -171,6 +174,8 @@ class Request:
         Both [distinct]; not to be changed. Takes what the tokens since the last call take.
         """
         if self._counts is None:
+            from engine.token_counts import TokenCounts  # NumPy: scheduling does without
+
             self._counts = TokenCounts(self.num_prompt_tokens)
         self._counts.read(self.token_ids)
         return self._counts.with_drafted(drafted)
