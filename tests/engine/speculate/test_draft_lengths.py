@@ -134,38 +134,31 @@ def test_costs_that_were_measured_wrongly_are_corrected() -> None:
     assert rate > 0.97 * 32 / costs.verify_seconds(32, 32)
 
 
-class Cold(World):
-    """A step right behind drafting takes half as long again without drafts: caches are cold."""
+class Told(Roofline):
+    """Costs that note which steps they are told of, by drafted tokens."""
 
-    last = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[int, float]] = []
 
-    def play(
-        self, requests: Sequence[Request], drafts: Sequence[Draft | None]
-    ) -> tuple[Batch, BatchResult]:
-        batch, result = super().play(requests, drafts)
-        drafted = batch.num_tokens - len(requests)
-        if self.last and not drafted:
-            self.seconds += 0.5 * self.costs.verify_seconds(len(requests), len(requests))
-        self.last = drafted
-        return batch, result
+    def learn_verify(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
+        self.steps.append((num_tokens - num_sequences, seconds))
+
+    def learn_draft(self, num_sequences: int, num_drafted: int, seconds: float) -> None:
+        pass
 
 
-def test_a_step_behind_a_drafting_model_is_not_what_drafts_are_compared_with() -> None:
-    costs = Roofline(fixed=10.0, token=0.0, slack=0.0, draft_step=2.5)
-    steps, drafting = CostGrid(), CostGrid()
-    for count in (1, 64):
-        steps.add(count, 0.0, 10.0)
-        steps.add(count, 8.0, 10.0)
-        for tokens in (1, 8):
-            drafting.add(count, tokens, 0.3 * tokens)  # found out soon not to be all
-    world = Cold(costs, same(0.2))
-    requests = world.requests(8)
-    lengths = DraftLengths(MeasuredCosts(steps, drafting), costs_device=True)
-    world.run(lengths, CONFIG, requests, 300)
-    world.drafted.clear()
-    rate = world.run(lengths, CONFIG, requests, 600)
-    assert rate > 0.97 * 8 / 10.0
-    assert sum(world.drafted.values()) < 600
+@pytest.mark.parametrize("device", [False, True])
+def test_a_step_right_behind_a_drafting_model_is_not_learned_from(device: bool) -> None:
+    """Its caches are full of that model."""
+    costs = Told()
+    world = World(Roofline(), same(1.0))
+    lengths, requests = DraftLengths(costs, costs_device=device), world.requests(2)
+    for second, drafted in enumerate((2, 2, 0, 0)):
+        drafts = world.propose(requests, [drafted] * 2)
+        lengths.observe(*world.play(requests, drafts), float(second))
+    plain = [seconds for tokens, seconds in costs.steps if not tokens]
+    assert plain == [3.0 if device else 2.0]
 
 
 def test_at_saturation_nobody_is_asked_about() -> None:
