@@ -6,7 +6,8 @@ of the machine. Outputs are greedy, where the small model repeats itself, and dr
 1, where it does not.
 
 What looking up finds is foretold from the texts of the same requests, served without drafts, as a
-profile has them; what models and heads guess, from a load of other requests that drafted.
+profile has them; what models and heads guess, from the same requests, drafted for at every step, a
+few at once.
 
     python -m benchmarks.speculation [--medusa FOLDER] [--rounds 5] [--out speculation.json]
 """
@@ -57,8 +58,8 @@ SEATS = 128
 TEXTS = 40
 # Seconds between loads that are played one after another.
 APART = 100.0
-# Requests at once from which the drafts of models are learned.
-LEARNED_AT = (1, 16)
+# Requests at once of which the drafts of models are learned, beside those that come alone.
+LEARNED_AT = 16
 LOOKUP_CONTEXT = 8192
 RESAMPLES = 4000
 DRAWS = 4
@@ -177,6 +178,14 @@ def loads_of(batch: int, texts: Texts, seed: int) -> list[list[LoadRequest]]:
     return [requests[i * batch : (i + 1) * batch] for i in range(loads)]
 
 
+def regrouped(loads: Sequence[Sequence[LoadRequest]]) -> list[Sequence[LoadRequest]]:
+    """The same requests, `LEARNED_AT` at once; those that come alone as they are."""
+    alone = [load for load in loads if len(load) == 1]
+    others = [request for load in loads if len(load) > 1 for request in load]
+    together = [others[i : i + LEARNED_AT] for i in range(0, len(others), LEARNED_AT)]
+    return [*alone, *together]
+
+
 def metric_at(batch: int) -> Metric:
     """What tells a speed-up: where more requests come than have seats, tokens a second."""
     return "throughput" if batch > SEATS else "tpot"
@@ -261,20 +270,22 @@ def learned(bench: Bench) -> tuple[Calibration, dict[str, DraftKnowledge]]:
         bench.engines,
         hardware=describe_hardware("cpu"),
     )
-    offered = [load for batch in BATCHES for load in loads_of(batch, bench.texts, 1000 + batch)]
+    each = {batch: loads_of(batch, bench.texts, 1000 + batch) for batch in BATCHES}
+    offered = [load for loads in each.values() for load in loads]
     plain = bench.serve("none", offered)
     prompts = prompts_of([request for load in offered for request in load])
     served = bench.configs["none"], LoadEvidence(plain.records, plain.steps, prompts)
-    others = [load for batch in LEARNED_AT for load in loads_of(batch, bench.texts, 1 + batch)]
+    # Of more requests than get a seat, texts are as those of others.
+    drafted_for = regrouped([load for batch in BATCHES if batch <= SEATS for load in each[batch]])
     knowledge = {}
-    drafted = []
+    drafted = [CalibrationLoad(bench.base, plain.steps, plain.records, "sweep")]
     for name, config in bench.configs.items():
         if name == "none":
             continue
         # Of models' drafts of all lengths, whatever pays.
         if config.speculative_method in MODEL_METHODS:
             config = config.replace(speculative_adaptive=False)
-        result = bench.serve_with(config, others)
+        result = bench.serve_with(config, drafted_for)
         knowledge[name] = DraftKnowledge.of(
             [served, (config, LoadEvidence(result.records, result.steps))]
         )

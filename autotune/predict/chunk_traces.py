@@ -30,6 +30,21 @@ def chunk_traces(records: Iterable[RequestRecord], drafted: int) -> dict[str, Tr
     return found
 
 
+def tree_traces(records: Iterable[RequestRecord]) -> dict[str, Trace]:
+    """Traces by request id of a load in which each decode had a tree: how deep it was right.
+
+    Heads that look several tokens ahead go wrong where one that looks at the next does not. So
+    within a chunk, where other trees may begin, a text is taken to be as easy as at its beginning.
+    """
+    found = {}
+    for record in records:
+        if record.completed:
+            sizes = [sum(1 for _ in chunk) for _, chunk in groupby(record.token_times)]
+            depths = [0] * sizes[0] + [size - 1 for size in sizes[1:] for _ in range(size)]
+            found[record.request_id] = Trace(tuple(depths))
+    return found
+
+
 def _outcomes(token_times: Sequence[float], drafted: int) -> list[bool | None]:
     """Of each token whether its draft was right; None where there was none."""
     found: list[bool | None] = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from autotune.predict.apply import NotPredictable
 from autotune.predict.step_cost import StepWork
+from autotune.predict.virtual_heads import Heads
 from engine.config import EngineConfig
 from engine.speculate.draft import MOST_DRAFTED
 
@@ -44,6 +45,11 @@ class DraftCost:
         fixed = self.base + self.sequence * sequences
         return fixed + a_depth * depth + self.prompt_token * prompt_tokens
 
+    def plus(self, other: DraftCost) -> DraftCost:
+        """Both together."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return DraftCost(*(one + two for one, two in pairs))
+
     def scaled(self, factor: float) -> DraftCost:
         """All so many times as long."""
         return DraftCost(*(factor * seconds for seconds in dataclasses.astuple(self)))
@@ -51,6 +57,8 @@ class DraftCost:
 
 # Looking up in a text that is at hand; measured on two Xeon cores.
 LOOKUP_COST = DraftCost(base=4e-5, sequence=2e-5, depth=1e-4)
+# Choosing what is worth drafting with a model and verifying; measured on two Zen 3 cores.
+CHOOSING_COST = DraftCost(base=1.5e-4, sequence=5e-5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,9 @@ class DraftProfile:
         costs_device: whether it takes the model's device; see `engine.speculate.proposer.Proposer`.
         deepest: drafts go no deeper, whatever is asked.
         breadth: tokens that are verified at each depth, on the mean; above 1 of a tree.
+        heads: those whose guesses become trees, which are made as an engine does, whatever
+            `breadth`.
+        choosing: what choosing takes beside `cost`, where lengths are adaptive.
         knows: whether the proposer tells the chance of each token, which then differs from one to
             the next: of those that it is sure of more are verified.
         traces: by request id, what is known token by token; requests that are not among them go the
@@ -102,6 +113,8 @@ class DraftProfile:
     costs_device: bool = False
     deepest: int = MOST_DRAFTED
     breadth: float = 1.0
+    heads: Heads | None = None
+    choosing: DraftCost = DraftCost()
     knows: bool = False
     traces: Mapping[str, Trace] = dataclasses.field(default_factory=dict)
     error: float = 0.0
@@ -117,7 +130,10 @@ class DraftProfile:
 
     def seconds(self, sequences: int, depth: int, prompt_tokens: int = 0) -> float:
         """What drafting up to `depth` tokens for each of some sequences takes."""
-        depth = depth if self.costs_device else min(depth, 1)
+        if not self.costs_device:
+            depth = min(depth, 1)
+        elif self.heads is not None:
+            depth = min(depth, len(self.heads))
         return self.cost.seconds(sequences, depth, prompt_tokens)
 
     def verified(self, work: StepWork) -> StepWork:
@@ -131,7 +147,7 @@ class DraftProfile:
 
     def tokens_per_step(self, drafted: int) -> float:
         """What a decode yields on the mean that is drafted `drafted` tokens where it can be."""
-        if self.traces:
+        if self.traces and self.heads is None:
             found = [r for trace in self.traces.values() for r in trace.right]
             return 1 + sum(max(0, min(r, drafted)) for r in found) / max(1, len(found))
         survives, total = 1.0, 0.0
@@ -153,10 +169,13 @@ class DraftProfile:
             traces = {
                 name: traces[names[pick]] for name, pick in zip(names, picks.tolist(), strict=True)
             }
+        heads = self.heads
+        means = tuple(_shifted(p, self.error * shift) for p in (heads.means if heads else ()))
         return dataclasses.replace(
             self,
             acceptance=tuple(_shifted(p, self.error * shift) for p in self.acceptance),
             share=_shifted(self.share, self.error * found),
+            heads=None if heads is None else dataclasses.replace(heads, means=means),
             cost=self.cost.scaled(math.exp(COST_ERROR * cost)),
             traces=traces,
         )

@@ -10,8 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from autotune.predict.chunk_traces import chunk_traces
-from autotune.predict.drafting import LOOKUP_COST, MEASURED_ERROR, DraftCost, DraftProfile
+from autotune.predict.chunk_traces import chunk_traces, tree_traces
+from autotune.predict.drafting import (
+    CHOOSING_COST,
+    LOOKUP_COST,
+    MEASURED_ERROR,
+    DraftCost,
+    DraftProfile,
+)
+from autotune.predict.virtual_heads import Heads, fitted_heads
 from autotune.records import RequestRecord
 from autotune.speculation_counts import SpeculationTotals, design_effects
 from engine.config import MODEL_METHODS, EngineConfig
@@ -47,8 +54,13 @@ def measured_drafts(
     is_tree = config.speculative_method == "medusa"
     deepest = len(totals.drafted_by_depth) if is_tree else MOST_DRAFTED
     traces = {}
+    heads: Heads | None = None
+    if is_tree:
+        nodes = totals.drafted_tokens / totals.drafted_decodes
+        heads = fitted_heads(acceptance, max(1, round(nodes)))
     if costs_device and not adaptive:
-        traces = chunk_traces(records, config.num_speculative_tokens if not is_tree else deepest)
+        most = config.num_speculative_tokens
+        traces = tree_traces(records) if is_tree else chunk_traces(records, most)
     return DraftProfile(
         acceptance=acceptance,
         # A model drafts whenever it is asked.
@@ -57,6 +69,8 @@ def measured_drafts(
         costs_device=costs_device,
         deepest=deepest,
         breadth=totals.drafted_tokens / sum(totals.drafted_by_depth) if is_tree else 1.0,
+        heads=heads,
+        choosing=CHOOSING_COST if costs_device and not adaptive else DraftCost(),
         knows=costs_device,
         traces=traces,
         error=math.hypot(error, MEASURED_ERROR),

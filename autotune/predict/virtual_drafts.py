@@ -7,6 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autotune.predict.drafting import DraftProfile, Trace
+from autotune.predict.virtual_heads import (
+    Heads,
+    Place,
+    places_by_depth,
+    right_path,
+    virtual_trees,
+)
 from engine.batch import ScheduledSequence
 from engine.request import Request
 from engine.speculate.draft import Draft
@@ -17,10 +24,9 @@ Tokens = Callable[[Request, int, int], Sequence[int]]
 # A drafted token that nobody generates.
 _WRONG = 1 << 41
 # Of how sure a model is of its tokens: the sum of the parameters of a beta distribution whose mean
-# is their acceptance. With 1 most are nearly certain or nearly hopeless, as words are.
-SURENESS = 1.0
-# Below this chance a model that drafts does not go on; see `engine.speculate.draft_model`.
-LEAST_CHANCE = 0.05
+# is their acceptance. What the embedded draft model says of its tokens, put right by experience,
+# tells as much of them, on source code.
+SURENESS = 3.0
 
 
 @dataclass(slots=True)
@@ -41,13 +47,11 @@ class VirtualProposer:
         profile: how drafts fare.
         tokens: what requests generate.
         seed: of chances; each request has its own.
-        floor: drafts end with a token whose chance is told to be below.
     """
 
-    def __init__(
-        self, profile: DraftProfile, tokens: Tokens, seed: int, floor: float = 0.0
-    ) -> None:
-        self._floor = floor
+    def __init__(self, profile: DraftProfile, tokens: Tokens, seed: int) -> None:
+        # Drafts end with a token whose chance is told to be below.
+        self._floor = 0.0
         self.costs_device = profile.costs_device
         self._profile = profile
         self._tokens = tokens
@@ -68,6 +72,7 @@ class VirtualProposer:
         """See `Proposer`."""
         profile = self._profile
         drafts: list[Draft | None] = []
+        trees: list[tuple[Request, _Drafted, int]] = []
         asked = depth = fresh = 0
         for request, limit in zip(requests, limits, strict=True):
             limit = min(limit, profile.deepest)
@@ -79,10 +84,17 @@ class VirtualProposer:
             if not known.computed:
                 fresh += request.num_prompt_tokens
                 known.computed = True
-            draft = self._draft(request, known, limit)
-            if draft is not None or profile.costs_device:
-                depth = max(depth, len(draft) if draft is not None and profile.knows else limit)
+            if profile.heads is not None:
+                trees.append((request, known, limit))
+                depth, draft = max(depth, limit), None
+            else:
+                draft = self._draft(request, known, limit)
+                if draft is not None or profile.costs_device:
+                    depth = max(depth, len(draft) if draft is not None and profile.knows else limit)
             drafts.append(draft)
+        if trees and profile.heads is not None:
+            found = iter(self._trees(profile.heads, trees))
+            drafts = [next(found) if limit > 0 else None for limit in limits]
         self._seconds += profile.seconds(asked, depth, fresh)
         return drafts
 
@@ -159,6 +171,23 @@ class VirtualProposer:
         tokens = [*self._tokens(request, generated, right), *[_WRONG] * (limit - right)]
         return Draft(tokens, chances=chances)
 
+    def _trees(self, heads: Heads, asked: Sequence[tuple[Request, _Drafted, int]]) -> list[Draft]:
+        """What heads guess: where a trace says how deep that went, at a place that was as easy."""
+        places = []
+        for request, known, _ in asked:
+            if known.trace is None:
+                places.append(Place.drawn(known.chance, len(heads)))
+                continue
+            depth = known.trace.right[known.trace.place(request.num_output_tokens)]
+            places.append(known.chance.choice(places_by_depth(heads)[min(depth, len(heads))]))
+        return virtual_trees(
+            heads.means,
+            places,
+            [limit for *_, limit in asked],
+            [self._tokens(r, r.num_output_tokens, len(heads)) for r, *_ in asked],
+            _WRONG,
+        )
+
     def _sureness(self, draw: random.Random, right: int, limit: int) -> list[float]:
         """The chances that a proposer tells of a draft, of which `right` tokens are."""
         chances: list[float] = []
@@ -188,6 +217,19 @@ class VirtualProposer:
         return right, chances
 
 
+class VirtualChains(VirtualProposer):
+    """One whose chains end where they promise little: a `ChainProposer` of the engine."""
+
+    @property
+    def floor(self) -> float:
+        """See `engine.speculate.proposer.ChainProposer`."""
+        return self._floor
+
+    @floor.setter
+    def floor(self, chance: float) -> None:
+        self._floor = chance
+
+
 def _beta(draw: random.Random, mean: float) -> float:
     return draw.betavariate(SURENESS * mean, SURENESS * (1.0 - mean))
 
@@ -198,7 +240,4 @@ def verified(sequence: ScheduledSequence, tokens: Tokens) -> list[int]:
     assert draft is not None
     first = request.num_output_tokens
     generated = list(tokens(request, first, len(draft) + 1))
-    accepted = 0
-    while accepted < len(draft) and draft.token_ids[accepted] == generated[accepted]:
-        accepted += 1
-    return generated[: accepted + 1]
+    return generated[: right_path(draft, generated[:-1]) + 1]

@@ -6,13 +6,15 @@ is said to take; its proposer is right as often as is known of the real one.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 from autotune.predict.drafting import DraftProfile
 from autotune.predict.step_cost import StepWork
-from autotune.predict.virtual_drafts import LEAST_CHANCE, Tokens, VirtualProposer, verified
+from autotune.predict.virtual_drafts import Tokens, VirtualChains, VirtualProposer, verified
 from engine.batch import Batch
 from engine.config import EngineConfig
+from engine.speculate.draft import MOST_DRAFTED
 from engine.speculate.draft_lengths import DraftLengths
 from engine.speculate.speculator import Speculator
 
@@ -75,8 +77,12 @@ class VirtualSpeculation(Speculator):
     def __init__(
         self, config: EngineConfig, profile: DraftProfile, cost: Cost, tokens: Tokens, seed: int
     ) -> None:
-        stops = config.speculative_adaptive and config.speculative_method == "draft_model"
-        proposer = VirtualProposer(profile, tokens, seed, LEAST_CHANCE if stops else 0.0)
+        if config.speculative_adaptive:
+            profile = dataclasses.replace(profile, cost=profile.cost.plus(profile.choosing))
+        if profile.heads is not None:  # trees are drafted token by token
+            profile = dataclasses.replace(profile, breadth=1.0, deepest=MOST_DRAFTED)
+        made_by = VirtualChains if config.speculative_method == "draft_model" else VirtualProposer
+        proposer = made_by(profile, tokens, seed)
         lengths = DraftLengths(
             VirtualCosts(cost, profile),
             costs_device=profile.costs_device,

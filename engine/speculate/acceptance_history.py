@@ -28,6 +28,8 @@ _T = TypeVar("_T", float, Floats)
 SHARED_MEMORY = 256.0
 OWN_MEMORY = 8.0
 _OWN_KEPT = exp(-1.0 / OWN_MEMORY)
+# Tokens of a request without drafts after which what is known of it fades to 1/e.
+OWN_TOKENS = 64.0
 # Text is copied in runs, hence the short memory of one: it foretells the drafts of generated
 # documentation better than longer ones do, and better than asking whether the last was right.
 # How much evidence, in tokens, weighs as much as what was believed before.
@@ -42,6 +44,7 @@ LEAST_CHANCE = 1e-4
 
 # Bins of the proposer's chances, evenly by their log-odds.
 _LOWEST_LOG_ODDS, _HIGHEST_LOG_ODDS, _NUM_BINS = -6.0, 6.0, 13
+_BIN_CHANCES = 1.0 / (1.0 + np.exp(-np.linspace(_LOWEST_LOG_ODDS, _HIGHEST_LOG_ODDS, _NUM_BINS)))
 
 
 class Verified(NamedTuple):
@@ -74,13 +77,14 @@ def with_odds_factor(chances: Floats, factor: Floats) -> Floats:
 
 @dataclass(slots=True)
 class _Own:
-    """One request's account; `factor` is what it comes to."""
+    """One request's account; `factor` is what it came to, when it had `told_at` tokens."""
 
     accepted: float = 0.0
     rejected: float = 0.0
     expected: float = 0.0
     unexpected: float = 0.0
     factor: float = 1.0
+    told_at: int = 0
 
     def add(self, accepted: float, tried: float, expected: float) -> None:
         """So many were accepted of those tried, where its kind of draft promised `expected`."""
@@ -91,6 +95,11 @@ class _Own:
         self.factor = odds_factor(
             self.accepted, self.rejected, self.expected, self.unexpected, OWN_WEIGHT
         )
+
+    def faded(self, request: Request) -> float:
+        """What the account comes to now: a text that went badly may go well later on."""
+        since = len(request.token_ids) - self.told_at
+        return self.factor if since <= 0 else self.factor ** exp(-since / OWN_TOKENS)
 
 
 class AcceptanceHistory:
@@ -139,8 +148,21 @@ class AcceptanceHistory:
         factors = self._bin_factor(chances) * self._factors(requests)[:, None]
         return np.minimum.accumulate(with_odds_factor(chances, factors), axis=1)
 
-    def of_tree(self, requests: Sequence[Request], size: int) -> Floats:
-        """Chances of a tree's tokens before it is drafted: [requests, size]."""
+    def told(self, requests: Sequence[Request], chance: float) -> float:
+        """What a proposer says where that comes to `chance`, of these requests by and large.
+
+        Where little was seen, it is believed to be right.
+        """
+        factors = self._factors(requests)
+        factor = self._bin_factor(_BIN_CHANCES) * np.exp(np.log(factors).mean())
+        came_to = np.maximum.accumulate(with_odds_factor(_BIN_CHANCES, factor))
+        return float(np.interp(chance, came_to, _BIN_CHANCES))
+
+    def of_tree(self, requests: Sequence[Request], size: int, optimism: float = 0.0) -> Floats:
+        """Chances of a tree's tokens before it is drafted: [requests, size].
+
+        `optimism`: so many standard errors above the likeliest.
+        """
         marginals = np.empty(size)
         chance = FIRST_CHANCE
         for i in range(size):
@@ -149,6 +171,11 @@ class AcceptanceHistory:
             )
             marginals[i] = chance
             chance *= 0.8  # the next is believed to be rarer, until it is seen
+        if optimism:
+            errors = np.sqrt(
+                marginals * (1.0 - marginals) / (self._tree_tried[:size] + DEPTH_WEIGHT)
+            )
+            marginals = np.minimum(marginals + optimism * errors, 1.0 - LEAST_CHANCE)
         factors = self._factors(requests)
         return with_odds_factor(np.minimum.accumulate(marginals), factors[:, None])
 
@@ -179,6 +206,7 @@ class AcceptanceHistory:
             if plain:
                 own = known.get(request) or self._begin(request)
                 own.add(right, tried, promised[tried])
+                own.told_at = len(request.token_ids)
         self._deepest = max(self._deepest, *lengths)
         kept = exp(-len(requests) / SHARED_MEMORY)
         num_tried = num_accepted = 0
@@ -211,6 +239,7 @@ class AcceptanceHistory:
                 right[begin + index] = 1.0
             own = self._own.get(one.request) or self._begin(one.request)
             own.add(len(one.path), end - begin, sum(expected[begin:end]))
+            own.told_at = len(one.request.token_ids)
             begin = end
         bins = np.rint(_bin_of(claimed)).astype(np.int64)
         kept = exp(-len(verified) / SHARED_MEMORY)
@@ -239,7 +268,7 @@ class AcceptanceHistory:
     def _factors(self, requests: Sequence[Request]) -> Floats:
         self._read_claims()
         own = self._own
-        return np.array([own[r].factor if r in own else 1.0 for r in requests])
+        return np.array([own[r].faded(r) if r in own else 1.0 for r in requests])
 
     def _begin(self, request: Request) -> _Own:
         own = self._own[request] = _Own()

@@ -38,7 +38,7 @@ PLAIN_STEPS_TOLD = 4
 FEW_DRAFTS = 8
 # What choosing among drafts takes at least: where they were made because they pay, and leaving some
 # out would save no more, all are verified.
-CHOOSING_SECONDS = 1e-4
+CHOOSING_SECONDS = 1e-3
 
 
 @runtime_checkable
@@ -91,6 +91,8 @@ class DraftLengths:
         self._controls = ControlSteps()
         self._promises = Promises()
         self._limits: list[int] = []
+        self.floor = 0.0
+        """The chance, as told by the proposer, below which a chain is not to be gone on with."""
         self._ran: tuple[int, int] | None = None  # sequences and tokens of the last step
         # Whether the last step was drafted for and the one before it, and what was verified last.
         self._drafted = self._warm = self._verified = False
@@ -102,6 +104,7 @@ class DraftLengths:
         curves, planned = self._curves, self._planned
         self._limits = limits = [0] * n
         self._warm, self._drafted = self._drafted, False
+        self.floor = 0.0
         asked: Sequence[int] = range(n)
         adapts = curves is not None and config.speculative_adaptive
         if adapts and not self._costs_device:
@@ -122,6 +125,7 @@ class DraftLengths:
         if adapts and planned is not None and any(limits):
             control = self._is_control(n)
             self._limits = [0] * n if control else planned.limits(requests, limits, config)
+            self.floor = planned.floor
         return self._limits
 
     def keep(

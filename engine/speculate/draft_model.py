@@ -23,9 +23,6 @@ from engine.step_inputs import StepInputs
 
 # A step takes as long for one token as for so many.
 _FEW_TOKENS = 16
-# A chain whose chance has fallen below this is not gone on with, where lengths are adaptive: on the
-# embedded pair that gave a tenth more speed than the best fixed length.
-_LEAST_CHANCE = 0.05
 
 
 class DraftModel:
@@ -72,7 +69,8 @@ class DraftModel:
         self._chooser = DraftChooser(config.seed, eos_token_ids)
         self._steps = DraftSteps(decoder, self._cache, self._chooser)
         self._step_tokens = config.max_num_batched_tokens
-        self._floor = _LEAST_CHANCE if config.speculative_adaptive else 0.0
+        self.floor = 0.0
+        """See `ChainProposer`."""
 
     @property
     def pool(self) -> BlockPool:
@@ -84,7 +82,6 @@ class DraftModel:
         self.pool.enable_prefix_caching = config.enable_prefix_caching
         self._chooser.seed = config.seed
         self._step_tokens = config.max_num_batched_tokens
-        self._floor = _LEAST_CHANCE if config.speculative_adaptive else 0.0
 
     def clear(self) -> None:
         """See `Proposer`."""
@@ -111,7 +108,7 @@ class DraftModel:
         with self.decoder.ranks.lockstep(), torch.inference_mode():
             self._catch_up(sequences)
             limits = [limit for limit, _ in rows]
-            chains = self._steps.draft(sequences, limits, self._floor)
+            chains = self._steps.draft(sequences, limits, self.floor)
         done = {s.request: chain.draft() for s, chain in zip(sequences, chains, strict=True)}
         return [done.get(request) for request in requests]
 

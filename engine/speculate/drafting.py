@@ -115,10 +115,10 @@ class Drafting:
         names = ("speculative_method", "speculative_model", "kv_cache_dtype", "max_num_seqs")
         key = tuple(getattr(config, name) for name in (*names, "num_speculative_tokens"))
         if key not in self._costs:
-            # Drafts of what is measured promise little, and must not end early for that.
-            self.apply_live(config.replace(speculative_adaptive=False))
+            if isinstance(proposer, DraftModel):
+                # Drafts of what is measured promise little, and must not end early for that.
+                proposer.floor = 0.0
             self._costs[key] = measure_costs(runner, proposer, config, max_model_len)
-            self.apply_live(config)
         lacking = proposer.lacking if isinstance(proposer, DraftModel) else None
         lengths = DraftLengths(
             self._costs[key], costs_device=proposer.costs_device, lacking=lacking

@@ -21,6 +21,7 @@ from engine.speculate.yields import MARGIN, Margin
 # Chances are estimated so many standard errors too high: what is not tried because it went badly at
 # first is never known better.
 OPTIMISM = 0.5
+TREE_OPTIMISM = 1.0  # those of one request are right or wrong together
 # The part of the time that goes to finding out whether drafting would pay now.
 PROBING_SHARE = 0.005
 PROBED_REQUESTS = 4
@@ -43,7 +44,8 @@ class PlannedLengths:
 
     `probing` says that the last choice is a try, which is verified whole. `behind` says that some
     who are drafted for must be caught up with. `tried` counts drafted tokens of chains that were
-    verified.
+    verified. `floor` is the chance, as the proposer tells it, below which going on with a chain of
+    the last choice would not pay.
 
     Args:
         costs: what steps and drafting take.
@@ -75,6 +77,7 @@ class PlannedLengths:
         self.probing = False
         self.behind = False
         self.tried = 0
+        self.floor = 0.0
 
     def limits(
         self, requests: Sequence[Request], rooms: list[int], config: EngineConfig
@@ -91,6 +94,7 @@ class PlannedLengths:
                 return [min(pair) for pair in zip(self._held_limits, rooms, strict=True)]
             self._held = 0
         self.probing = False
+        self.floor = 0.0
         if self._resting(curves, len(requests)):
             return [0] * len(requests)
         limits = self._caught_up(curves, requests, rooms, config)
@@ -188,7 +192,7 @@ class PlannedLengths:
             return [0] * n, 0.0
         history = self._history
         if history.sees_trees:
-            gains = history.of_tree(requests, deepest)
+            gains = history.of_tree(requests, deepest, TREE_OPTIMISM)
         else:
             gains = history.survival(requests, deepest, OPTIMISM)
         gains[np.arange(deepest) >= np.asarray(rooms)[:, None]] = 0.0
@@ -210,7 +214,22 @@ class PlannedLengths:
         if not len(chosen):
             return self._probe(curves, rooms, verify, prices), 0.0
         counts: list[int] = np.bincount(chosen % n, minlength=n).tolist()
+        verifying = float(verify[len(chosen)] - verify[0]) / len(chosen)
+        self.floor = self._least_chance(requests, max(counts), verifying, best)
         return counts, 1.0 / plain - 1.0 / best
+
+    def _least_chance(
+        self, requests: Sequence[Request], deepest: int, verifying: float, rate: float
+    ) -> float:
+        """Below which a chain's next token lowers the tokens of a second, which are `rate`.
+
+        `verifying` is what each drafted token adds to a step.
+        """
+        if deepest < 2:
+            return 0.0
+        n, draft = len(requests), self._curves.draft
+        drafting = float(draft(n, deepest)[n] - draft(n, 1)[n]) / (n * (deepest - 1))
+        return self._history.told(requests, max(0.0, drafting + verifying) * rate)
 
     def _probe(
         self, curves: CostCurves, rooms: list[int], verify: Floats, prices: Sequence[float]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engine.request import Request
 from engine.speculate.draft import Draft
@@ -33,3 +33,14 @@ class Proposer(Protocol):
     def forget(self, request: Request) -> None:
         """The request left, or will be computed again from the start (it was preempted)."""
         ...
+
+
+@runtime_checkable
+class ChainProposer(Protocol):
+    """A `Proposer` that makes chains token by token, and can end them where they promise little.
+
+    `floor` is the chance, as it tells it of a chain's last token, below which it does not go on;
+    whoever asks for drafts sets it before.
+    """
+
+    floor: float

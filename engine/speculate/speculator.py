@@ -8,7 +8,7 @@ from engine.batch import Batch, BatchResult
 from engine.config import EngineConfig
 from engine.request import Request
 from engine.speculate.draft_lengths import DraftLengths
-from engine.speculate.proposer import Proposer
+from engine.speculate.proposer import ChainProposer, Proposer
 
 
 class Speculator:
@@ -25,6 +25,7 @@ class Speculator:
     ) -> None:
         self.proposer = proposer
         self.lengths = lengths
+        self._chains = proposer if isinstance(proposer, ChainProposer) else None
         self._clock = clock
         self._prepared = self._observed = 0.0
 
@@ -44,6 +45,8 @@ class Speculator:
         if requests:
             limits = self.lengths.limits(requests, config)
             if any(limits):
+                if self._chains is not None:
+                    self._chains.floor = self.lengths.floor
                 drafts = self.proposer.propose(requests, limits)
                 kept = self.lengths.keep(requests, drafts, config, self._clock() - start)
                 for request, draft, count in zip(requests, drafts, kept, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from autotune.predict.chunk_traces import chunk_traces
+from autotune.predict.chunk_traces import chunk_traces, tree_traces
 from autotune.records import RequestRecord
 
 
@@ -21,6 +21,13 @@ def test_a_chunk_tells_which_tokens_were_right() -> None:
     assert trace.right[8] >= 1
     assert trace.right[5] == trace.right[8] + 3
     assert trace.right[10] == 0
+
+
+def test_a_chunk_of_a_tree_tells_how_deep_it_went() -> None:
+    unfinished = RequestRecord("b", 0.0, 0.0, (0.0, 1.0), 5, 9, 2, "timeout")
+    traces = tree_traces([record("a", [1, 3, 1, 2]), unfinished])
+    assert set(traces) == {"a"}
+    assert traces["a"].right == (0, 2, 2, 2, 0, 1, 1)
 
 
 def test_what_was_drafted_along_a_text_comes_out_again() -> None:

@@ -140,3 +140,49 @@ def test_before_anything_was_seen() -> None:
         history.record_chains([request()], [2], [1], plain=True)
     certain = history.survival([request()], 2, optimism=1.0) - history.survival([request()], 2)
     assert certain[0, 0] < 0.05
+
+
+def test_what_went_badly_is_believed_less_the_more_text_came_since() -> None:
+    history, one, fresh = AcceptanceHistory(), request(), request("new")
+    for _ in range(60):
+        history.record_chains([request("others")], [1], [1], plain=True)
+    for _ in range(8):
+        history.record_chains([one], [1], [0], plain=True)
+    chances = []
+    for _ in range(5):
+        chances.append(float(history.survival([one], 1)[0, 0]))
+        one.token_ids += [7] * 64
+    expected = float(history.survival([fresh], 1)[0, 0])
+    assert chances[0] < expected - 0.2
+    assert np.all(np.diff(chances) > 0)
+    assert chances[-1] == pytest.approx(expected, abs=0.02)
+
+
+def test_a_trees_chances_with_optimism_are_higher_the_less_is_known() -> None:
+    history, one = AcceptanceHistory(), request()
+    tree = Draft([5, 6, 7], [-1, -1, 0])
+    gaps = []
+    for _ in range(3):
+        for turn in range(20):
+            history.record_tree(Verified(one, tree, [[0], [1], []][turn % 3]))
+        likeliest, hoped = (history.of_tree([one], 3, much)[0] for much in (0.0, 1.0))
+        gaps.append(hoped - likeliest)
+    assert (gaps[-1] > 0).all()
+    assert (gaps[0][:2] > gaps[-1][:2]).all()
+
+
+@pytest.mark.parametrize("doubt", [1.0, 6.0])
+def test_what_a_proposer_says_of_a_chance(doubt: float) -> None:
+    """Of one that is too doubtful, less must be asked for the same chance."""
+    generator = random.Random(11)
+    history = AcceptanceHistory()
+    for step in range(1500):
+        truth = generator.uniform(0.05, 0.95)
+        claim = truth / (truth + doubt * (1.0 - truth))
+        one = request(str(step))
+        draft = Draft([1], chances=[claim])
+        history.record_chances([Verified(one, draft, range(generator.random() < truth))])
+        history.forget(one)
+    for chance in (0.2, 0.3, 0.5):
+        told = history.told([request("a"), request("b")], chance)
+        assert told == pytest.approx(chance / (chance + doubt * (1.0 - chance)), abs=0.08)

@@ -13,6 +13,7 @@ from engine.models.decoder import Decoder
 from engine.request import Request, SamplingParams
 from engine.speculate.draft import Draft
 from engine.speculate.draft_model import DraftModel
+from engine.speculate.proposer import ChainProposer
 from engine.uniform import DRAFTING, request_seed, stream_seed, uniform
 from kernels import sampling
 from tests.engine.tiny_models import VOCABULARY, TinyModel, make_tiny, paged_logits
@@ -221,8 +222,10 @@ def test_end_tokens_are_not_drafted_before_min_tokens(tmp_path: Path) -> None:
     assert draft.token_ids[0] == second
 
 
-def test_chains_that_have_no_chance_end_where_lengths_are_adaptive(llama: Decoder) -> None:
-    model = draft_model(llama, speculative_adaptive=True)
+def test_chains_end_where_their_chance_falls_below_the_floor(llama: Decoder) -> None:
+    model = draft_model(llama)
+    assert isinstance(model, ChainProposer)
+    model.floor = 0.05
     rng = random.Random(6)
     requests = [request(str(i), random_tokens(rng, 20)) for i in range(6)]
     limits = [8, 2, 8, 8, 1, 8]
