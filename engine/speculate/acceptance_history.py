@@ -124,14 +124,16 @@ class AcceptanceHistory:
     def survival(self, requests: Sequence[Request], depth: int, optimism: float = 0.0) -> Floats:
         """Chances of a chain's tokens, whose proposer has none of its own: [requests, depth].
 
-        `optimism`: so many standard errors above the likeliest.
+        `optimism`: so many standard errors above the likeliest, and what went badly some text ago
+        is forgotten.
         """
         shared = self._conditional[:depth]
         if optimism:
             tried = np.array(self._tried[:depth])
             errors = np.sqrt(shared * (1.0 - shared) / (tried + DEPTH_WEIGHT))
             shared = np.minimum(shared + optimism * errors, 1.0 - LEAST_CHANCE)
-        steps = with_odds_factor(shared, self._factors(requests)[:, None])
+        factors = self._hoped(requests) if optimism else self._factors(requests)
+        steps = with_odds_factor(shared, factors[:, None])
         return np.multiply.accumulate(steps, axis=1)
 
     def most_accepted(self, request: Request, length: int) -> float:
@@ -161,7 +163,8 @@ class AcceptanceHistory:
     def of_tree(self, requests: Sequence[Request], size: int, optimism: float = 0.0) -> Floats:
         """Chances of a tree's tokens before it is drafted: [requests, size].
 
-        `optimism`: so many standard errors above the likeliest.
+        `optimism`: so many standard errors above the likeliest, and what went badly some text ago
+        is forgotten.
         """
         marginals = np.empty(size)
         chance = FIRST_CHANCE
@@ -176,7 +179,7 @@ class AcceptanceHistory:
                 marginals * (1.0 - marginals) / (self._tree_tried[:size] + DEPTH_WEIGHT)
             )
             marginals = np.minimum(marginals + optimism * errors, 1.0 - LEAST_CHANCE)
-        factors = self._factors(requests)
+        factors = self._hoped(requests) if optimism else self._factors(requests)
         return with_odds_factor(np.minimum.accumulate(marginals), factors[:, None])
 
     def record_chains(
@@ -266,6 +269,12 @@ class AcceptanceHistory:
         self._own.pop(request, None)
 
     def _factors(self, requests: Sequence[Request]) -> Floats:
+        self._read_claims()
+        own = self._own
+        return np.array([own[r].factor if r in own else 1.0 for r in requests])
+
+    def _hoped(self, requests: Sequence[Request]) -> Floats:
+        """The same, of requests whose drafts are not known unless they are tried."""
         self._read_claims()
         own = self._own
         return np.array([own[r].faded(r) if r in own else 1.0 for r in requests])

@@ -91,6 +91,9 @@ class World:
             drafts.append(Draft(tokens, chances=claims))
         return drafts
 
+    def drafting_seconds(self, limits: Sequence[int], drafts: Sequence[Draft | None]) -> float:
+        return self.costs.draft_seconds(sum(limit > 0 for limit in limits), max(limits))
+
     def play(
         self, requests: Sequence[Request], drafts: Sequence[Draft | None]
     ) -> tuple[Batch, BatchResult]:
@@ -125,10 +128,9 @@ class World:
             limits = lengths.limits(requests, config)
             drafts: list[Draft | None] = [None] * len(requests)
             if any(limits):
-                asked = sum(limit > 0 for limit in limits)
-                spent = self.costs.draft_seconds(asked, max(limits))
-                self.seconds += spent
                 drafts = self.propose(requests, limits)
+                spent = self.drafting_seconds(limits, drafts)
+                self.seconds += spent
                 kept = lengths.keep(requests, drafts, config, spent)
                 drafts = [
                     None if draft is None or not count else draft.first(count)

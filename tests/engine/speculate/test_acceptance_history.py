@@ -150,12 +150,14 @@ def test_what_went_badly_is_believed_less_the_more_text_came_since() -> None:
         history.record_chains([one], [1], [0], plain=True)
     chances = []
     for _ in range(5):
-        chances.append(float(history.survival([one], 1)[0, 0]))
+        chances.append(float(history.survival([one], 1, 0.5)[0, 0]))
         one.token_ids += [7] * 64
-    expected = float(history.survival([fresh], 1)[0, 0])
+    expected = float(history.survival([fresh], 1, 0.5)[0, 0])
     assert chances[0] < expected - 0.2
     assert np.all(np.diff(chances) > 0)
     assert chances[-1] == pytest.approx(expected, abs=0.02)
+    # Where it is known without a try, it is not forgotten.
+    assert history.survival([one], 1)[0, 0] < chances[0]
 
 
 def test_a_trees_chances_with_optimism_are_higher_the_less_is_known() -> None:
