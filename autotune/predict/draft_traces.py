@@ -66,18 +66,9 @@ def _trace(proposer: Proposer, name: str, prompt: Sequence[int], output: Sequenc
             right.append(-1)
             chances.append(())
             continue
-        right.append(_agreeing(draft.token_ids, output, place))
+        right.append(len(draft.right_path(output[place : place + LONGEST])))
         chances.append(tuple(draft.chances or ()))
     request.token_ids.append(output[-1])
     request.state = RequestState.FINISHED  # from now on others find what it got
     proposer.forget(request)
     return Trace(tuple(right), tuple(chances) if any(chances) else ())
-
-
-def _agreeing(drafted: Sequence[int], output: Sequence[int], place: int) -> int:
-    count = 0
-    for one, other in zip(drafted, output[place:], strict=False):
-        if one != other:
-            break
-        count += 1
-    return count

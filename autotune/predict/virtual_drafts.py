@@ -11,7 +11,6 @@ from autotune.predict.virtual_heads import (
     Heads,
     Place,
     places_by_depth,
-    right_path,
     virtual_trees,
 )
 from engine.batch import ScheduledSequence
@@ -240,4 +239,4 @@ def verified(sequence: ScheduledSequence, tokens: Tokens) -> list[int]:
     assert draft is not None
     first = request.num_output_tokens
     generated = list(tokens(request, first, len(draft) + 1))
-    return generated[: right_path(draft, generated[:-1]) + 1]
+    return generated[: len(draft.right_path(generated[:-1])) + 1]

@@ -98,21 +98,8 @@ def virtual_trees(
     return likeliest_trees(tokens[..., :most], chances[..., :most], limits)
 
 
-def right_path(draft: Draft, coming: Sequence[int]) -> int:
-    """How many tokens of a draft's best path are what comes."""
-    if draft.parents is None:
-        right = 0
-        while right < min(len(draft), len(coming)) and draft.token_ids[right] == coming[right]:
-            right += 1
-        return right
-    depth, at = 0, -1
-    for index, (token, parent) in enumerate(zip(draft.token_ids, draft.parents, strict=True)):
-        if parent == at and depth < len(coming) and token == coming[depth]:
-            at, depth = index, depth + 1
-    return depth
-
-
-def fitted_heads(acceptance: Sequence[float], nodes: int) -> Heads:
+@lru_cache(maxsize=16)
+def fitted_heads(acceptance: tuple[float, ...], nodes: int) -> Heads:
     """Heads whose trees of `nodes` tokens are accepted as often as was measured.
 
     `acceptance` is the chance that a depth has a right token once the depths before it had.
@@ -156,7 +143,7 @@ def _some_places(count: int, num_heads: int) -> list[Place]:
 def _depths(means: Sequence[float], places: Sequence[Place], nodes: int) -> list[int]:
     coming = range(len(means))
     trees = virtual_trees(means, places, [nodes] * len(places), [coming] * len(places), len(means))
-    return [right_path(tree, coming) for tree in trees]
+    return [len(tree.right_path(coming)) for tree in trees]
 
 
 def _logit(chances: Floats) -> Floats:

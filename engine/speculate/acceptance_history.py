@@ -129,10 +129,8 @@ class AcceptanceHistory:
         """
         shared = self._conditional[:depth]
         if optimism:
-            tried = np.array(self._tried[:depth])
-            errors = np.sqrt(shared * (1.0 - shared) / (tried + DEPTH_WEIGHT))
-            shared = np.minimum(shared + optimism * errors, 1.0 - LEAST_CHANCE)
-        factors = self._hoped(requests) if optimism else self._factors(requests)
+            shared = _hoped(shared, np.array(self._tried[:depth]), optimism)
+        factors = self._factors(requests, faded=optimism > 0.0)
         steps = with_odds_factor(shared, factors[:, None])
         return np.multiply.accumulate(steps, axis=1)
 
@@ -175,11 +173,8 @@ class AcceptanceHistory:
             marginals[i] = chance
             chance *= 0.8  # the next is believed to be rarer, until it is seen
         if optimism:
-            errors = np.sqrt(
-                marginals * (1.0 - marginals) / (self._tree_tried[:size] + DEPTH_WEIGHT)
-            )
-            marginals = np.minimum(marginals + optimism * errors, 1.0 - LEAST_CHANCE)
-        factors = self._hoped(requests) if optimism else self._factors(requests)
+            marginals = _hoped(marginals, self._tree_tried[:size], optimism)
+        factors = self._factors(requests, faded=optimism > 0.0)
         return with_odds_factor(np.minimum.accumulate(marginals), factors[:, None])
 
     def record_chains(
@@ -268,16 +263,13 @@ class AcceptanceHistory:
         self._read_claims()
         self._own.pop(request, None)
 
-    def _factors(self, requests: Sequence[Request]) -> Floats:
+    def _factors(self, requests: Sequence[Request], *, faded: bool = False) -> Floats:
+        """What is known of each; `faded`: of drafts that only a try tells more of."""
         self._read_claims()
         own = self._own
+        if faded:
+            return np.array([own[r].faded(r) if r in own else 1.0 for r in requests])
         return np.array([own[r].factor if r in own else 1.0 for r in requests])
-
-    def _hoped(self, requests: Sequence[Request]) -> Floats:
-        """The same, of requests whose drafts are not known unless they are tried."""
-        self._read_claims()
-        own = self._own
-        return np.array([own[r].faded(r) if r in own else 1.0 for r in requests])
 
     def _begin(self, request: Request) -> _Own:
         own = self._own[request] = _Own()
@@ -313,6 +305,12 @@ class AcceptanceHistory:
         bins = np.arange(_NUM_BINS, dtype=np.float64)
         clipped = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
         return np.exp(np.interp(_bin_of(clipped), bins, np.log(factors)))
+
+
+def _hoped(chances: Floats, tried: Floats, optimism: float) -> Floats:
+    """So many standard errors above chances that were learned from so many tries."""
+    errors = np.sqrt(chances * (1.0 - chances) / (tried + DEPTH_WEIGHT))
+    return np.minimum(chances + optimism * errors, 1.0 - LEAST_CHANCE)
 
 
 def _bin_of(chances: Floats) -> Floats:

@@ -60,6 +60,23 @@ class Draft:
             index = self.parents[index]
         return path[::-1]
 
+    def right_path(self, coming: Sequence[int]) -> Sequence[int]:
+        """The indices of the drafted tokens that agree with what comes, from the first one on."""
+        if self.parents is None:
+            count = 0
+            for drafted, token in zip(self.token_ids, coming, strict=False):
+                if drafted != token:
+                    break
+                count += 1
+            return range(count)
+        path: list[int] = []
+        at = -1
+        for index, (drafted, parent) in enumerate(zip(self.token_ids, self.parents, strict=True)):
+            if parent == at and len(path) < len(coming) and drafted == coming[len(path)]:
+                path.append(index)
+                at = index
+        return path
+
     def depths(self) -> list[int]:
         """How far each token lies beyond the request's last one, from 1."""
         if self.parents is None:

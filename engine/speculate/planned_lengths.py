@@ -225,7 +225,7 @@ class PlannedLengths:
 
         `verifying` is what each drafted token adds to a step.
         """
-        if deepest < 2:
+        if deepest < 2 or self._history.sees_trees:  # trees are drafted all at once
             return 0.0
         n, draft = len(requests), self._curves.draft
         drafting = float(draft(n, deepest)[n] - draft(n, 1)[n]) / (n * (deepest - 1))

@@ -12,10 +12,8 @@ from autotune.predict.virtual_heads import (
     Place,
     fitted_heads,
     places_by_depth,
-    right_path,
     virtual_trees,
 )
-from engine.speculate.draft import Draft
 
 WRONG = 1 << 41
 COMING = (11, 12, 13, 14)
@@ -30,7 +28,7 @@ def depths(heads: Heads, places: list[Place], nodes: int) -> np.ndarray:
     count = len(places)
     trees = virtual_trees(heads.means, places, [nodes] * count, [COMING] * count, WRONG)
     assert all(len(tree) <= nodes for tree in trees)
-    return np.array([right_path(tree, COMING) for tree in trees])
+    return np.array([len(tree.right_path(COMING)) for tree in trees])
 
 
 @pytest.mark.parametrize(
@@ -87,12 +85,3 @@ def test_nothing_is_right_past_the_end() -> None:
     places = some_places(8, 500)
     trees = virtual_trees((0.9, 0.9, 0.9, 0.9), places, [8] * 500, [(11,)] * 500, WRONG)
     assert {token for tree in trees for token in tree.token_ids if token < WRONG} == {11}
-
-
-def test_the_right_path_of_a_tree() -> None:
-    tree = Draft([11, 50, 12, 51, 13], [-1, -1, 1, 0, 2])
-    assert right_path(tree, (11, 51)) == 2
-    assert right_path(tree, (50, 12, 13, 14)) == 3
-    assert right_path(tree, (9,)) == 0
-    assert right_path(Draft([11, 12, 13]), (11, 12, 9)) == 2
-    assert right_path(Draft([11, 12, 13]), ()) == 0

@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.request import Request, SamplingParams
 from engine.speculate.cost_grid import CostGrid
 from engine.speculate.draft import Draft
-from engine.speculate.draft_lengths import DraftLengths, accepted_path
+from engine.speculate.draft_lengths import DraftLengths
 from engine.speculate.measured_costs import MeasuredCosts
 from tests.engine.speculate.oracle_world import (
     WRONG,
@@ -244,13 +244,6 @@ def test_trees_are_cut_where_their_branches_are_not_worth_it() -> None:
         sequence = ScheduledSequence(requests[0], 1, 4, True, tree)
         lengths.observe(Batch([sequence], 1), BatchResult([right], 0.0), None)
     assert kept == 3
-
-
-def test_accepted_path_of_a_tree() -> None:
-    tree = Draft([5, 6, 7, 5, 9], [-1, -1, 1, 1, 3])
-    assert accepted_path(tree, [5, 1]) == [0]
-    assert accepted_path(tree, [6, 5, 9, 1]) == [1, 3, 4]
-    assert accepted_path(tree, [1]) == []
 
 
 def test_a_dropped_draft_is_judged_by_what_comes() -> None:
