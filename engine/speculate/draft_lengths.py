@@ -115,6 +115,8 @@ class DraftLengths:
             ):
                 return limits
             asked = self._back_off.due(requests)
+        elif adapts and planned is not None and planned.rests(n):
+            return limits
         for i in asked:
             request = requests[i]
             # A step yields one token beyond what it accepts: a draft ends one before the end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -17,9 +18,13 @@ from engine.speculate.draft import Draft
 from engine.speculate.proposer import Proposer
 
 # Seconds that measuring may take, roughly; what it does not come to is extrapolated.
-BUDGET = 1.5
-# Runs of a step, as far as there is time.
-_MOST_RUNS = 5
+BUDGET = 3.0
+# Runs of a step, as far as there is time; of drafting; and of catching up with a prompt.
+_MOST_RUNS = 8
+_DRAFT_RUNS = 3
+_CATCH_UP_RUNS = 3
+# Sequences up to which every power of two is measured.
+_FEW = 16
 # Tokens of the sequences that are measured; longer ones are learned from.
 _CONTEXT = 256
 # Tokens that they get meanwhile.
@@ -85,6 +90,10 @@ class MeasuredCosts:
         """See `UncertainCosts`."""
         return self._verify_corrections.uncertainty(num_sequences)
 
+    def hope(self, num_sequences: int) -> float:
+        """See `UncertainCosts`."""
+        return self._verify_corrections.hope(num_sequences)
+
     def catch_up_seconds(self, num_tokens: int) -> float:
         """See `SpeculationCosts`."""
         return num_tokens * self._catch_up_per_token
@@ -142,12 +151,22 @@ def measure_costs(
 
 
 def _sequence_counts(most: int) -> Iterator[int]:
-    """1, 4, 16, ... up to `most` and with it."""
+    """1, 2, 4, 8, 16, 64, 256, ... up to `most` and with it: few decide whether drafts pay."""
     count = 1
     while count < most:
         yield count
-        count *= 4
+        count *= 2 if count < _FEW else 4
     yield most
+
+
+def _typical(taken: Sequence[float]) -> float:
+    """The middle one, of two the lesser.
+
+    What steps take beside each other is told better by it than by the least of each: of steps of 8
+    on two Zen 3 cores, the ratios of four runs' middles spread by 5% (of eight 2%), of their least
+    by 6%, however many there are.
+    """
+    return statistics.median_low(taken)
 
 
 class _Measuring:
@@ -194,23 +213,23 @@ class _Measuring:
     def _steps_of(self, requests: list[Request], tokens: int, until: float, first: bool) -> None:
         count = len(requests)
         sizes = self._drafted_tokens(count, tokens)
-        fastest: dict[int, float] = {}
+        taken: dict[int, list[float]] = {drafted: [] for drafted in sizes}
         # In turns, so that whatever else the machine does for a while meets all sizes alike.
         for place in range(_MOST_RUNS):
             for drafted in sizes:
-                most = max(fastest.values(), default=0.0)
-                sure = not fastest or (first and not place)
+                most = max((_typical(runs) for runs in taken.values() if runs), default=0.0)
+                sure = not most or (first and not place)
                 if not sure and self._clock() + most > (until if place else self._end):
                     break
                 seconds = self._execute(self._batch(requests, drafted))
                 # The first of several does not count: its code and data are yet to be fetched.
                 if place == 1:
-                    fastest[drafted] = seconds
-                fastest[drafted] = min(fastest.get(drafted, seconds), seconds)
+                    taken[drafted].clear()
+                taken[drafted].append(seconds)
         for drafted in sizes:
-            if drafted in fastest:
-                self.steps.add(count, drafted / count, fastest[drafted])
-        self._dearest = fastest[0] / count
+            if taken[drafted]:
+                self.steps.add(count, drafted / count, _typical(taken[drafted]))
+        self._dearest = _typical(taken[0]) / count
 
     def _drafted_tokens(self, count: int, tokens: int) -> list[int]:
         """Numbers of drafted tokens in a step: none, a single one, and some for each."""
@@ -225,9 +244,9 @@ class _Measuring:
     def _drafting_of(self, requests: list[Request], tokens: int, first: bool) -> None:
         proposer, clock = self._proposer, self._clock
         sizes = sorted({1, min(2, tokens), tokens}) if proposer.costs_device else [tokens]
-        fastest: dict[int, float] = {}
         # What was drafted for before is taken up first, which does not count.
-        for place, size in enumerate([1, *sizes, *sizes]):
+        taken: dict[int, list[float]] = {size: [] for size in sizes}
+        for place, size in enumerate([1, *sizes * _DRAFT_RUNS]):
             if place > len(sizes) and not first and clock() > self._end:
                 break
             if proposer.costs_device or not place:
@@ -236,27 +255,29 @@ class _Measuring:
             proposer.propose(requests, [size] * len(requests))
             seconds = clock() - start
             if place:
-                fastest[size] = min(fastest.get(size, seconds), seconds)
+                taken[size].append(seconds)
             elif first:
                 self._end += seconds
-        for size, seconds in fastest.items():
-            self.drafting.add(len(requests), size, seconds)
+        for size in sizes:
+            self.drafting.add(len(requests), size, _typical(taken[size]))
 
     def catch_up(self, tokens: int) -> float:
         """Seconds a token of what is computed for requests that are met for the first time."""
         proposer, clock = self._proposer, self._clock
         if not proposer.costs_device:
             return 0.0
-        fastest = float("inf")
-        for token in (1, 2):  # unlike what was drafted for before, so that nothing is found
+        taken = []
+        for token in range(
+            1, 1 + _CATCH_UP_RUNS
+        ):  # unlike what was drafted for before, so that nothing is found
             (request,) = self._requests(1, tokens)
             request.token_ids[:] = [token] * len(request.token_ids)
             start = clock()
             proposer.propose([request], [1])
-            fastest = min(fastest, clock() - start)
+            taken.append(clock() - start)
             request.state = RequestState.FINISHED
             proposer.forget(request)
-        more = fastest - self.drafting.seconds(1, 1)
+        more = _typical(taken) - self.drafting.seconds(1, 1)
         return max(0.0, more / len(request.token_ids))
 
     def _advance(self, requests: Sequence[Request]) -> None:

@@ -35,6 +35,9 @@ MOST_RESTED = 63
 HELD_STEPS = 4
 # Drafted tokens after which acceptance is known well enough to catch up with many requests for it.
 KNOWN_TOKENS = 100
+# By this share the requests that decode may differ from the step before for the load to be called
+# steady: where it grows, what would pay now will not soon.
+STEADY = 1.0 / 8.0
 # Tokens by which the price of catching up is asked for.
 CATCH_UP_TOKENS = 256
 
@@ -71,6 +74,9 @@ class PlannedLengths:
         self._spare_seconds = 0.0
         self._probe_seconds = 0.0
         self._rests = self._longest_rest = self._rested_at = 0
+        self._plain_seconds = 0.0
+        self._decoding: int | None = None  # requests of the step before
+        self._steady = True
         self._held = 0
         self._held_limits: list[int] = []
         self._held_for: list[int] = []
@@ -79,14 +85,26 @@ class PlannedLengths:
         self.tried = 0
         self.floor = 0.0
 
+    def rests(self, num_requests: int) -> bool:
+        """Begin a step that decodes so many; whether nothing is to be chosen in it.
+
+        So for a while where choosing found nothing.
+        """
+        before, self._decoding = self._decoding, num_requests
+        self._steady = before is None or abs(num_requests - before) <= STEADY * before
+        if self._held:
+            return False
+        if not self._rests or num_requests.bit_length() != self._rested_at:
+            self._rests = 0
+            return False
+        self._rests -= 1
+        self._spare_seconds += PROBING_SHARE * self._plain_seconds
+        return True
+
     def limits(
         self, requests: Sequence[Request], rooms: list[int], config: EngineConfig
     ) -> list[int]:
-        """Most tokens to draft for each request, of at most `rooms`, of which some are above 0.
-
-        None are chosen for a while where choosing found nothing.
-        """
-        curves = self._curves
+        """Most tokens to draft for each request, of at most `rooms`, of which some are above 0."""
         if self._held:
             if self._held_for == [id(request) for request in requests]:
                 self._held -= 1
@@ -95,9 +113,7 @@ class PlannedLengths:
             self._held = 0
         self.probing = False
         self.floor = 0.0
-        if self._resting(curves, len(requests)):
-            return [0] * len(requests)
-        limits = self._caught_up(curves, requests, rooms, config)
+        limits = self._caught_up(self._curves, requests, rooms, config)
         drafts = any(limits)
         self._rest(len(requests), planned=drafts and not self.probing)
         if drafts and (self.probing or not self.behind):
@@ -114,15 +130,6 @@ class PlannedLengths:
         """The request left."""
         self._held = 0
         self._outputs.note(request)
-
-    def _resting(self, curves: CostCurves, num_requests: int) -> bool:
-        """Whether choosing found nothing lately and would hardly do so now."""
-        if not self._rests or num_requests.bit_length() != self._rested_at:
-            self._rests = 0
-            return False
-        self._rests -= 1
-        self._spare_seconds += PROBING_SHARE * float(curves.verify(num_requests, 0)[0])
-        return True
 
     def _rest(self, num_requests: int, *, planned: bool) -> None:
         """Choose less often while nothing is found, as choosing takes time too."""
@@ -142,12 +149,19 @@ class PlannedLengths:
     ) -> list[int]:
         """Limits where the proposer may lack tokens that it needs.
 
-        Catching up pays by all the tokens that a request will yet get; a step's worth of tokens is
-        caught up with at a time, and a few requests while little is known of acceptance.
+        Catching up pays by all the tokens that a request will yet get, unless others come; a step's
+        worth of tokens is caught up with at a time, and a few requests while little is known of
+        acceptance.
         """
         lacking = None if self._lacking is None else self._lacking(requests)
         if lacking is None or not any(lacking):
             self.behind = False
+            return self._plan(curves, requests, rooms, config, [0.0] * len(requests))[0]
+        if not self._steady:
+            self.behind = False
+            rooms = [0 if more else room for room, more in zip(rooms, lacking, strict=True)]
+            if not any(rooms):
+                return rooms
             return self._plan(curves, requests, rooms, config, [0.0] * len(requests))[0]
         per_token = self._costs.catch_up_seconds(CATCH_UP_TOKENS) / CATCH_UP_TOKENS
         prices = [per_token * count for count in lacking]
@@ -200,14 +214,15 @@ class PlannedLengths:
         chances = gains.T.ravel()
         by_gain = np.argsort(-chances, kind="stable")
         depths = by_gain // n
-        plain = n / float(verify[0])
-        margin = self._margin.of(n)
-        best, chosen = plain * (1.0 + margin), by_gain[:0]
+        self._plain_seconds = float(verify[0])
+        plain = n / self._plain_seconds
+        hope = 1.0 + self._margin.hope(n)
+        best, chosen = plain * (1.0 + self._margin.of(n)), by_gain[:0]
         for depth in ladder(deepest)[1:]:
             order = by_gain[depths < depth][:most]
             drafted = np.cumsum(order < n)  # requests that have a first token
             seconds = verify[1 : len(order) + 1] + curves.draft(n, depth)[drafted]
-            rates = (n + np.cumsum(chances[order])) / seconds
+            rates = hope * (n + np.cumsum(chances[order])) / seconds
             at = int(np.argmax(rates))
             if rates[at] > best:
                 best, chosen = float(rates[at]), order[: at + 1]

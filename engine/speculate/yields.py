@@ -21,6 +21,10 @@ class UncertainCosts(Protocol):
         """The standard error of steps' seconds, as a share of them."""
         ...
 
+    def hope(self, num_sequences: int) -> float:
+        """The share by which steps with drafts may well take less, as few or none were run yet."""
+        ...
+
 
 class Margin:
     """What drafts have to promise beyond the tokens of a second without them, as a share."""
@@ -32,6 +36,10 @@ class Margin:
         """That of a step of so many sequences: the surer its costs are, the less."""
         uncertain = self._uncertain
         return MARGIN + (0.0 if uncertain is None else uncertain.uncertainty(num_sequences))
+
+    def hope(self, num_sequences: int) -> float:
+        """What drafts may yield beyond what they promise, as a share, that only a try tells."""
+        return 0.0 if self._uncertain is None else self._uncertain.hope(num_sequences)
 
 
 def best_counts(

@@ -102,7 +102,7 @@ def test_what_was_measured_is_told_and_the_rest_lies_between() -> None:
         assert costs.verify_seconds(count, tokens) == pytest.approx(expected, rel=0.15)
     for count, size in ((1, 1), (1, 4), (7, 8), (64, 3)):
         assert costs.draft_seconds(count, size) == pytest.approx(truth.draft_seconds(count, size))
-    assert machine.now < 2.5
+    assert machine.now < 3.5
     assert machine.requests
     assert machine.requests <= machine.forgotten
     assert all(r.state is RequestState.FINISHED for r in machine.requests)
@@ -117,7 +117,7 @@ def test_a_first_draft_that_compiles_kernels_leaves_time_for_the_rest() -> None:
     truth = machine.costs
     assert costs.verify_seconds(64, 128) == pytest.approx(truth.verify_seconds(64, 128))
     assert costs.draft_seconds(64, 5) == pytest.approx(truth.draft_seconds(64, 5))
-    assert 60.0 < machine.now < 63.0
+    assert 60.0 < machine.now < 64.0
 
 
 def test_noise_does_not_make_more_cost_less() -> None:
