@@ -36,6 +36,7 @@ from autotune.predict.calibration import Calibration
 from autotune.predict.calibration_run import calibrate
 from autotune.predict.calibration_sample import CalibrationLoad
 from autotune.predict.draft_knowledge import DraftKnowledge
+from autotune.predict.intervals import misfit
 from autotune.profiling.evidence import LoadEvidence, prompts_of
 from autotune.profiling.model_facts import model_facts
 from autotune.records import utc_now
@@ -62,7 +63,7 @@ APART = 100.0
 LEARNED_AT = 16
 LOOKUP_CONTEXT = 8192
 RESAMPLES = 4000
-DRAWS = 4
+DRAWS = 19
 
 
 def variants(medusa: str | None) -> dict[str, dict[str, Any]]:
@@ -310,7 +311,13 @@ def foretold(
             config = bench.configs[name]
             model = dataclasses.replace(calibration, drafts=known)
             told = predicted_speedup(
-                load, bench.base, config, model, metric=metric_at(batch), draws=DRAWS
+                load,
+                bench.base,
+                config,
+                model,
+                metric=metric_at(batch),
+                draws=DRAWS,
+                noise=misfit(calibration.median_error),
             )
             found[str(batch)][name] = {"value": told.value, "low": told.low, "high": told.high}
     return found

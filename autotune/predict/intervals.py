@@ -40,6 +40,15 @@ def bounds(
     return value * math.exp(-down), value * math.exp(up)
 
 
+def misfit(median_error: float) -> float:
+    """Standard deviation of the logarithm of what steps of one kind take beside another's.
+
+    Half of `median_error`, that of single steps to which costs were not fitted: as much of it is
+    taken to be chance, which many steps even out.
+    """
+    return median_error / 2.0
+
+
 def single_trials_spread(first: Sequence[float], second: Sequence[float]) -> float:
     """Standard deviation of the log ratio of two single trials, about the mean of several of each.
 

@@ -22,7 +22,7 @@ from autotune.predict.draft_knowledge import DraftKnowledge
 from autotune.predict.drafting import DraftProfile
 from autotune.predict.fit import step_cost
 from autotune.predict.gain import Basis, PredictedGain
-from autotune.predict.intervals import Z90, bounds, single_trials_spread, trial_noise
+from autotune.predict.intervals import Z90, bounds, misfit, single_trials_spread, trial_noise
 from autotune.predict.load_times import LoadTimes, load_times
 from autotune.predict.memory_need import memory_gain
 from autotune.predict.pace import Pace, recorded_pace
@@ -211,7 +211,7 @@ class ReplayPredictor:
             parts.append(PROBE)
         fit = self._profile.step_fit
         if fit is not None and not change.is_same(config):
-            parts.append(fit.median_error / 2)
+            parts.append(misfit(fit.median_error))
         return math.hypot(*parts)
 
     def _noise_of(self, metric: str, statistic: str, base: Replayed) -> float:

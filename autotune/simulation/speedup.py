@@ -10,6 +10,7 @@ from typing import Literal
 from autotune.metrics import latencies
 from autotune.predict.cost_model import CostDraw, CostModel
 from autotune.predict.drafting import DraftProfile
+from autotune.predict.intervals import bounds
 from autotune.simulation.interval import Interval
 from autotune.simulation.play import Played, play
 from autotune.simulation.simulate import DRAWS, cache_of
@@ -29,6 +30,7 @@ def predicted_speedup(
     metric: Metric = "tpot",
     outputs: Mapping[str, Sequence[int]] | None = None,
     draws: int = DRAWS,
+    noise: float = 0.0,
     seed: int = 0,
     drain_limit: float = math.inf,
 ) -> Interval:
@@ -43,6 +45,8 @@ def predicted_speedup(
         metric: mean latencies before over after, or output tokens a second after over before.
         outputs: the tokens that requests get, by id.
         draws: guesses at what is not known; each plays both configs.
+        noise: standard deviation of the logarithm of what steps with drafts take beside those
+            without, as far as draws do not know of it; see `autotune.predict.intervals.misfit`.
         seed: of the draws, and of what is accepted.
         drain_limit: seconds after the last arrival at which a load ends.
 
@@ -72,7 +76,8 @@ def predicted_speedup(
 
     value = ratio(0, model.middle(plain), model.middle(drafting))
     guesses = zip(model.draws(plain, draws, seed), model.draws(drafting, draws, seed), strict=True)
-    return Interval.of(value, [ratio(n, *pair) for n, pair in enumerate(guesses, 1)])
+    drawn = Interval.of(value, [ratio(n, *pair) for n, pair in enumerate(guesses, 1)])
+    return Interval(value, *bounds(value, [(drawn.low, drawn.high)], noise))
 
 
 def _speed(played: Played, metric: Metric) -> float:

@@ -116,7 +116,7 @@ class PlannedLengths:
         limits = self._caught_up(self._curves, requests, rooms, config)
         drafts = any(limits)
         self._rest(len(requests), planned=drafts and not self.probing)
-        if drafts and (self.probing or not self.behind):
+        if drafts and (self.probing or (self._steady and not self.behind)):
             self._held = (PROBED_STEPS if self.probing else HELD_STEPS) - 1
             self._held_limits, self._held_for = limits, [id(request) for request in requests]
         return limits

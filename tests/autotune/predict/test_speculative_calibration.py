@@ -123,6 +123,11 @@ def test_the_speed_up_is_foretold(
     assert foretold.low < measured * 1.05
     assert foretold.high > measured * 0.95
     assert foretold.low < foretold.value < foretold.high
+    # What draws do not know of comes on top.
+    wider = predicted_speedup(load, CONFIG, drafting, model, draws=8, noise=0.1)
+    assert wider.value == foretold.value
+    assert wider.low < min(foretold.low, 0.86 * wider.value)
+    assert wider.high > max(foretold.high, 1.17 * wider.value)
 
 
 def test_all_at_once_speculation_is_worth_less(plainly: Calibration) -> None:

@@ -61,6 +61,20 @@ def test_those_who_are_not_behind_are_drafted_for_meanwhile() -> None:
     assert known > 0
 
 
+def test_nobody_is_caught_up_with_while_the_load_grows() -> None:
+    lacking = {str(i): 20 for i in range(12)}
+    lengths = lengths_of(lacking)
+    requests = [decoding(name, 21, 4000) for name in lacking]
+    assert all(lengths.limits(requests[:4], CONFIG))
+    for name in "0123":
+        lacking[name] = 0
+    grown = lengths.limits(requests[:8], CONFIG)
+    assert all(grown[:4])
+    assert not any(grown[4:])
+    assert not any(lengths.limits(requests, CONFIG)[4:])
+    assert any(lengths.limits(requests, CONFIG)[4:])  # as many as before
+
+
 def test_a_step_s_worth_is_caught_up_with_at_a_time() -> None:
     lacking = {str(i): 300 for i in range(6)}
     requests = [decoding(name, 301, 4000) for name in lacking]

@@ -40,6 +40,8 @@ class Machine:
         self.requests: set[Request] = set()
         self.forgotten: set[Request] = set()
         self.first_draft = 0.0  # seconds that it takes more
+        self.hasty = 0  # every so manieth step takes half as long
+        self.steps = 0
         self._noise = noise
         self._random = random.Random(2)
 
@@ -59,9 +61,11 @@ class Machine:
                 assert len(table) * self.config.block_size >= sequence.end
                 assert max(table) < self.num_blocks
             self.requests.add(sequence.request)
-        return BatchResult(
-            [[0]] * len(sizes), self._spend(self.costs.verify_seconds(len(sizes), batch.num_tokens))
-        )
+        self.steps += 1
+        seconds = self.costs.verify_seconds(len(sizes), batch.num_tokens)
+        if self.hasty and self.steps % self.hasty == 0:
+            seconds /= 2.0
+        return BatchResult([[0]] * len(sizes), self._spend(seconds))
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft | None]:
         for request in requests:
@@ -118,6 +122,19 @@ def test_a_first_draft_that_compiles_kernels_leaves_time_for_the_rest() -> None:
     assert costs.verify_seconds(64, 128) == pytest.approx(truth.verify_seconds(64, 128))
     assert costs.draft_seconds(64, 5) == pytest.approx(truth.draft_seconds(64, 5))
     assert 60.0 < machine.now < 64.0
+
+
+def test_single_steps_that_take_less_do_not_tell_what_steps_take() -> None:
+    config = EngineConfig(max_num_seqs=4, num_speculative_tokens=5)
+    machine = Machine(config, 2048)
+    machine.hasty = 9  # of seven sizes in turns, it meets one after the other
+    costs = measure_costs(machine, machine, config, 2048, clock=machine.clock)
+    assert costs is not None
+    truth = machine.costs
+    for count in (1, 2, 4):
+        for each in (0, 1, 2, 5):
+            expected = truth.verify_seconds(count, count * (1 + each))
+            assert costs.verify_seconds(count, count * (1 + each)) == pytest.approx(expected)
 
 
 def test_noise_does_not_make_more_cost_less() -> None:
@@ -199,6 +216,21 @@ def test_the_uncertainty_is_that_of_comparisons() -> None:
             ratios.append(np.log(corrections.factor(8, 8) / corrections.factor(8, 0)))
             claimed.append(corrections.uncertainty(8))
     assert 0.6 < np.mean(claimed) / np.std(ratios) < 1.6
+
+
+def test_less_is_hoped_of_drafts_the_more_steps_had_some() -> None:
+    corrections = VerifyCorrections()
+    untried = corrections.hope(8)
+    assert 0.0 < untried < 0.2
+    for _ in range(5):
+        corrections.learn(8, 0, 1.0)
+    assert corrections.hope(8) == untried
+    corrections.learn(9, 1, 1.0)
+    assert 0.4 * untried < corrections.hope(8) < 0.6 * untried
+    for _ in range(30):
+        corrections.learn(8, 16, 1.0)
+    assert corrections.hope(8) < 0.05 * untried
+    assert corrections.hope(64) == untried
 
 
 def test_a_slow_while_is_not_blamed_on_the_steps_that_it_meets() -> None:
