@@ -267,9 +267,8 @@ class _Measuring:
         if not proposer.costs_device:
             return 0.0
         taken = []
-        for token in range(
-            1, 1 + _CATCH_UP_RUNS
-        ):  # unlike what was drafted for before, so that nothing is found
+        # Unlike what was drafted for before, so that nothing is found.
+        for token in range(1, 1 + _CATCH_UP_RUNS):
             (request,) = self._requests(1, tokens)
             request.token_ids[:] = [token] * len(request.token_ids)
             start = clock()
