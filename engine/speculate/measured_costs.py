@@ -18,12 +18,15 @@ from engine.speculate.draft import Draft
 from engine.speculate.proposer import Proposer
 
 # Seconds that measuring may take, roughly; what it does not come to is extrapolated.
-BUDGET = 3.0
+BUDGET = 4.0
 # Runs of a step, as far as there is time; of drafting; and of catching up with a prompt.
 _MOST_RUNS = 8
 _DRAFT_RUNS = 3
 _CATCH_UP_RUNS = 3
-# Sequences up to which every power of two is measured.
+# At least so many, of which the first does not count. One alone may take half as long again, and
+# one such step without drafts had an engine draft for 128 sequences where that lost a sixth.
+_LEAST_RUNS = 2
+# Sequences up to which every power of two is measured, with drafts of many lengths.
 _FEW = 16
 # Tokens of the sequences that are measured; longer ones are learned from.
 _CONTEXT = 256
@@ -185,24 +188,26 @@ class _Measuring:
         self._max_model_len = max_model_len
         self._clock = clock
         self._end = end
-        self._dearest = 0.0  # seconds of the last row's first step, for each sequence
+        self._per_token = 0.0  # seconds, of the last row's largest step
         self.steps = CostGrid()
         self.drafting = CostGrid()
 
     def row(self, count: int, tokens: int, share: float) -> bool:
         """Measure steps and drafting of `count` sequences; False if there was no time for it.
 
-        Each step is run once while there is time, and more often in `share` of it.
+        Each step is run twice, and more often in `share` of the time that is left.
         """
-        first = not self._dearest
+        first = not self._per_token
         now, end = self._clock(), self._end
         until = now + (end - now) * share
-        # At least one step without drafts and one with some, no dearer for each token than before.
-        if not first and now + 3 * count * self._dearest > end:
+        sizes = self._drafted_tokens(count, tokens)
+        # A token of larger steps takes no longer than one of those before.
+        turn = self._per_token * (count * len(sizes) + sum(sizes))
+        if not first and now + _LEAST_RUNS * turn > end:
             return False
         requests = self._requests(count, tokens)
         try:
-            self._steps_of(requests, tokens, until, first)
+            self._steps_of(requests, sizes, until, 1 if first else _LEAST_RUNS)
             self._drafting_of(requests, tokens, first)
         finally:
             for request in requests:
@@ -210,31 +215,36 @@ class _Measuring:
                 self._proposer.forget(request)
         return True
 
-    def _steps_of(self, requests: list[Request], tokens: int, until: float, first: bool) -> None:
+    def _steps_of(
+        self, requests: list[Request], sizes: list[int], until: float, least: int
+    ) -> None:
+        """Measure steps with so many drafted tokens, at least so often."""
         count = len(requests)
-        sizes = self._drafted_tokens(count, tokens)
         taken: dict[int, list[float]] = {drafted: [] for drafted in sizes}
         # In turns, so that whatever else the machine does for a while meets all sizes alike.
         for place in range(_MOST_RUNS):
+            if place >= least and self._clock() + sum(map(_typical, taken.values())) > until:
+                break
             for drafted in sizes:
-                most = max((_typical(runs) for runs in taken.values() if runs), default=0.0)
-                sure = not most or (first and not place)
-                if not sure and self._clock() + most > (until if place else self._end):
-                    break
                 seconds = self._execute(self._batch(requests, drafted))
                 # The first of several does not count: its code and data are yet to be fetched.
                 if place == 1:
                     taken[drafted].clear()
                 taken[drafted].append(seconds)
         for drafted in sizes:
-            if taken[drafted]:
-                self.steps.add(count, drafted / count, _typical(taken[drafted]))
-        self._dearest = _typical(taken[0]) / count
+            self.steps.add(count, drafted / count, _typical(taken[drafted]))
+        self._per_token = _typical(taken[sizes[-1]]) / (count + sizes[-1])
 
     def _drafted_tokens(self, count: int, tokens: int) -> list[int]:
-        """Numbers of drafted tokens in a step: none, a single one, and some for each."""
+        """Numbers of drafted tokens in a step: none, a single one, and some for each.
+
+        Of many sequences fewer, as their steps take longer, the more so the more tokens they have.
+        """
         room = self._config.max_num_batched_tokens - count
-        sizes = {count * size for size in ladder(tokens)} | {1}
+        few = count <= _FEW
+        sizes = {count * size for size in (ladder(tokens) if few else (0, 1, tokens))}
+        if few:
+            sizes.add(1)
         return sorted(size for size in sizes if size <= room)
 
     def _execute(self, batch: Batch) -> float:
