@@ -23,7 +23,8 @@ class Interval:
         """Bounds from draws, of which some may be infinite, widened to hold the value.
 
         By the quantiles at p (n + 1) of n draws, between which a further one lies with the
-        confidence that is told, however few they are (Hyndman and Fan 1996, type 6).
+        confidence that is told (Hyndman and Fan 1996, type 6) if there are at least 19: of fewer
+        the least and the greatest are told, which hold (n - 1) / (n + 1).
         """
         ordered = sorted(draws)
         return cls(value, min(value, _quantile(ordered, LOW)), max(value, _quantile(ordered, HIGH)))

@@ -23,8 +23,8 @@ BUDGET = 4.0
 _MOST_RUNS = 8
 _DRAFT_RUNS = 3
 _CATCH_UP_RUNS = 3
-# At least so many, of which the first does not count. One alone may take half as long again, and
-# one such step without drafts had an engine draft for 128 sequences where that lost a sixth.
+# At least so many, of which the first does not count: one alone may take half as long again, by
+# which drafts seemed to pay for 64 sequences that do not (36 instead of 24 ms, one load of four).
 _LEAST_RUNS = 2
 # Sequences up to which every power of two is measured, with drafts of many lengths.
 _FEW = 16
@@ -195,7 +195,8 @@ class _Measuring:
     def row(self, count: int, tokens: int, share: float) -> bool:
         """Measure steps and drafting of `count` sequences; False if there was no time for it.
 
-        Each step is run twice, and more often in `share` of the time that is left.
+        Each step is run twice, of the first row at least once, and more often in `share` of the
+        time that is left.
         """
         first = not self._per_token
         now, end = self._clock(), self._end

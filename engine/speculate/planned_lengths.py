@@ -153,16 +153,13 @@ class PlannedLengths:
         worth of tokens is caught up with at a time, and a few requests while little is known of
         acceptance.
         """
-        lacking = None if self._lacking is None else self._lacking(requests)
-        if lacking is None or not any(lacking):
-            self.behind = False
-            return self._plan(curves, requests, rooms, config, [0.0] * len(requests))[0]
-        if not self._steady:
-            self.behind = False
+        lacking = [0] * len(requests) if self._lacking is None else self._lacking(requests)
+        if not self._steady:  # only for those who need no catching up
             rooms = [0 if more else room for room, more in zip(rooms, lacking, strict=True)]
-            if not any(rooms):
-                return rooms
-            return self._plan(curves, requests, rooms, config, [0.0] * len(requests))[0]
+            lacking = [0] * len(requests)
+        if not any(lacking):
+            self.behind = False
+            return self._plan(curves, requests, rooms, config, lacking)[0] if any(rooms) else rooms
         per_token = self._costs.catch_up_seconds(CATCH_UP_TOKENS) / CATCH_UP_TOKENS
         prices = [per_token * count for count in lacking]
         limits, saved = self._plan(curves, requests, rooms, config, prices)

@@ -97,16 +97,24 @@ def measured(
     return costs, machine
 
 
+def agree(
+    costs: MeasuredCosts, machine: Machine, counts: Sequence[int], drafted: Sequence[int]
+) -> None:
+    """Steps of so many sequences, with so many drafted tokens each, are told as they are."""
+    for count in counts:
+        for each in drafted:
+            size = count, count * (1 + each)
+            expected = machine.costs.verify_seconds(*size)
+            assert costs.verify_seconds(*size) == pytest.approx(expected)
+
+
 def test_what_was_measured_is_told_and_the_rest_lies_between() -> None:
     config = EngineConfig(max_num_seqs=64, num_speculative_tokens=8)
     costs, machine = measured(config)
     assert isinstance(costs, LearningCosts)
     assert isinstance(costs, UncertainCosts)
     truth = machine.costs
-    for count in (1, 4, 16, 64):
-        for each in (0, 1, 2, 8):
-            expected = truth.verify_seconds(count, count * (1 + each))
-            assert costs.verify_seconds(count, count * (1 + each)) == pytest.approx(expected)
+    agree(costs, machine, (1, 4, 16, 64), (0, 1, 2, 8))
     for count, tokens in ((3, 7), (10, 40), (40, 60), (64, 65), (50, 400)):
         expected = truth.verify_seconds(count, tokens)
         assert costs.verify_seconds(count, tokens) == pytest.approx(expected, rel=0.15)
@@ -136,11 +144,7 @@ def test_single_steps_that_take_less_do_not_tell_what_steps_take() -> None:
     machine.hasty = 9  # of seven sizes in turns, it meets one after the other
     costs = measure_costs(machine, machine, config, 2048, clock=machine.clock)
     assert costs is not None
-    truth = machine.costs
-    for count in (1, 2, 4):
-        for each in (0, 1, 2, 5):
-            expected = truth.verify_seconds(count, count * (1 + each))
-            assert costs.verify_seconds(count, count * (1 + each)) == pytest.approx(expected)
+    agree(costs, machine, (1, 2, 4), (0, 1, 2, 5))
 
 
 def test_the_first_steps_of_a_row_do_not_count() -> None:
@@ -149,11 +153,7 @@ def test_the_first_steps_of_a_row_do_not_count() -> None:
     machine.first_steps = 2.0
     costs = measure_costs(machine, machine, config, 2048, clock=machine.clock)
     assert costs is not None
-    truth = machine.costs
-    for count in (1, 2, 4, 8, 16, 64):
-        for each in (0, 1, 5):
-            expected = truth.verify_seconds(count, count * (1 + each))
-            assert costs.verify_seconds(count, count * (1 + each)) == pytest.approx(expected)
+    agree(costs, machine, (1, 2, 4, 8, 16, 64), (0, 1, 5))
 
 
 def test_noise_does_not_make_more_cost_less() -> None:
