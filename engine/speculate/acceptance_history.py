@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 from math import exp
 from typing import NamedTuple, TypeVar
 
@@ -182,23 +182,36 @@ class AcceptanceHistory:
         requests: Sequence[Request],
         lengths: Sequence[int],
         accepted: Sequence[int],
+        starts: Sequence[int] | None = None,
         *,
         plain: bool,
     ) -> None:
         """A step's chains: the chance of each depth, where it was reached.
 
+        What goes on is as good as a chain that begins now: otherwise those that are wrong, which
+        begin anew at every step, would be most of all that begin.
+
         Args:
             requests: whose they are.
             lengths: tokens that were verified, at least 1.
             accepted: tokens that were accepted.
+            starts: of both, tokens that were told before; none if it is left out.
             plain: their proposer has no chances of its own.
         """
         promised, known = self._promised, self._own
         # Chains by how many of their tokens were tried, and by how many were accepted.
         tries = [0] * (MOST_DRAFTED + 1)
         hits = [0] * (MOST_DRAFTED + 1)
-        for request, length, right in zip(requests, lengths, accepted, strict=True):
+        for request, length, right, start in zip(
+            requests, lengths, accepted, starts or repeat(0, len(requests)), strict=True
+        ):
             tried = right + 1 if right < length else length
+            if start:
+                tries[tried] += 1
+                tries[start] -= 1
+                hits[right] += 1
+                hits[start] -= 1
+                tried, right = tried - start, right - start
             tries[tried] += 1
             hits[right] += 1
             if plain:

@@ -27,7 +27,7 @@ from engine.speculate.cost_curves import CostCurves, SpeculationCosts
 from engine.speculate.draft import MOST_DRAFTED, Draft
 from engine.speculate.planned_lengths import PlannedLengths
 from engine.speculate.promises import Promises
-from engine.speculate.unverified import UnverifiedDrafts
+from engine.speculate.unverified import Progress, UnverifiedDrafts
 from engine.speculate.yields import MARGIN, Margin, UncertainCosts, best_counts
 
 __all__ = ["DraftLengths", "LearningCosts", "SpeculationCosts", "UncertainCosts"]
@@ -40,6 +40,8 @@ FEW_DRAFTS = 8
 # save so much: choosing takes a third of that on two Zen 3 cores, and some of what it leaves out is
 # right.
 CHOOSING_SECONDS = 1e-3
+# Tokens of a draft that was not verified which have to prove right for another look-up.
+_PROMISING = 2
 
 
 @runtime_checkable
@@ -166,22 +168,22 @@ class DraftLengths:
         if drawn or not adapts or (planned is not None and planned.probing):
             return lengths
         rows = [i for i, length in enumerate(lengths) if length]
-        kept = [0] * len(lengths)
+        kept, n = [0] * len(lengths), len(lengths)
         if rows:
-            room = config.max_num_batched_tokens - len(requests)
-            seconds = curves.verify(len(requests), max(0, min(room, sum(lengths))))
+            room = config.max_num_batched_tokens - n
+            seconds = curves.verify(n, max(0, min(room, sum(lengths))))
             least_drafted = min(len(rows), len(seconds) - 1)
             if planned is not None and seconds[-1] - seconds[least_drafted] < CHOOSING_SECONDS:
                 return lengths
-            least = self._margin.of(len(requests))
+            least = (1.0 + self._margin.of(n)) / (1.0 + self._margin.hope(n)) - 1.0
             counts, yielded, saved = [0] * len(rows), 0.0, 0.0
             if self._is_hopeful(requests, drafts, rows, seconds, least):
                 gains = self._gains([requests[i] for i in rows], [drafts[i] for i in rows])
-                gains *= self._promises.factor(len(requests))
-                counts, yielded, saved = best_counts(gains, len(requests), seconds, least)
+                gains *= self._promises.factor(n)
+                counts, yielded, saved = best_counts(gains, n, seconds, least)
                 for row, count in zip(rows, counts, strict=True):
                     kept[row] = count
-            self._promises.promise(len(requests), sum(counts), yielded)
+            self._promises.promise(n, sum(counts), yielded)
             if saved > 0.0:
                 self._back_off.saved(len(rows) - counts.count(0), saved)
         if not self._costs_device:
@@ -205,7 +207,7 @@ class DraftLengths:
         lengths: list[int] = []
         accepted: list[int] = []
         claimed: list[Verified] = []
-        judged: list[Verified] = []
+        judged: list[tuple[Request, Progress]] = []
         follows = len(followed) > 0
         drafted = self._verified
         # What is computed anew after a preemption gets its next token in a chunk, not as a decode.
@@ -213,9 +215,9 @@ class DraftLengths:
         for sequence, tokens in zip(batch.sequences[:told], result.tokens, strict=False):
             request, draft = sequence.request, sequence.draft
             if follows and request in followed:
-                verdict = followed.observe(request, tokens)
-                if verdict is not None:
-                    judged.append(verdict)
+                progress = followed.observe(request, tokens)
+                if progress is not None:
+                    judged.append((request, progress))
             if draft is None:
                 continue
             right = len(tokens) - 1
@@ -234,16 +236,20 @@ class DraftLengths:
             if self._planned is not None:
                 self._planned.tried += sum(lengths)
             self._promises.observe(num_decodes, sum(lengths), sum(accepted))
-        for verdict in judged:
-            requests.append(verdict.request)
-            lengths.append(len(verdict.draft.token_ids))
-            if len(verdict.path) == len(verdict.draft):
-                self._back_off.again(verdict.request)
-            accepted.append(len(verdict.path))
-            if verdict.draft.chances is not None:
-                claimed.append(verdict)
+        starts = [0] * len(requests)
+        for request, progress in judged:
+            right = progress.right
+            requests.append(request)
+            starts.append(progress.start)
+            lengths.append(right + progress.wrong)
+            accepted.append(right)
+            if right >= _PROMISING and not progress.wrong:
+                self._back_off.again(request)
+            if progress.draft.chances is not None:
+                come = range(right - progress.start)
+                claimed.append(Verified(request, progress.judged(), come))
         if requests:
-            history.record_chains(requests, lengths, accepted, plain=not claimed)
+            history.record_chains(requests, lengths, accepted, starts, plain=not claimed)
         if claimed:
             history.record_chances(claimed)
         cold = drafted and self._costs_device and not was_verified

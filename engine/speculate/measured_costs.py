@@ -139,16 +139,17 @@ def measure_costs(
     tokens = min(config.num_speculative_tokens, max_model_len - 2)
     if tokens < 1:
         return None
-    measuring = _Measuring(runner, proposer, config, max_model_len, clock, clock() + budget)
+    end = clock() + budget
+    measuring = _Measuring(runner, proposer, config, max_model_len, tokens, clock, end)
     counts = list(_sequence_counts(config.max_num_seqs))
     for place, count in enumerate(counts):
         # Small rows leave the larger ones more than their share.
-        if not measuring.row(count, tokens, 1.0 / (len(counts) - place)):
+        if not measuring.row(count, 1.0 / (len(counts) - place)):
             break
     return MeasuredCosts(
         measuring.steps,
         measuring.drafting,
-        measuring.catch_up(tokens),
+        measuring.catch_up(),
         tries_cost=proposer.costs_device,
     )
 
@@ -179,6 +180,7 @@ class _Measuring:
         proposer: Proposer,
         config: EngineConfig,
         max_model_len: int,
+        tokens: int,
         clock: Callable[[], float],
         end: float,
     ) -> None:
@@ -186,13 +188,14 @@ class _Measuring:
         self._proposer = proposer
         self._config = config
         self._max_model_len = max_model_len
+        self._tokens = tokens  # of a draft
         self._clock = clock
         self._end = end
         self._per_token = 0.0  # seconds, of the last row's largest step
         self.steps = CostGrid()
         self.drafting = CostGrid()
 
-    def row(self, count: int, tokens: int, share: float) -> bool:
+    def row(self, count: int, share: float) -> bool:
         """Measure steps and drafting of `count` sequences; False if there was no time for it.
 
         Each step is run twice, of the first row at least once, and more often in `share` of the
@@ -201,15 +204,15 @@ class _Measuring:
         first = not self._per_token
         now, end = self._clock(), self._end
         until = now + (end - now) * share
-        sizes = self._drafted_tokens(count, tokens)
+        sizes = self._drafted_tokens(count)
         # A token of larger steps takes no longer than one of those before.
         turn = self._per_token * (count * len(sizes) + sum(sizes))
         if not first and now + _LEAST_RUNS * turn > end:
             return False
-        requests = self._requests(count, tokens)
+        requests = self._requests(count)
         try:
             self._steps_of(requests, sizes, until, 1 if first else _LEAST_RUNS)
-            self._drafting_of(requests, tokens, first)
+            self._drafting_of(requests, first)
         finally:
             for request in requests:
                 request.state = RequestState.FINISHED
@@ -236,14 +239,14 @@ class _Measuring:
             self.steps.add(count, drafted / count, _typical(taken[drafted]))
         self._per_token = _typical(taken[sizes[-1]]) / (count + sizes[-1])
 
-    def _drafted_tokens(self, count: int, tokens: int) -> list[int]:
+    def _drafted_tokens(self, count: int) -> list[int]:
         """Numbers of drafted tokens in a step: none, a single one, and some for each.
 
         Of many sequences fewer, as their steps take longer, the more so the more tokens they have.
         """
         room = self._config.max_num_batched_tokens - count
         few = count <= _FEW
-        sizes = {count * size for size in (ladder(tokens) if few else (0, 1, tokens))}
+        sizes = {count * size for size in (ladder(self._tokens) if few else (0, 1, self._tokens))}
         if few:
             sizes.add(1)
         return sorted(size for size in sizes if size <= room)
@@ -252,8 +255,8 @@ class _Measuring:
         result = self._runner.execute(batch)
         return result.device_seconds + result.host_seconds
 
-    def _drafting_of(self, requests: list[Request], tokens: int, first: bool) -> None:
-        proposer, clock = self._proposer, self._clock
+    def _drafting_of(self, requests: list[Request], first: bool) -> None:
+        proposer, clock, tokens = self._proposer, self._clock, self._tokens
         sizes = sorted({1, min(2, tokens), tokens}) if proposer.costs_device else [tokens]
         # What was drafted for before is taken up first, which does not count.
         taken: dict[int, list[float]] = {size: [] for size in sizes}
@@ -272,7 +275,7 @@ class _Measuring:
         for size in sizes:
             self.drafting.add(len(requests), size, _typical(taken[size]))
 
-    def catch_up(self, tokens: int) -> float:
+    def catch_up(self) -> float:
         """Seconds a token of what is computed for requests that are met for the first time."""
         proposer, clock = self._proposer, self._clock
         if not proposer.costs_device:
@@ -280,7 +283,7 @@ class _Measuring:
         taken = []
         # Unlike what was drafted for before, so that nothing is found.
         for token in range(1, 1 + _CATCH_UP_RUNS):
-            (request,) = self._requests(1, tokens)
+            (request,) = self._requests(1)
             request.token_ids[:] = [token] * len(request.token_ids)
             start = clock()
             proposer.propose([request], [1])
@@ -300,17 +303,23 @@ class _Measuring:
 
     def _batch(self, requests: Sequence[Request], drafted: int) -> Batch:
         count = len(requests)
-        each, more = divmod(drafted, count)
+        if self._proposer.costs_device:  # drafts for all, of a length that pays
+            each, more = divmod(drafted, count)
+            sizes = [each] * (count - more) + [each + 1] * more
+        else:  # whole ones, where something is found
+            whole, rest = divmod(drafted, self._tokens)
+            sizes = [0] * (count - whole) + [self._tokens] * whole
+            if rest:
+                sizes[count - whole - 1] = rest
         sequences = []
-        for index, request in enumerate(requests):
-            size = each + (index >= count - more)  # those with more tokens come last
+        for request, size in zip(requests, sizes, strict=True):  # those with more come last
             start = len(request.token_ids) - 1
             draft = Draft([0] * size) if size else None
             sequences.append(ScheduledSequence(request, start, 1 + size, True, draft))
         return Batch(sequences, count)
 
-    def _requests(self, count: int, tokens: int) -> list[Request]:
-        block_size = self._config.block_size
+    def _requests(self, count: int) -> list[Request]:
+        block_size, tokens = self._config.block_size, self._tokens
         context = max(1, min(_CONTEXT, self._max_model_len - tokens - _ADVANCES))
         pages = -(-min(context + tokens + _ADVANCES, self._max_model_len) // block_size)
         num_blocks, num_groups = self._runner.num_blocks, len(self._runner.groups)

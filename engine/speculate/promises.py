@@ -8,29 +8,31 @@ from __future__ import annotations
 
 # Tokens that a promise has to be broken by for half of that to be believed.
 _WEIGHT = 10.0
-# What is left of a memory after each step: what was promised of the first tokens of some requests
-# says little of their later ones, and where nothing is promised nothing else would tell.
-_KEPT = 0.98
+# What is left of a memory after each step, of whatever size: what was promised of the first tokens
+# of some requests says little of their later ones, and what is not drafted tells nothing.
+_KEPT = 0.85
+# Promised tokens that are remembered, at most: a full batch promises more in a step, and what was
+# too high then is known better by the next.
+_MOST = 64.0
 
 
 class Promises:
     """Promised and accepted tokens of steps, by the number of sequences in powers of two."""
 
     def __init__(self) -> None:
-        self._sums: dict[int, tuple[float, float]] = {}
+        self._step = 0
+        self._sums: dict[int, tuple[int, float, float]] = {}  # of a step, as they were then
         self._open: tuple[int, int, float] | None = None
 
     def factor(self, num_sequences: int) -> float:
         """By what chances are to be multiplied; at most 1."""
-        promised, accepted = self._sums.get(num_sequences.bit_length(), (0.0, 0.0))
+        promised, accepted = self._remembered(num_sequences.bit_length())
         return min(1.0, (accepted + _WEIGHT) / (promised + _WEIGHT))
 
     def promise(self, num_sequences: int, num_drafted: int, accepted: float) -> None:
         """The next step verifies so many tokens, of which `accepted` are expected to be."""
-        factor = self.factor(num_sequences)
-        self._open = (num_sequences, num_drafted, accepted / factor)
-        if not num_drafted:
-            self._add(num_sequences, 0.0, 0.0)
+        self._step += 1
+        self._open = (num_sequences, num_drafted, accepted / self.factor(num_sequences))
 
     def observe(self, num_sequences: int, num_drafted: int, accepted: int) -> None:
         """What the step came to; one that verified something else tells nothing."""
@@ -39,9 +41,13 @@ class Promises:
         sequences, drafted, promised = self._open
         self._open = None
         if drafted and (sequences, drafted) == (num_sequences, num_drafted):
-            self._add(sequences, promised, accepted)
+            key = num_sequences.bit_length()
+            before = self._remembered(key)
+            promised += before[0]
+            kept = _MOST / max(promised, _MOST)
+            self._sums[key] = self._step, kept * promised, kept * (before[1] + accepted)
 
-    def _add(self, num_sequences: int, promised: float, accepted: float) -> None:
-        key = num_sequences.bit_length()
-        before = self._sums.get(key, (0.0, 0.0))
-        self._sums[key] = before[0] * _KEPT + promised, before[1] * _KEPT + accepted
+    def _remembered(self, key: int) -> tuple[float, float]:
+        step, promised, accepted = self._sums.get(key, (self._step, 0.0, 0.0))
+        kept = _KEPT ** (self._step - step)
+        return promised * kept, accepted * kept

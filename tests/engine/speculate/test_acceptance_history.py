@@ -52,6 +52,22 @@ def test_each_depth_is_learned() -> None:
     assert (np.diff(history.survival([one], 10)) <= 0).all()
 
 
+@pytest.mark.parametrize("came", [False, True])
+def test_what_goes_on_is_as_good_as_what_begins(came: bool) -> None:
+    begins, goes_on, told = AcceptanceHistory(), AcceptanceHistory(), request()
+    for history, start in ((begins, 0), (goes_on, 2)):
+        # Two tokens were told of before.
+        history.record_chains([told], [2], [2], plain=True)
+        history.record_chains([told], [start + 1], [start + came], [start], plain=True)
+    one = request()
+    for who in (told, one):
+        assert goes_on.survival([who], 1) == begins.survival([who], 1)
+    before = begins.survival([one], 3)[0]
+    after = goes_on.survival([one], 3)[0]
+    assert after[1] == before[1]
+    assert (after[2] > before[2]) == came
+
+
 def test_a_short_draft_tells_nothing_of_what_lies_beyond() -> None:
     history, one = AcceptanceHistory(), request()
     for _ in range(300):

@@ -44,6 +44,7 @@ class Machine:
         self.steps = 0
         self.first_steps = 1.0  # how many times as long the first step of a size takes
         self.sizes: set[tuple[int, int]] = set()
+        self.drafted: list[list[int]] = []
         self._noise = noise
         self._random = random.Random(2)
 
@@ -64,6 +65,7 @@ class Machine:
                 assert max(table) < self.num_blocks
             self.requests.add(sequence.request)
         self.steps += 1
+        self.drafted.append(sizes)
         seconds = self.costs.verify_seconds(len(sizes), batch.num_tokens)
         size = len(sizes), batch.num_tokens
         if size not in self.sizes:
@@ -87,6 +89,12 @@ class Machine:
         seconds *= self.scale * (1.0 + self._noise * self._random.random())
         self.now += seconds
         return seconds
+
+
+class LookUps(Machine):
+    """Drafts are looked up."""
+
+    costs_device = False
 
 
 def measured(
@@ -124,6 +132,18 @@ def test_what_was_measured_is_told_and_the_rest_lies_between() -> None:
     assert machine.requests
     assert machine.requests <= machine.forgotten
     assert all(r.state is RequestState.FINISHED for r in machine.requests)
+
+
+def test_drafts_are_measured_as_they_will_be() -> None:
+    # A model drafts for everybody; look-ups find whole drafts for some.
+    config = EngineConfig(max_num_seqs=16, num_speculative_tokens=4)
+    for kind in (Machine, LookUps):
+        machine = kind(config, 2048)
+        assert measure_costs(machine, machine, config, 2048, clock=machine.clock) is not None
+        some = [sizes for sizes in machine.drafted if len(sizes) == 16 and sum(sizes) == 16]
+        assert some
+        expected = [1] * 16 if kind is Machine else [0] * 12 + [4] * 4
+        assert all(sizes == expected for sizes in some)
 
 
 def test_a_first_draft_that_compiles_kernels_leaves_time_for_the_rest() -> None:

@@ -262,6 +262,21 @@ def test_a_dropped_draft_is_judged_by_what_comes() -> None:
     assert sum(world.drafted.values()) > 300
 
 
+def test_nothing_is_told_too_poor_by_drafts_that_were_wrong_first() -> None:
+    # Of dropped drafts the wrong ones are known at once: half of these are right to their ends.
+    costs = Roofline(fixed=18.0, token=0.0, slack=1.2)  # too dear for those that are unknown
+    world = World(costs, lambda request, depth: 0.999 if request % 2 else 0.0)
+    lengths, requests = DraftLengths(costs, costs_device=False), world.requests(32)
+    told = []
+    for _ in range(4):
+        world.run(lengths, CONFIG, requests, 1)
+        told.append(lengths.chances(Request("new", [0], SamplingParams(), 0.0))[0])
+    assert min(told) > 0.4
+    world.run(lengths, CONFIG, requests, 40)
+    assert all(world.drafted[i] > 100 for i in range(1, 32, 2))
+    assert not any(world.drafted[i] for i in range(0, 32, 2))
+
+
 def test_a_dropped_draft_is_judged_across_a_preemption() -> None:
     # What is computed anew gets a token that the draft foresees in a chunk.
     costs = Roofline(fixed=5.0, token=0.5)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from engine.config import EngineConfig
 from engine.request import Request, SamplingParams
+from engine.speculate.draft import Draft
 from engine.speculate.draft_lengths import DraftLengths
 
 CONFIG = EngineConfig(
@@ -45,16 +48,30 @@ def drafts(more: float, hope: float) -> bool:
     return lengths.limits([request], CONFIG) == [1]
 
 
-def dearest(hope: float) -> float:
-    """The longest that a drafted step may take, drafting included, for drafts to be made."""
+def verifies(more: float, hope: float) -> bool:
+    """Whether what was looked up for a new request is verified."""
+    request = Request("0", [1] * 20, SamplingParams(temperature=0.0), 0.0)
+    lengths = DraftLengths(Costs(more, hope), costs_device=False)
+    config = EngineConfig(speculative_method="ngram", num_speculative_tokens=1)
+    lengths.limits([request], config)
+    return lengths.keep([request], [Draft([1])], config) == [1]
+
+
+def dearest(pays: Callable[[float, float], bool], hope: float) -> float:
+    """The longest that a drafted step may take beyond one without, for drafts to be tried."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if drafts(middle, hope) else (low, middle)
-    return PLAIN + 1e-3 + low
+        low, high = (middle, high) if pays(middle, hope) else (low, middle)
+    return low
 
 
 @pytest.mark.parametrize("hope", [0.02, 0.05, 0.1])
-def test_steps_may_seem_so_much_dearer_and_be_tried(hope: float) -> None:
-    assert dearest(0.0) > PLAIN + 1e-3
-    assert dearest(hope) == pytest.approx((1.0 + hope) * dearest(0.0), rel=1e-3)
+@pytest.mark.parametrize(("pays", "drafting"), [(drafts, 1e-3), (verifies, 0.0)])
+def test_steps_may_seem_so_much_dearer_and_be_tried(
+    pays: Callable[[float, float], bool], drafting: float, hope: float
+) -> None:
+    base = PLAIN + drafting
+    without = base + dearest(pays, 0.0)
+    assert without > 1.01 * base
+    assert base + dearest(pays, hope) == pytest.approx((1.0 + hope) * without, rel=1e-3)

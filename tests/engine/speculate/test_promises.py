@@ -11,14 +11,24 @@ def test_broken_promises_are_believed_less() -> None:
     promises = Promises()
     assert promises.factor(64) == 1.0
     for _ in range(300):
-        promises.promise(64, 8, 6.0 * promises.factor(64))
-        promises.observe(64, 8, 3)
-    assert promises.factor(64) == pytest.approx(0.5, abs=0.03)
+        promises.promise(64, 32, 24.0 * promises.factor(64))
+        promises.observe(64, 32, 6)
+    # A quarter is kept; ten tokens' worth of doubt is left beside those that are remembered.
+    assert 0.25 < promises.factor(64) < 0.4
     assert promises.factor(127) == promises.factor(64)
     assert promises.factor(128) == 1.0
-    for _ in range(300):  # too little is promised now to draft anything
-        promises.promise(64, 0, 0.0)
-        promises.observe(64, 0, 0)
+
+
+@pytest.mark.parametrize("others", [64, 200])
+def test_what_was_broken_once_is_soon_forgotten(others: int) -> None:
+    # Also while other numbers of sequences decode, and however much it was.
+    promises = Promises()
+    promises.promise(64, 400, 300.0)
+    promises.observe(64, 400, 0)
+    assert promises.factor(64) < 0.2
+    for _ in range(40):  # too little is promised to draft anything
+        promises.promise(others, 0, 0.0)
+        promises.observe(others, 0, 0)
     assert promises.factor(64) > 0.9
 
 
