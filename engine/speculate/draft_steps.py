@@ -80,9 +80,11 @@ class DraftSteps:
         # the model's own. If one request has, all compute their last two.
         query_len = max(s.num_lacking for s in sequences)
         lengths = [len(s.request.token_ids) for s in sequences]
-        width = self._width(max(lengths) + limits[0])
+        own = [s.own.tables for s in sequences]
+        # A longer draft before may have left more blocks than this one needs.
+        width = self._width(max(lengths) + limits[0], max(len(t.groups[0]) for t in own))
         first = self._shape(len(sequences), query_len, width, 0)
-        tables = first.write_tables([s.own.tables for s in sequences])
+        tables = first.write_tables(own)
         positions = np.array([lengths]).T + np.arange(-query_len, limits[0] - 1)
         course = _Course(
             sequences,
@@ -177,9 +179,9 @@ class DraftSteps:
         slots += positions & self._block_mask
         return slots
 
-    def _width(self, num_tokens: int) -> int:
-        """Blocks of tables for so many tokens: they grow seldom."""
-        blocks = max(TABLE_MULTIPLE, -(-num_tokens // self._cache.block_size))
+    def _width(self, num_tokens: int, num_blocks: int) -> int:
+        """Blocks of tables for so many tokens and so many blocks: they grow seldom."""
+        blocks = max(TABLE_MULTIPLE, num_blocks, -(-num_tokens // self._cache.block_size))
         return 1 << (blocks - 1).bit_length()
 
     def _shape(self, count: int, query_len: int, width: int, index: int) -> ShortStep:

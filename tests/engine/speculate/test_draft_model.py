@@ -33,10 +33,12 @@ def llama(models: dict[str, TinyModel]) -> Decoder:
     return models["llama"].decoder()
 
 
-def draft_model(decoder: Decoder, num_blocks: int = 200, **knobs: object) -> DraftModel:
+def draft_model(
+    decoder: Decoder, num_blocks: int = 200, longest: int = LONGEST, **knobs: object
+) -> DraftModel:
     fixed = {"device": "cpu", "block_size": 8, "speculative_adaptive": False}
     config = EngineConfig.from_mapping({**fixed, **knobs})
-    return DraftModel(decoder, config, LONGEST, num_blocks, eos_token_ids=(1,))
+    return DraftModel(decoder, config, longest, num_blocks, eos_token_ids=(1,))
 
 
 def request(name: str, tokens: list[int], params: SamplingParams = GREEDY) -> Request:
@@ -165,6 +167,23 @@ def test_nothing_is_drafted_beyond_the_longest_sequence(llama: Decoder) -> None:
     assert len(draft) == 2  # the last of them is not computed
     assert model.propose([request("b", [3] * (LONGEST + 1))], [5]) == [None]
     assert model.propose([request("c", [3])], [0]) == [None]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_shorter_draft_after_a_longer_one_that_was_refused(llama: Decoder, others: int) -> None:
+    """The longer one took blocks beyond a power of two of them, which the shorter does not need."""
+    model = draft_model(llama, longest=160)
+    rng = random.Random(others)
+    asked = [request("a", random_tokens(rng, 16 * 8 - 2))]
+    asked += [request(f"b{i}", random_tokens(rng, 20)) for i in range(others)]
+    for limit in (5, 1, 2, 3):
+        drafts = model.propose(asked, [limit] * len(asked))
+        for each, draft in zip(asked, drafts, strict=True):
+            assert draft is not None
+            assert len(draft) == limit
+            check_chain(llama, each.token_ids, draft)
+            each.token_ids.append((draft.token_ids[0] + 1) % VOCABULARY)
+    model.check_integrity()
 
 
 def test_draws_follow_the_request_s_own_parameters(llama: Decoder) -> None:
